@@ -1,0 +1,193 @@
+"""Files that are either complete or absent: atomic writes, digests, and a manifest written last.
+
+A folder is complete when its `manifest.json` exists; the manifest names every file with its SHA-256.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from apportion.core.errors import (
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactExistsError,
+    ArtifactMismatchError,
+)
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+Json = dict[str, Any]
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """Hex SHA-256 of a JSON-able value in canonical form (sorted keys, no spaces)."""
+    return sha256_bytes(json.dumps(plain(value), sort_keys=True, separators=(",", ":")).encode())
+
+
+def plain(value: object) -> Any:
+    """Dataclasses, paths, tuples and numpy scalars as JSON types; numbers that are not finite are refused."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ArtifactError(f"a value to be saved is {value}, and only finite numbers are saved")
+    return value
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or none of it, even after a crash.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_error(path: Path, error: OSError) -> ArtifactError:
+    """The error a user sees when the system refuses a read or write."""
+    return ArtifactError(
+        f"{path}: cannot be written: {error.strerror or error}",
+        "free space or choose another --out; what was finished before is kept and --resume continues it",
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON object.
+
+    Raises:
+        ArtifactError: missing. ArtifactCorruptError: not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file", "run the step that writes it first") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path}: cannot be read as JSON: {error}", "make it again") from error
+    if not isinstance(value, dict):
+        raise ArtifactCorruptError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def claim_folder(folder: Path, *, resume: bool) -> None:
+    """Create an output folder, or refuse one that holds something and is not being resumed."""
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactExistsError(f"--out {folder}: is a file, expected a folder", "choose another --out")
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise ArtifactExistsError(
+            f"--out {folder}: exists and is not empty",
+            "choose another --out, delete it, or continue it with --resume",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+def require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
+    """Refuse to continue work that was started from other inputs, naming every key that differs."""
+    wanted = plain(wanted)
+    differing = [key for key in sorted({*saved, *wanted}) if saved.get(key) != wanted.get(key)]
+    if differing:
+        details = "; ".join(f"{key}: saved {saved.get(key)!r}, now {wanted.get(key)!r}" for key in differing)
+        raise ArtifactMismatchError(
+            f"{where}: was made with another {', '.join(differing)} ({details})",
+            "use the same model, text and settings to resume, or choose another --out",
+        )
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of this package, Python and the named packages; absent ones are said to be absent."""
+    found = {"python": platform.python_version()}
+    for package in ("apportion", *packages):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], files: Iterable[str]) -> None:
+    """Write `manifest.json` last: its existence means that the folder is complete."""
+    listed = {name: sha256_file(folder / name) for name in sorted(files)}
+    write_json(folder / MANIFEST, {"schema": SCHEMA_VERSION, **content, "files": listed})
+
+
+def read_manifest(folder: Path, *, verify: bool = True) -> Json:
+    """Read a complete folder's manifest and check every file it names.
+
+    Raises:
+        ArtifactError: no manifest, so the folder was never finished.
+        ArtifactCorruptError: a file is missing or differs from its digest.
+    """
+    if not (folder / MANIFEST).exists():
+        raise ArtifactError(f"{folder}: has no {MANIFEST}, so it is not complete", "run the step again")
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("schema") != SCHEMA_VERSION:
+        raise ArtifactMismatchError(
+            f"{folder}: schema {manifest.get('schema')!r}, expected {SCHEMA_VERSION}",
+            "read it with the version of apportion that wrote it",
+        )
+    if verify:
+        for name, digest in manifest["files"].items():
+            if not (folder / name).exists() or sha256_file(folder / name) != digest:
+                raise ArtifactCorruptError(
+                    f"{folder / name}: is missing or differs from the manifest", "make it again"
+                )
+    return manifest

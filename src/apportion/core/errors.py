@@ -1,0 +1,76 @@
+"""One tree of errors; every message says key, value, expectation and remedy.
+
+    ApportionError                exit code 1; shown without a traceback
+    +-- InputError                a value the user gave cannot be used (several offenders in one error)
+    |   +-- BudgetError           a budget below the smallest or above the largest choice
+    +-- ModelStructureError       the checkpoint is no causal LM of a structure this program can cut
+    +-- NumericError              a loss is NaN or infinite
+    +-- ArtifactError             a saved value cannot be used
+    |   +-- ArtifactExistsError   the output is already there
+    |   +-- ArtifactCorruptError  a file does not hold what was written to it
+    |   +-- ArtifactMismatchError a saved value belongs to another model, text or setting
+    +-- MissingExtraError         an optional package is not installed
+    +-- ServiceError              a language-model server did not answer as it must
+
+`assert` is for our own invariants only; whatever a user can cause raises one of these.
+"""
+
+
+class ApportionError(Exception):
+    """Base of every error a user can cause.
+
+    Args:
+        problem: key, value and expectation, in one sentence.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}\n  remedy: {remedy}" if remedy else problem)
+
+
+class InputError(ApportionError):
+    """A value given by the user cannot be used."""
+
+
+class BudgetError(InputError):
+    """A memory budget that no plan can meet, or that every plan leaves unused."""
+
+
+class ModelStructureError(ApportionError):
+    """The model is not a causal LM that can be cut into embed, blocks and head."""
+
+
+class NumericError(ApportionError):
+    """A measured number is not finite."""
+
+
+class ArtifactError(ApportionError):
+    """A saved value cannot be read or written."""
+
+
+class ArtifactExistsError(ArtifactError):
+    """The output is already there and was not asked to be continued."""
+
+
+class ArtifactCorruptError(ArtifactError):
+    """A file does not hold what was once written to it."""
+
+
+class ArtifactMismatchError(ArtifactError):
+    """A saved value was made from another model, text or setting."""
+
+
+class MissingExtraError(ApportionError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"the package {package!r} is needed and not installed",
+            f"pip install 'apportion[{extra}]'",
+        )
+
+
+class ServiceError(ApportionError):
+    """A language-model server did not answer as it must."""
