@@ -24,6 +24,15 @@ class Costs(Protocol):
     def fixed_bytes(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class CostTable:
+    """What every width of every player costs, before anything is measured."""
+
+    widths: tuple[int, ...]
+    player_bytes: Int[NDArray[np.int64], "players widths"]
+    fixed_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What may be spent: `player_bytes` on the players' tensors, as asked for by `asked`."""

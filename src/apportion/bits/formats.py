@@ -26,12 +26,12 @@ class Width:
     @property
     def lowest(self) -> int:
         """Smallest code, two's complement."""
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def highest(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
 
 def packed_bytes(rows: int, columns: int, width: Width, scale_bytes: int) -> int:

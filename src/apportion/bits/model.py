@@ -46,6 +46,8 @@ class StagedModel:
         model: the transformers model, in the compute dtype, on the compute device, in eval mode.
         layout: where its blocks and their linears are.
         dtype: the dtype of the checkpoint (what unquantized tensors are saved in).
+        checkpoint: its tensors by name, tied ones once, as they were read.
+        originals: the weights of its blocks' linears by module path, as they were read.
         digest: SHA-256 over names, shapes, dtypes and bytes of all parameters.
     """
 
@@ -57,11 +59,8 @@ class StagedModel:
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.digest = parameter_digest(model)
         compute = getattr(torch, placement.dtype)
-        self.originals: dict[str, Tensor] = {
-            self.layout.path(block, linear): self.linear(block, linear).weight.detach()
-            for block, linears in enumerate(self.layout.linears)
-            for linear in linears
-        }
+        self.checkpoint: dict[str, Tensor] = untied(model)
+        self.originals: dict[str, Tensor] = {path: self.checkpoint[f"{path}.weight"] for path in self.layout.paths()}
         self.model.to(device=placement.device, dtype=compute)
         self.compute_dtype: torch.dtype = compute
         self._full = {path: self.model.get_submodule(path).weight.data for path in self.originals}
@@ -209,6 +208,17 @@ def token_nll(
     return nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
 
 
+def untied(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every shared tensor once, under its first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            found[name] = tensor.detach()
+    return found
+
+
 def parameter_digest(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters, tied ones once."""
     digest = hashlib.sha256()
@@ -230,13 +240,15 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
     require_model(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        extra = {}
+        extra: dict[str, Any] = {"dtype": "auto"}
         if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
             extra["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        if is_quantized(config):
+            # decode in the compute dtype: in a narrower one, code times scale would be rounded
+            extra |= {"dtype": getattr(torch, placement.dtype), "quantization_config": dense_on_load(config)}
+        with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
-                model, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code, **extra
+                model, use_safetensors=True, trust_remote_code=trust_remote_code, **extra
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
@@ -244,6 +256,44 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
             "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
         ) from error
     return StagedModel(loaded, placement, source=model)
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a checkpoint's config says that it is already quantized."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def dense_on_load(config: Any) -> Any:
+    """Make transformers decode a compressed-tensors checkpoint while it loads.
+
+    Raises:
+        InputError: the checkpoint is quantized in another format.
+    """
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
+    saved = config.quantization_config
+    method = saved.get("quant_method") if isinstance(saved, dict) else getattr(saved, "quant_method", None)
+    if str(getattr(method, "value", method)) != "compressed-tensors":
+        raise InputError(f"MODEL: is quantized by {method}, expected full precision or compressed-tensors")
+    return CompressedTensorsConfig(dequantize=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no notices of transformers: our own progress and errors say what matters."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def require_model(model: str) -> None:

@@ -51,7 +51,7 @@ class Sensitivity:
     def chosen(self, assignment: Assignment) -> NDArray[np.bool_]:
         """Which choices an assignment makes."""
         widths = np.asarray(self.widths)[self.choices[:, 1]]
-        return np.equal(np.asarray(assignment)[self.choices[:, 0]], widths)
+        return np.asarray(np.asarray(assignment)[self.choices[:, 0]] == widths)
 
     def predict(self, assignment: Assignment) -> float:
         """Predicted NLL in nats per token."""
@@ -123,12 +123,12 @@ def two_width(samples: Samples, linear: NDArray[np.float64]) -> NDArray[np.float
     SPQE measures the lowest against the highest width only. An intermediate width's squared error lies a
     factor 4 per bit below, so its share of the cost is (4^-b - 4^-high) / (4^-low - 4^-high). [ours]
     """
-    return np.concatenate([linear[:, None] * shares(samples.widths)[None, :]], axis=1).ravel()
+    return np.asarray(np.outer(linear, shares(samples.widths)).ravel(), dtype=np.float64)
 
 
 def two_width_pairs(samples: Samples, pair: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pair costs with intermediate widths interpolated as in `two_width`."""
-    return np.kron(pair, np.outer(shares(samples.widths), shares(samples.widths)))
+    return np.asarray(np.kron(pair, np.outer(shares(samples.widths), shares(samples.widths))))
 
 
 def shares(widths: tuple[int, ...]) -> NDArray[np.float64]:

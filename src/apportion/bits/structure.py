@@ -1,6 +1,7 @@
 """Where a causal LM's blocks are, found by structure and not by names. Knows modules, not forward passes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -24,8 +25,12 @@ class Layout:
         """Full module path of a linear."""
         return f"{self.prefix}.{block}.{linear}"
 
+    def paths(self) -> list[str]:
+        """Full module paths of all linears, in model order."""
+        return [self.path(block, linear) for block, linears in enumerate(self.linears) for linear in linears]
 
-def find_layout(model: nn.Module) -> Layout:
+
+def find_layout(model: Any) -> Layout:
     """Find the one list of decoder blocks.
 
     A list of blocks is a ModuleList of `num_hidden_layers` modules of one class whose parameters lie
