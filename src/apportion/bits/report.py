@@ -37,7 +37,7 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
         "| full precision | all at highest | this plan | all at lowest |",
         "|---|---|---|---|",
-        f"| {result['nll_fp']:.4f} | {result['nll_high']:.4f} | **{result['nll_plan']:.4f}** | {result['nll_low']:.4f} |",
+        "| {nll_fp:.4f} | {nll_high:.4f} | **{nll_plan:.4f}** | {nll_low:.4f} |".format(**result),
         "",
         f"Method `{plan.method}`; rounding `{settings['rounding']}`, group {settings['group_size']}; widths "
         f"{', '.join(map(str, plan.widths))}. "
