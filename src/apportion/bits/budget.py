@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from apportion.core.errors import BudgetError, InputError
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+@runtime_checkable
 class Costs(Protocol):
     """What a budget needs to know: samples and sensitivities both have it."""
 

@@ -7,7 +7,7 @@ where it differs. Every edge of the trie is one block forward; memory is bounded
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from apportion.core.progress import progress
 Values = dict[Assignment, NDArray[np.float64]]
 
 
+@runtime_checkable
 class Game(Protocol):
     """Assignments in, values out; known values are not measured again."""
 

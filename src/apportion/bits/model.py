@@ -244,12 +244,17 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
         if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
             extra["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
         if is_quantized(config):
+            require_readable(model, config)
             # decode in the compute dtype: in a narrower one, code times scale would be rounded
-            extra |= {"dtype": getattr(torch, placement.dtype), "quantization_config": dense_on_load(config)}
+            extra["dtype"] = getattr(torch, placement.dtype)
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
                 model, use_safetensors=True, trust_remote_code=trust_remote_code, **extra
             )
+            if is_quantized(config):
+                # compressed-tensors decodes on the first forward pass; CompressedTensorsConfig(dequantize=True)
+                # would decode while loading, but reads every width with one group's bits (transformers 5.23)
+                loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
             f"MODEL {model}: transformers cannot load a causal LM from it: {first_line(error)}",
@@ -263,19 +268,17 @@ def is_quantized(config: Any) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
-def dense_on_load(config: Any) -> Any:
-    """Make transformers decode a compressed-tensors checkpoint while it loads.
+def require_readable(model: str, config: Any) -> None:
+    """Refuse a checkpoint that is quantized in a format that this program does not read.
 
     Raises:
-        InputError: the checkpoint is quantized in another format.
+        InputError: naming the format.
     """
-    from transformers.utils.quantization_config import CompressedTensorsConfig
-
     saved = config.quantization_config
     method = saved.get("quant_method") if isinstance(saved, dict) else getattr(saved, "quant_method", None)
-    if str(getattr(method, "value", method)) != "compressed-tensors":
-        raise InputError(f"MODEL: is quantized by {method}, expected full precision or compressed-tensors")
-    return CompressedTensorsConfig(dequantize=True)
+    name = str(getattr(method, "value", method))
+    if name != "compressed-tensors":
+        raise InputError(f"MODEL {model}: is quantized as {name}, expected full precision or compressed-tensors")
 
 
 @contextmanager

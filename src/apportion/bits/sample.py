@@ -12,7 +12,7 @@ from apportion.bits.budget import CostTable
 from apportion.bits.calibration import Calibration, calibrate, load_calibration, sample_calibration, save_calibration
 from apportion.bits.checkpoint import fixed_bytes
 from apportion.bits.formats import require_bits, require_groups
-from apportion.bits.game import MeasuredGame, full_precision_nll
+from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Player, players_of
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
@@ -196,4 +196,14 @@ def measure(table: Table, samples: Samples, folder: Path, assignments: list[tupl
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
         game = MeasuredGame(table.bank(), calibration, log)
         game.values(assignments)
-    return replace(samples, values=game.known)
+    return replace(samples, values=game.known, counts=added(samples.counts, game.counts))
+
+
+def added(counts: Json, more: Counts) -> Json:
+    """Counts of the samples and of further measurements together."""
+    return {
+        **counts,
+        "evaluations": counts["evaluations"] + more.evaluations,
+        "block_forwards": counts["block_forwards"] + more.block_forwards,
+        "naive_block_forwards": counts["naive_block_forwards"] + more.naive_block_forwards,
+    }

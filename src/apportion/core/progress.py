@@ -4,12 +4,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 SHOW_AFTER_S = 2.0
 PLAIN_EVERY_S = 15.0
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Called with the number of units just finished."""
 

@@ -69,7 +69,8 @@ def search_scale(
     largest = grouped.abs().amax(-1) / -width.lowest
     best = torch.zeros_like(largest)
     error = (importance * grouped**2).sum(-1)
-    for factor in torch.linspace(SMALLEST_FACTOR[width.bits], 1.1, FACTORS).tolist():
+    min_max = -width.lowest / width.highest
+    for factor in [*torch.linspace(SMALLEST_FACTOR[width.bits], 1.0, FACTORS - 1).tolist(), min_max]:
         for sign in (1.0, -1.0):
             best, error = keep_better(grouped, importance, width, largest * (sign * factor), best, error, dtype)
     for _ in range(REFINEMENTS):

@@ -1,7 +1,7 @@
 """What every rounding algorithm is, and what it returns."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from apportion.bits.formats import Width
 
 
+@runtime_checkable
 class Rounded(Protocol):
     """One linear's weight at one width."""
 
@@ -22,6 +23,7 @@ class Rounded(Protocol):
         ...
 
 
+@runtime_checkable
 class Rounding(Protocol):
     """An algorithm that rounds one weight to one width.
 
