@@ -1,5 +1,7 @@
 """The program equals brute force, never exceeds a budget, and is never worse with more."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,7 +63,7 @@ def test_a_larger_budget_is_never_worse(seed):
     found = random_sensitivity(seed, 9, (2, 4))
     plans = [allocate(found, budget_from_bits(found, bits)) for bits in (2, 2.3, 2.6, 2.9, 3.2, 3.5, 4)]
     losses = [plan.predicted_nll for plan in plans]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(losses))
     for plan in plans:
         assert plan.player_bytes == spent(found, plan.assignment) <= plan.budget_bytes
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from apportion.bits.structure import Layout, find_layout
 from apportion.core.device import Placement
-from apportion.core.errors import InputError, ModelStructureError
+from apportion.core.errors import InputError, ModelStructureError, NumericError
 
 HEAD_BYTES = 32 << 20  # logits in flight: larger chunks gain nothing on CPU and set the peak on a GPU
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -186,10 +186,16 @@ class StagedModel:
         """Relative difference between the staged loss and the model's own on one window.
 
         Raises:
+            NumericError: the model's own loss is not finite.
             ModelStructureError: they differ, so the structure is not what it seems.
         """
         part = windows[:1].to(self.placement.device)
         own = float(self.model(input_ids=part, labels=part, use_cache=False).loss)
+        if not np.isfinite(own):
+            raise NumericError(
+                f"the checkpoint's own loss on the first window is {own}, not finite",
+                "check the checkpoint, or use --dtype float32",
+            )
         staged = float(self.window_nll(part).mean())
         difference = abs(staged - own) / max(abs(own), 1e-12)
         if not difference <= VERIFY_TOLERANCE.get(self.compute_dtype, 1e-2):

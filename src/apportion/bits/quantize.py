@@ -71,8 +71,9 @@ class Quantization:
         return budget_from_bytes(costs, self.max_bytes)
 
 
-def open_table(model: str, sampling: Sampling, ask: Quantization) -> Table:
+def open_table(model: str, sampling: Sampling | None = None, ask: Quantization | None = None) -> Table:
     """Load model and tokenizer and set up the game; refuses a model that is quantized already."""
+    sampling, ask = sampling or Sampling(), ask or Quantization()
     sampling.check()
     placement = place(ask.device, ask.dtype)
     staged = load_model(model, placement, trust_remote_code=ask.trust_remote_code)
