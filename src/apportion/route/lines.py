@@ -12,7 +12,7 @@ MAX_LINE_BYTES = 16 << 20
 
 
 class Offenders:
-    """Collects what is wrong with an input, to be raised as one error; keeps the first 20 and counts the rest.
+    """Collects what is wrong with an input, to be raised as one error; keeps 20 and counts all.
 
     >>> found = Offenders("corpus.jsonl", "each line needs text")
     >>> found.raise_if_any()

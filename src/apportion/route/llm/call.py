@@ -13,7 +13,8 @@ T = TypeVar("T")
 MAX_WAIT_S = 30.0
 MAX_MESSAGE_CHARS = 300
 _TOO_LONG = re.compile(
-    r"context.{0,40}(length|window|size)|(length|size).{0,40}context|too (long|many tokens)|maximum.{0,20}token",
+    r"context.{0,40}(length|window|size)|(length|size).{0,40}context"
+    r"|too (long|many tokens)|maximum.{0,20}token",
     re.IGNORECASE | re.DOTALL,
 )
 _AGAIN = (408, 409, 425, 429)
@@ -67,8 +68,8 @@ class Failure(Exception):  # noqa: N818  (becomes a ServiceError or another atte
 def call_with_retries(call: Callable[[], T], retry: Retry) -> tuple[T, int]:
     """The result and the number of calls it took.
 
-    Repeated: no connection, timeouts, 408, 409, 425, 429, 5xx, and answers that are no completion. A pause that the
-    server asks for (Retry-After, at most 30 s) is kept.
+    Repeated: no connection, timeouts, 408, 409, 425, 429, 5xx, and answers that are no completion. A pause
+    that the server asks for (Retry-After, at most 30 s) is kept.
 
     Raises:
         Failure: it still fails, or another call could not help (400, 401, 403, 404).

@@ -111,12 +111,12 @@ class LocalLLM:
         messages = [{"role": "user", "content": request.user}]
         if not self.has_chat_template:
             text = "\n\n".join(part for part in (request.system, request.user) if part) + "\n"
-            return list(self._tokenizer(text)["input_ids"])
+            return list(self._tokenizer(text, verbose=False)["input_ids"])
         if request.system:
             messages.insert(0, {"role": "system", "content": request.system})
         switch = {} if request.thinking is None else {"enable_thinking": request.thinking}
         text = self._apply_template(messages, switch)
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _apply_template(self, messages: list[dict[str, str]], switch: dict[str, bool]) -> str:
         from jinja2 import TemplateError

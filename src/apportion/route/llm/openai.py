@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions: retries, timeouts, a concurrency limit, log-probabilities.
+"""Any server that speaks OpenAI's chat completions: retries, timeouts, concurrency, log-probabilities.
 
 Contacts the given URL only (redirects are refused). The key comes from an argument or the environment and is
 in no message, file or identity.
@@ -18,7 +18,7 @@ from apportion.route.llm.protocol import Completion, Request
 from apportion.route.llm.response import parse_completion
 
 KEY_VARIABLES = ("APPORTION_API_KEY", "OPENAI_API_KEY")
-PROBE = Request("Say hello.", max_tokens=8, logprobs=True)
+PROBE = Request("Say hello.", max_tokens=8, thinking=False, logprobs=True)
 MAX_CUTS = 8
 
 
@@ -58,7 +58,8 @@ class OpenAILLM:
         self._slots = threading.BoundedSemaphore(concurrency)
         self.name = model or self._only_model()
         self.model = f"server:{self.name}"
-        self.has_logprobs, self.logprobs_reason = self._probe_logprobs()
+        self.has_thinking_switch = True
+        self.has_logprobs, self.logprobs_reason = self._probe()
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions in order, up to `concurrency` calls at once.
@@ -75,33 +76,37 @@ class OpenAILLM:
         """One completion; where the server finds the prompt too long, a shorter one, saying what was cut."""
         asked = replace(request, logprobs=request.logprobs and self.has_logprobs)
         characters, attempts = 0, 0
-        for _ in range(MAX_CUTS):
+        for number in range(1, MAX_CUTS + 1):
             shorter = cut(asked, characters)
             try:
                 with self._slots:
-                    completion, tried = call_with_retries(lambda ask=shorter: self._call(ask), self._retry)
+                    completion, tried = self._attempt(shorter)
             except Failure as failure:
                 attempts += failure.attempts
-                if not failure.prompt_too_long:
+                if not failure.prompt_too_long or number == MAX_CUTS:
                     raise failure.as_service_error() from failure
                 characters += max(1, (len(asked.user) - characters) // 3)
-                last = failure
                 continue
             return replace(
                 completion,
                 attempts=attempts + tried,
                 cut_prompt_tokens=_cut_tokens(characters, len(shorter.user), completion.prompt_tokens),
             )
-        raise last.as_service_error() from last
+        raise AssertionError("the loop returns or raises")
+
+    def _attempt(self, request: Request) -> tuple[Completion, int]:
+        return call_with_retries(lambda: self._call(request), self._retry)
 
     def _call(self, request: Request) -> Completion:
         messages = [{"role": "user", "content": request.user}]
         if request.system:
             messages.insert(0, {"role": "system", "content": request.system})
-        options: dict[str, Any] = {"temperature": request.temperature, "seed": request.seed}
+        options: dict[str, Any] = {"temperature": request.temperature}
+        if request.temperature > 0:
+            options["seed"] = request.seed
         if request.logprobs:
             options["logprobs"] = True
-        if request.thinking is not None:
+        if request.thinking is not None and self.has_thinking_switch:
             options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": request.thinking}}
         return parse_completion(
             lambda: self._client.chat.completions.with_raw_response.create(
@@ -125,22 +130,27 @@ class OpenAILLM:
             )
         return names[0]
 
-    def _probe_logprobs(self) -> tuple[bool, str]:
-        """Whether log-probabilities come back; a server may refuse them, or answer 200 and leave them out."""
-        try:
-            completion, _ = call_with_retries(lambda: self._call(PROBE), self._retry)
-        except Failure as failure:
-            if not failure.refused_request:
-                raise failure.as_service_error() from failure
-            without = replace(PROBE, logprobs=False)
+    def _probe(self) -> tuple[bool, str]:
+        """Find out by one short completion whether log-probabilities come back, and what the server refuses.
+
+        A server may refuse log-probabilities or the thinking switch, or answer 200 and leave the former out.
+        """
+        refusal = ""
+        for logprobs, switch in ((True, True), (True, False), (False, True), (False, False)):
+            self.has_thinking_switch = switch
             try:
-                call_with_retries(lambda: self._call(without), self._retry)
-            except Failure as again:
-                raise again.as_service_error() from again
-            return False, f"the server refuses them: {failure.message}"
-        if completion.token_logprobs is None:
-            return False, "the server answers without them"
-        return True, "the server returned them when probed"
+                completion, _ = self._attempt(replace(PROBE, logprobs=logprobs))
+            except Failure as failure:
+                if not failure.refused_request or not (logprobs or switch):
+                    raise failure.as_service_error() from failure
+                refusal = refusal or failure.message
+                continue
+            if not logprobs:
+                return False, f"the server refuses them: {refusal}"
+            if completion.token_logprobs is None:
+                return False, "the server answers without them"
+            return True, "the server returned them when probed"
+        raise AssertionError("the loop returns or raises")
 
 
 def _check(base_url: str, concurrency: int, timeout_s: float, retries: int) -> None:

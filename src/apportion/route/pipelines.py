@@ -1,0 +1,92 @@
+"""The four pipelines: question and passages -> Request, and Completion -> answer. Calls no model."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apportion.route.corpus import Passage
+from apportion.route.llm.protocol import Completion, Request
+from apportion.route.prompts import Prompt, Prompts
+from apportion.route.strategy import STRATEGIES, USES_RAG
+
+_IN_USER = re.compile(r"\{(question|passages)\}")
+_IN_PASSAGE = re.compile(r"\{(number|title|text)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """An answer, and whether the pattern found it; if not, it is the last line of the visible text."""
+
+    answer: str
+    matched: bool
+
+
+def uses_passages(strategy: str) -> bool:
+    """Whether a strategy retrieves.
+
+    >>> uses_passages("rag+cot")
+    True
+    """
+    return USES_RAG[STRATEGIES.index(strategy)]
+
+
+def build_request(
+    prompts: Prompts,
+    strategy: str,
+    question: str,
+    passages: Sequence[Passage] = (),
+    *,
+    logprobs: bool = False,
+) -> Request:
+    """What a strategy asks; greedy. Braces in questions and passages mean nothing.
+
+    An empty retrieval result leaves the place of the passages empty.
+
+    >>> from apportion.route.prompts import load_prompts
+    >>> build_request(load_prompts(), "rag", "Who?", [Passage("1", "T", "x")]).user
+    '[1] T: x\\n\\nQuestion: Who?'
+    """
+    prompt = prompts.of(strategy)
+    block = passage_block(prompts.passage, passages) if uses_passages(strategy) else ""
+    filling = {"question": question, "passages": block}
+    user, span, end = "", (0, 0), 0
+    for match in _IN_USER.finditer(prompt.user):
+        user += prompt.user[end : match.start()]
+        if match[1] == "passages":
+            span = (len(user), len(user) + len(block))
+        user += filling[match[1]]
+        end = match.end()
+    return Request(
+        user=user + prompt.user[end:],
+        system=prompt.system,
+        max_tokens=prompt.max_tokens,
+        thinking=prompt.thinking,
+        logprobs=logprobs,
+        expendable=span,
+    )
+
+
+def passage_block(template: str, passages: Sequence[Passage]) -> str:
+    """Passages as a prompt shows them, numbered from 1, best first."""
+    return "".join(
+        _IN_PASSAGE.sub(
+            lambda match, fill={"number": str(number), "title": one.title, "text": one.text}: fill[match[1]],
+            template,
+        )
+        for number, one in enumerate(passages, start=1)
+    )
+
+
+def extract(prompt: Prompt, completion: Completion) -> Extracted:
+    """The last non-empty match of the prompt's pattern in the visible text, stripped.
+
+    >>> extract(Prompt("{question}", answer_pattern="= *(.*)"), Completion("1+1 = 2\\n2+2 = 4", 1, 1, 0.0))
+    Extracted(answer='4', matched=True)
+    """
+    found = ""
+    for match in re.finditer(prompt.answer_pattern, completion.text):
+        found = (match[1] or "").strip() or found
+    if found:
+        return Extracted(found, matched=True)
+    lines = completion.text.strip().splitlines()
+    return Extracted(lines[-1].strip() if lines else "", matched=False)
