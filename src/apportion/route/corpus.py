@@ -9,6 +9,7 @@ A text of more than `max_chars` characters (2,000 unless told) becomes several p
 and the ids `id#1`, `id#2`, ...
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from apportion.route.split import MAX_CHARS, markdown_sections, split_text
 
 MIN_CHARS = 100
 MAX_TEXT_FILE_BYTES = 64 << 20
+_LONE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ def _row(value: dict[str, Any], place: str, default_id: str, offenders: Offender
         offenders.add(place, "has no text" if text is None else "text is not a string")
     elif not isinstance(title, str):
         offenders.add(place, "title is not a string")
+    elif _LONE.search(text) or _LONE.search(title) or _LONE.search(str(given)):
+        offenders.add(place, "holds half a character (a lone surrogate)")
     elif isinstance(given, bool) or not isinstance(given, str | int | None) or given == "":
         offenders.add(place, "id is neither text nor a whole number")
     else:

@@ -68,13 +68,12 @@ def build_request(
 
 def passage_block(template: str, passages: Sequence[Passage]) -> str:
     """Passages as a prompt shows them, numbered from 1, best first."""
-    return "".join(
-        _IN_PASSAGE.sub(
-            lambda match, fill={"number": str(number), "title": one.title, "text": one.text}: fill[match[1]],
-            template,
-        )
-        for number, one in enumerate(passages, start=1)
-    )
+    return "".join(_passage(template, number, one) for number, one in enumerate(passages, start=1))
+
+
+def _passage(template: str, number: int, passage: Passage) -> str:
+    filling = {"number": str(number), "title": passage.title, "text": passage.text}
+    return _IN_PASSAGE.sub(lambda match: filling[match[1]], template)
 
 
 def extract(prompt: Prompt, completion: Completion) -> Extracted:

@@ -49,6 +49,8 @@ def _question(value: dict[str, Any], number: int, dataset: str, offenders: Offen
     text, answers = value.get("question"), value.get("answers", value.get("answer"))
     if not isinstance(text, str) or not text.strip():
         offenders.add(place, "no question")
+    elif any("\ud800" <= character <= "\udfff" for character in text):
+        offenders.add(place, "question holds half a character (a lone surrogate)")
     elif len(text) > MAX_QUESTION_CHARS:
         offenders.add(place, f"question of {len(text)} characters, at most {MAX_QUESTION_CHARS}")
     elif not (gold := _answers(answers)):

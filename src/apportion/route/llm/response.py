@@ -40,7 +40,7 @@ def read_body(body: object, request: Request, latency_ms: float) -> Completion:
     reasoning = _get(message, "reasoning_content") or _get(message, "reasoning") or ""
     if not isinstance(content, str) and not (content is None and isinstance(message, Mapping) and reasoning):
         raise BadAnswerError(f"answers JSON without choices[0].message.content: {str(body)[:80]!r}")
-    content = content or ""
+    content = whole_characters(content or "")
     thought, visible = split_thinking(content)
     prompt, completion = (_count(body, key) for key in ("prompt_tokens", "completion_tokens"))
     measured = prompt is not None and completion is not None
@@ -51,7 +51,7 @@ def read_body(body: object, request: Request, latency_ms: float) -> Completion:
         latency_ms=latency_ms,
         token_logprobs=_logprobs(choice, visible) if request.logprobs else None,
         finish="length" if _get(choice, "finish_reason") == "length" else "stop",
-        thinking_text=str(reasoning) or thought,
+        thinking_text=whole_characters(str(reasoning)) or thought,
         tokens_measured=measured,
     )
 
@@ -63,10 +63,10 @@ def _logprobs(choice: object, visible: str) -> tuple[float, ...] | None:
         return None
     tokens = [str(_get(item, "token") or "") for item in content]
     values = [_get(item, "logprob") for item in content]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if not all(isinstance(value, int | float) and value == value for value in values):
         return None
     start, end = visible_span(tokens, visible)
-    return tuple(float(value) for value in values[start:end])
+    return tuple(bounded_logprob(value) for value in values[start:end])
 
 
 def visible_span(tokens: Sequence[str], visible: str) -> tuple[int, int]:
@@ -88,6 +88,16 @@ def visible_span(tokens: Sequence[str], visible: str) -> tuple[int, int]:
             end = number + 1
         position += len(token)
     return start, end
+
+
+def bounded_logprob(value: float) -> float:
+    """A log-probability in [-100, 0]: some servers send -inf or -9999 for what they rounded to zero."""
+    return min(0.0, max(-100.0, float(value)))
+
+
+def whole_characters(text: str) -> str:
+    """Text without lone surrogates, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _get(value: object, key: str) -> Any:
