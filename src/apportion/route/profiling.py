@@ -144,32 +144,39 @@ def _pending(questions: Sequence[Question], measured: Measured, batch_size: int)
 def _ask_all(
     batches: Iterable[Batch], setup: Setup, measured: Measured, log: AppendLog, advance: Advance
 ) -> None:
-    """Keep `concurrency` batches in flight; this thread alone writes the log."""
-    concurrency = setup.llm.concurrency
-    patience = max(10, 2 * concurrency)
+    """Keep `concurrency` batches in flight; this thread alone writes the log.
+
+    What was in flight when something stops the loop is waited for and kept too.
+    """
+    patience = max(10, 2 * setup.llm.concurrency)
     failed_in_a_row = 0
     queue = iter(batches)
     running: set[Future[list[Record]]] = set()
-    threads = ThreadPoolExecutor(concurrency)
+    threads = ThreadPoolExecutor(setup.llm.concurrency)
     try:
         while True:
-            while len(running) < concurrency and (batch := next(queue, None)):
+            while len(running) < setup.llm.concurrency and (batch := next(queue, None)):
                 running.add(threads.submit(ask, batch, setup))
             if not running:
                 return
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
+                running.discard(future)
                 for record in future.result():
                     _keep(record, measured, log)
-                    failed_in_a_row = 0 if record.get("error") is None else failed_in_a_row + 1
                     advance()
-                    if failed_in_a_row >= patience:
-                        raise ServiceError(
-                            f"profile: {failed_in_a_row} calls in a row failed, the last with: {record['error']}",
-                            "see to the server, then run the same command with --resume",
-                        )
+                    failed_in_a_row = 0 if record.get("error") is None else failed_in_a_row + 1
+            if failed_in_a_row >= patience:
+                raise ServiceError(
+                    f"profile: {failed_in_a_row} calls in a row failed, the last with: {record['error']}",
+                    "see to the server, then run the same command with --resume",
+                )
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
+        for future in running:
+            if not future.cancelled() and future.exception() is None:
+                for record in future.result():
+                    _keep(record, measured, log)
 
 
 def _keep(record: Record, measured: Measured, log: AppendLog) -> None:
