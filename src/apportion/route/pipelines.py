@@ -77,15 +77,25 @@ def _passage(template: str, number: int, passage: Passage) -> str:
 
 
 def extract(prompt: Prompt, completion: Completion) -> Extracted:
-    """The last non-empty match of the prompt's pattern in the visible text, stripped.
+    """The last non-empty match of the prompt's pattern, stripped.
+
+    It is sought in the visible text, and if it is not there, in `<think>...</think>` followed by that text.
 
     >>> extract(Prompt("{question}", answer_pattern="= *(.*)"), Completion("1+1 = 2\\n2+2 = 4", 1, 1, 0.0))
     Extracted(answer='4', matched=True)
     """
-    found = ""
-    for match in re.finditer(prompt.answer_pattern, completion.text):
-        found = (match[1] or "").strip() or found
+    found = _last_match(prompt.answer_pattern, completion.text)
+    if not found and completion.thinking_text:
+        shown = f"</think>\n\n{completion.text}" if completion.text else ""
+        found = _last_match(prompt.answer_pattern, f"<think>\n{completion.thinking_text}\n{shown}")
     if found:
         return Extracted(found, matched=True)
     lines = completion.text.strip().splitlines()
     return Extracted(lines[-1].strip() if lines else "", matched=False)
+
+
+def _last_match(pattern: str, text: str) -> str:
+    found = ""
+    for match in re.finditer(pattern, text):
+        found = (match[1] or "").strip() or found
+    return found
