@@ -1,8 +1,9 @@
 """Commands of apportion.route that meet a corpus or a language model: index, profile, ask."""
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,7 @@ from apportion.cli import app, emit
 from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
+    from apportion.route.llm.connect import LLMSettings
     from apportion.route.llm.protocol import LLM
     from apportion.route.retrieve import Retriever
 
@@ -121,7 +123,8 @@ def profile(
     loaded = load_prompts(prompts)
     retriever = _open_retriever(index, dense)
     settings = LLMSettings(llm, model, concurrency, timeout, retries, batch, device, dtype)
-    report = run_profile(asked, Setup(_connect(settings), retriever, loaded, k), out, resume=resume)
+    with closing(_connect(settings)) as connected:
+        report = run_profile(asked, Setup(connected, retriever, loaded, k), out, resume=resume)
     lines = [
         f"{report.path}: {report.rows} rows of {report.questions} questions, {report.resumed} from before, "
         f"{report.failed} failed, in {report.seconds:.0f} s"
@@ -151,7 +154,13 @@ def _open_retriever(folder: Path, dense: str | None) -> "Retriever":
     return DenseIndex.open(folder, SentenceEncoder(dense))
 
 
-def _connect(settings: Any) -> "LLM":
+def _connect(settings: "LLMSettings") -> "LLM":
+    """Open the model or the server; transformers' own bars and notices stay silent."""
     from apportion.route.llm.connect import connect
 
+    if not settings.spec.startswith(("http://", "https://")):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
     return connect(settings)

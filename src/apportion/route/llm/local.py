@@ -106,6 +106,9 @@ class LocalLLM:
             for request, (row, cut) in zip(requests, prepared, strict=True)
         ]
 
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
     def render(self, request: Request) -> list[int]:
         """Prompt token ids: the chat template's, or system, blank line, user, newline without one."""
         messages = [{"role": "user", "content": request.user}]

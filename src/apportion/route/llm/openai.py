@@ -56,10 +56,18 @@ class OpenAILLM:
         self.base_url, self.concurrency, self.batch_size = base_url, concurrency, 1
         self._retry = Retry(retries, backoff_s, secret=self._key, url=base_url)
         self._slots = threading.BoundedSemaphore(concurrency)
-        self.name = model or self._only_model()
-        self.model = f"server:{self.name}"
-        self.has_thinking_switch = True
-        self.has_logprobs, self.logprobs_reason = self._probe()
+        try:
+            self.name = model or self._only_model()
+            self.model = f"server:{self.name}"
+            self.has_thinking_switch = True
+            self.has_logprobs, self.logprobs_reason = self._probe()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions in order, up to `concurrency` calls at once.

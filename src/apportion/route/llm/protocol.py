@@ -87,6 +87,10 @@ class LLM(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
 
 def split_thinking(text: str) -> tuple[str, str]:
     """(thinking, visible text): what follows the last `</think>` is visible; an open block hides all.
