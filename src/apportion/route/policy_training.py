@@ -1,4 +1,4 @@
-"""Fits the members of a policy side by side in torch, each on its own questions; early stop on regret.
+"""Fits the members of a policy side by side in torch, each on its own questions.
 
 Loss per question and drawn weights, with p the joint of the two heads over the strategies present:
 
@@ -16,11 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from apportion.core.seeds import derived_seed
-from apportion.route.policy import WEIGHT_CEILING, Layers, Singles, choose
-from apportion.route.utility import Costed, Ints, Weights, utility
+from apportion.route.policy import (
+    COST_GAIN,
+    ENCODED,
+    WEIGHT_CEILING,
+    Layers,
+    Singles,
+    encode_weights,
+    mean_outcome,
+)
+from apportion.route.utility import Costed, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Layers of all members at each check: checks x Layers, for the caller to stop early."""
+    """Layers of all members at each check, for the caller to stop early."""
 
     steps: tuple[int, ...]
     layers: tuple[Layers, ...]
@@ -52,15 +60,12 @@ class Fitted:
 def fit_members(
     inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPlan, seed: int
 ) -> Fitted:
-    """Fit one member on each set of row numbers.
+    """Fit one member on each set of row numbers; deterministic for a seed (one thread).
 
     Args:
         inputs: [n, f] standardised features.
         costed: quality and scaled costs of the same n questions, probes counted.
         members: row numbers of each member's questions.
-
-    Returns:
-        The layers at every check. Deterministic for a seed on one thread.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -72,30 +77,28 @@ def fit_members(
 
 def _fit(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPlan, seed: int) -> Fitted:
     draw = torch.Generator().manual_seed(seed)
-    x = torch.from_numpy(inputs)
-    table = _tables(costed)
-    parameters = _initial(len(members), x.shape[1] + 2, plan.hidden, draw)
+    x, table, means = torch.from_numpy(inputs), _tables(costed), mean_outcome(costed)
+    parameters = _initial(len(members), x.shape[1] + ENCODED, plan.hidden, draw)
     optimiser = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, plan.learning_rate, total_steps=plan.steps, pct_start=0.1
     )
-    sizes = torch.tensor([len(rows) for rows in members])
-    padded = torch.zeros(len(members), int(sizes.max()), dtype=torch.long)
-    for member, rows in enumerate(members):
-        padded[member, : len(rows)] = torch.from_numpy(rows)
-    steps, kept = [0], [_frozen(parameters)]
+    padded, sizes = _padded(members)
+    steps, kept = [0], [_frozen(parameters, plan)]
     for step in range(1, plan.steps + 1):
         places = (torch.rand(len(members), plan.batch, generator=draw) * sizes[:, None]).long()
-        rows = padded.gather(1, places)
-        weights = _draw_weights(rows.shape, plan, costed.has_latency, draw)
-        loss = _loss(parameters, x[rows], [part[rows] for part in table], weights, costed.columns, plan)
+        drawn = padded.gather(1, places)
+        weights = _draw_weights(len(members), plan, costed.has_latency, draw)
+        inputs_now = torch.cat([x[drawn], _shown(weights, means, plan)], dim=2)
+        logits = _forward(parameters, inputs_now, weights * plan.conditioned)
+        loss = _loss(logits, [part[drawn] for part in table], weights, costed.columns, plan.head_share)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if step % plan.check_every == 0:
             steps.append(step)
-            kept.append(_frozen(parameters))
+            kept.append(_frozen(parameters, plan))
     return Fitted(tuple(steps), tuple(kept))
 
 
@@ -105,8 +108,17 @@ def _tables(costed: Costed) -> list[Tensor]:
     return [torch.from_numpy(part).float() for part in (quality, costed.tokens, costed.latency)]
 
 
+def _padded(members: list[Ints]) -> tuple[Tensor, Tensor]:
+    """[M, longest] row numbers and [M] how many of them count."""
+    sizes = torch.tensor([len(rows) for rows in members])
+    padded = torch.zeros(len(members), int(sizes.max()), dtype=torch.long)
+    for member, rows in enumerate(members):
+        padded[member, : len(rows)] = torch.from_numpy(rows)
+    return padded, sizes
+
+
 def _initial(members: int, width: int, hidden: int, draw: torch.Generator) -> list[Tensor]:
-    shapes = ((width, hidden), (1, hidden), (hidden, hidden), (1, hidden), (hidden, 2), (1, 2))
+    shapes = ((width, hidden), (1, hidden), (hidden, hidden), (1, hidden), (hidden, 6), (1, 6))
     gains = (width**-0.5, 0.0, hidden**-0.5, 0.0, 0.1 * hidden**-0.5, 0.0)
     return [
         (torch.randn(members, *shape, generator=draw) * gain).requires_grad_()
@@ -114,93 +126,72 @@ def _initial(members: int, width: int, hidden: int, draw: torch.Generator) -> li
     ]
 
 
-def _frozen(parameters: list[Tensor]) -> Layers:
-    return Layers(*(part.detach().numpy().copy() for part in parameters))
+def _frozen(parameters: list[Tensor], plan: TrainingPlan) -> Layers:
+    """A copy as arrays; without conditioning whatever reads or multiplies the weights becomes 0."""
+    w1, b1, w2, b2, w3, b3 = (part.detach().numpy().copy() for part in parameters)
+    if not plan.conditioned:
+        w1[:, -ENCODED:], w3[..., 2:], b3[..., 2:] = 0, 0, 0
+    return Layers(w1, b1, w2, b2, w3, b3)
 
 
-def _draw_weights(shape: torch.Size, plan: TrainingPlan, has_latency: bool, draw: torch.Generator) -> Tensor:
+def _draw_weights(members: int, plan: TrainingPlan, has_latency: bool, draw: torch.Generator) -> Tensor:
     """[M, B, 2] token and latency weights: log-uniform from the smallest to the ceiling, some of them 0."""
+    shape = (members, plan.batch, 2)
     low, high = np.log(plan.smallest_weight), np.log(WEIGHT_CEILING)
-    weights = torch.exp(low + (high - low) * torch.rand(*shape, 2, generator=draw))
-    weights = weights * (torch.rand(*shape, 2, generator=draw) >= plan.zero_share)
+    weights = torch.exp(low + (high - low) * torch.rand(*shape, generator=draw))
+    weights = weights * (torch.rand(*shape, generator=draw) >= plan.zero_share)
     if not has_latency:
         weights[..., 1] = 0
     return weights
 
 
-def _forward(parameters: list[Tensor], inputs: Tensor) -> Tensor:
+def _shown(weights: Tensor, means: np.ndarray, plan: TrainingPlan) -> Tensor:
+    """[M, B, 6] the weights as the network reads them; zeros when it is not to know them."""
+    encoded = encode_weights(weights.reshape(-1, 2).double().numpy(), means)[:, :ENCODED]
+    return torch.from_numpy(encoded).float().view(*weights.shape[:2], ENCODED) * plan.conditioned
+
+
+def _forward(parameters: list[Tensor], inputs: Tensor, weights: Tensor) -> Tensor:
+    """[M, B, 2] logits; the same computation as `Layers.logits`."""
     w1, b1, w2, b2, w3, b3 = parameters
     hidden = torch.tanh(torch.baddbmm(b1, inputs, w1))
     hidden = torch.tanh(torch.baddbmm(b2, hidden, w2))
-    return torch.baddbmm(b3, hidden, w3)
+    out = torch.baddbmm(b3, hidden, w3)
+    scaled = COST_GAIN * weights
+    return out[..., :2] - scaled[..., :1] * out[..., 2:4] - scaled[..., 1:] * out[..., 4:]
 
 
 def _loss(
-    parameters: list[Tensor],
-    x: Tensor,
-    outcome: list[Tensor],
-    weights: Tensor,
-    columns: tuple[int, ...],
-    plan: TrainingPlan,
+    logits: Tensor, outcome: list[Tensor], weights: Tensor, columns: tuple[int, ...], head_share: float
 ) -> Tensor:
     """Sum over members of the mean loss over their batch (members do not share parameters)."""
     quality, tokens, latency = outcome
-    shown = torch.log1p(weights / 0.02) / np.log1p(1 / 0.02)
-    logits = _forward(parameters, torch.cat([x, shown * plan.conditioned], dim=2))
     values = quality - weights[..., :1] * tokens - weights[..., 1:] * latency
     zero = torch.zeros_like(logits[..., 0])
     joint = torch.stack([zero, logits[..., 0], logits[..., 1], logits.sum(dim=-1)], dim=-1)
-    p = F.softmax(joint[..., list(columns)], dim=-1)
+    p = functional.softmax(joint[..., list(columns)], dim=-1)
     present = values[..., list(columns)]
     expected = (p * (present.amax(dim=-1, keepdim=True) - present)).sum(dim=-1)
     heads = _head_losses(logits, values, columns)
-    scaled = (expected + plan.head_share * heads) / (1 + weights.sum(dim=-1))
+    scaled = (expected + head_share * heads) / (1 + weights.sum(dim=-1))
     return scaled.mean(dim=1).sum()
 
 
 def _head_losses(logits: Tensor, values: Tensor, columns: tuple[int, ...]) -> Tensor:
     """Cross-entropy of each head weighted by what its decision is worth while the other acts as now."""
     p_rag, p_cot = torch.sigmoid(logits.detach()).unbind(-1)
-    pairs = {
-        0: (((0, 1), 1 - p_cot), ((2, 3), p_cot)),
-        1: (((0, 2), 1 - p_rag), ((1, 3), p_rag)),
-    }
+    # per head: (strategy without it, strategy with it, how probable the other head makes this pair)
+    pairs = (
+        ((0, 1, 1 - p_cot), (2, 3, p_cot)),
+        ((0, 2, 1 - p_rag), (1, 3, p_rag)),
+    )
     total = torch.zeros_like(logits[..., 0])
-    for head, sides in pairs.items():
-        worth = sum(
-            (share * (values[..., on] - values[..., off]))
-            for (off, on), share in sides
-            if off in columns and on in columns
-        )
-        if isinstance(worth, Tensor):
-            loss = F.binary_cross_entropy_with_logits(
-                logits[..., head], (worth > 0).float(), reduction="none"
-            )
-            total = total + worth.abs() * loss
+    for head, sides in enumerate(pairs):
+        worth = torch.zeros_like(total)
+        for off, on, share in sides:
+            if off in columns and on in columns:
+                worth = worth + share * (values[..., on] - values[..., off])
+        target = (worth > 0).float()
+        loss = functional.binary_cross_entropy_with_logits(logits[..., head], target, reduction="none")
+        total = total + worth.abs() * loss
     return total
-
-
-def regret_by_check(
-    fitted: Fitted, inputs: Singles, costed: Costed, held: list[Ints], grid: list[Weights]
-) -> np.ndarray:
-    """[checks, members] mean regret on each member's held-out rows over the grid, scaled as in training."""
-    found = np.zeros((len(fitted.steps), len(held)))
-    for check, layers in enumerate(fitted.layers):
-        for member, rows in enumerate(held):
-            one = layers.select(np.array([member]))
-            found[check, member] = _held_regret(one, inputs[rows], costed.select(rows), grid)
-    return found
-
-
-def _held_regret(layers: Layers, inputs: Singles, costed: Costed, grid: list[Weights]) -> float:
-    from apportion.route.policy import encode_weights
-
-    total = 0.0
-    for weights in grid:
-        values = utility(costed, weights)
-        shown = encode_weights(np.array([[weights.token, weights.latency]])).astype(np.float32)
-        rows = np.concatenate([inputs, shown.repeat(len(inputs), axis=0)], axis=1)
-        chosen = choose(layers.logits(rows).mean(axis=0), costed.columns)
-        lost = values.max(axis=1) - values[np.arange(len(values)), chosen]
-        total += float(lost.mean()) / (1 + weights.token + weights.latency)
-    return total / len(grid)
