@@ -24,7 +24,7 @@ ENCODED = 6
 
 
 def mean_outcome(costed: Costed) -> Floats:
-    """[3, 4] mean quality, scaled tokens and scaled latency of each strategy: static utilities at any weight."""
+    """[3, 4] mean quality, scaled tokens and scaled latency of each strategy: for static utilities."""
     parts = (costed.quality, costed.tokens, costed.latency)
     return np.stack([part.mean(axis=0) for part in parts])
 
