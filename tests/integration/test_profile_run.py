@@ -23,10 +23,11 @@ from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.openai import OpenAILLM
 from apportion.route.probes import FEATURES
 from apportion.route.profile_file import read_profile
-from apportion.route.profiling import Setup, run_profile
+from apportion.route.profiling import run_profile
 from apportion.route.prompts import load_prompts
 from apportion.route.questions import Question
 from apportion.route.retrieve import Bm25Index
+from apportion.route.setup import Setup
 from apportion.route.strategy import STRATEGIES
 
 CORPUS = [Passage(f"p{n}", f"City {n}", f"City {n} lies on river {n % 3} near hill {n}.") for n in range(12)]

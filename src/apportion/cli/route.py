@@ -11,6 +11,7 @@ from apportion.cli import app, emit
 from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
+    from apportion.route.answer import Answer
     from apportion.route.llm.connect import LLMSettings
     from apportion.route.llm.protocol import LLM
     from apportion.route.retrieve import Retriever
@@ -115,9 +116,10 @@ def profile(
     Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet
     """
     from apportion.route.llm.connect import LLMSettings
-    from apportion.route.profiling import Setup, run_profile
+    from apportion.route.profiling import run_profile
     from apportion.route.prompts import load_prompts
     from apportion.route.questions import read_questions
+    from apportion.route.setup import Setup
 
     asked = read_questions(questions, limit=limit)
     loaded = load_prompts(prompts)
@@ -164,3 +166,74 @@ def _connect(settings: "LLMSettings") -> "LLM":
         logging.disable_progress_bar()
         logging.set_verbosity_error()
     return connect(settings)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    router: Annotated[Path, typer.Option("--router", help="Folder made by `apportion train-router`.")],
+    index: Index,
+    llm: Llm,
+    token_weight: Annotated[
+        float, typer.Option("--token-weight", help="What always-on tokens are worth, in points of quality.")
+    ] = 0.1,
+    latency_weight: Annotated[
+        float, typer.Option("--latency-weight", help="What always-on latency is worth, likewise.")
+    ] = 0.0,
+    explain: Annotated[bool, typer.Option("--explain", help="Show features, decision and costs.")] = False,
+    prompts: Prompts = None,
+    model: ServerModel = None,
+    dense: Dense = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Passages in a prompt; the router's without it.")
+    ] = None,
+    timeout: Timeout = 120.0,
+    retries: Retries = 3,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Answer one question by the pipeline that is worth its cost.
+
+    Example: apportion ask "Who founded Bern?" --router router --index index --llm http://localhost:8000/v1
+    """
+    from apportion.core.artifact import plain
+    from apportion.route.answer import answer
+    from apportion.route.llm.connect import LLMSettings
+    from apportion.route.prompts import load_prompts
+    from apportion.route.router_file import load_router
+    from apportion.route.setup import DEFAULT_K, Setup, require_trained_on
+    from apportion.route.utility import Weights
+
+    weights = Weights(token_weight, latency_weight)
+    loaded = load_router(router)
+    passages = k if k is not None else int(loaded.source.get("k") or DEFAULT_K)
+    retriever = _open_retriever(index, dense)
+    settings = LLMSettings(
+        llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype
+    )
+    with closing(_connect(settings)) as connected:
+        setup = Setup(connected, retriever, load_prompts(prompts), passages)
+        unknown = require_trained_on(loaded.source, setup)
+        found = answer(question, loaded, setup, weights)
+    value = {**plain(found), "not_compared": list(unknown)}
+    emit(value, as_json=json, text=_explained(found) if explain else found.text)
+
+
+def _explained(found: "Answer") -> str:
+    decision = found.decision
+    heads = (
+        "" if decision.p_rag is None else f", need RAG {decision.p_rag:.2f}, need CoT {decision.p_cot:.2f}"
+    )
+    lines = [found.text, f"  strategy  {found.strategy} (tier {decision.tier}{heads})"]
+    lines += [f"  feature   {name} {value:.4g}" for name, value in found.features.items()]
+    lines += [
+        f"  call      {call.purpose} ({call.strategy}): "
+        f"{call.prompt_tokens} + {call.completion_tokens} tokens, {call.latency_ms:.0f} ms"
+        for call in found.calls
+    ]
+    lines.append(f"  cost      {found.tokens} tokens, {found.latency_ms:.0f} ms")
+    if found.passages:
+        lines.append(f"  passages  {', '.join(found.passages)}")
+    lines += [f"  weaker    {reason}" for reason in found.weaker]
+    return "\n".join(lines)

@@ -9,41 +9,24 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from apportion.core.artifact import plain
 from apportion.core.errors import ArtifactExistsError, InputError, ServiceError
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
-from apportion.route.llm.protocol import LLM, Completion
+from apportion.route.llm.protocol import Completion
 from apportion.route.measured import Measured, Record, question_key
 from apportion.route.pipelines import build_request, extract, uses_passages
 from apportion.route.probes import features_of_hits, question_features
-from apportion.route.profile import ProfileSource
 from apportion.route.profile_file import write_profile
-from apportion.route.prompts import Prompts
 from apportion.route.questions import Question
-from apportion.route.retrieve import Retriever, check_k
+from apportion.route.retrieve import check_k
+from apportion.route.setup import Setup
 from apportion.route.strategy import STRATEGIES
 
 SHOWN_FAILURES = 10
 Batch = list[tuple[Question, str]]  # one strategy in each batch
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What answers the questions: the same setup gives comparable rows."""
-
-    llm: LLM
-    retriever: Retriever
-    prompts: Prompts
-    k: int = 5
-
-    def source(self) -> ProfileSource:
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        corpus, prompts = self.retriever.corpus_digest, self.prompts.digest
-        return ProfileSource(self.llm.model, corpus, prompts, self.k, created)
 
 
 @dataclass(frozen=True, slots=True)
