@@ -25,6 +25,7 @@ from apportion.core.errors import ArtifactMismatchError, InputError, MissingExtr
 from apportion.core.progress import progress
 from apportion.route.collection import body
 from apportion.route.corpus import Passage
+from apportion.route.llm.identity import model_identity
 from apportion.route.retrieve import DEPTH, Bm25Index, Hits, check_k
 
 KIND = "apportion.dense"
@@ -53,7 +54,8 @@ class SentenceEncoder:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise MissingExtraError("sentence-transformers", "dense") from error
-        self.name = Path(model).name if Path(model).is_dir() else model
+        folder = Path(model)
+        self.name = f"{folder.name}@{model_identity(folder)}" if folder.is_dir() else model
         try:
             self._model = SentenceTransformer(model, device=device)
         except (OSError, ValueError) as error:

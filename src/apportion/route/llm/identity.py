@@ -20,7 +20,7 @@ def model_identity(folder: Path) -> str:
     """
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"--llm {folder}: has no config.json, expected a Hugging Face model folder",
+            f"{folder}: has no config.json, expected a Hugging Face model folder",
             "name a model folder, or a server as http://host:port/v1",
         )
     digest = hashlib.sha256()
