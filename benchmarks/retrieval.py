@@ -29,8 +29,7 @@ SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 def vocabulary() -> list[str]:
     base = len(SYLLABLES)
     return [
-        "".join(SYLLABLES[(n // base**place) % base] for place in range(2 + (n >= base**2)))
-        for n in range(VOCABULARY)
+        "".join(SYLLABLES[(n // base**place) % base] for place in range(2 + (n >= base**2))) for n in range(VOCABULARY)
     ]
 
 
@@ -64,9 +63,7 @@ def questions(passages: list[Passage], count: int) -> list[str]:
 
 def percentiles_ms(seconds: list[float]) -> dict[str, float]:
     values = np.percentile(seconds, [50, 95, 99]) * 1000
-    return dict(
-        zip(("p50_ms", "p95_ms", "p99_ms"), (round(float(value), 3) for value in values), strict=True)
-    )
+    return dict(zip(("p50_ms", "p95_ms", "p99_ms"), (round(float(value), 3) for value in values), strict=True))
 
 
 def timed(call, *arguments):

@@ -58,9 +58,7 @@ def _completion(server: Server, body: dict[str, Any], user: str) -> dict[str, An
         "finish_reason": "stop",
     }
     if body.get("logprobs") and server.logprobs == "yes":
-        listed = [
-            {"token": token, "logprob": -0.5 / (1 + n), "bytes": None} for n, token in enumerate(tokens)
-        ]
+        listed = [{"token": token, "logprob": -0.5 / (1 + n), "bytes": None} for n, token in enumerate(tokens)]
         choice["logprobs"] = {"content": listed}
     prompt = sum(len(message["content"]) for message in body["messages"])
     answer = {

@@ -89,9 +89,7 @@ def test_a_profile_has_every_row_feature_and_source(server: Server, setup: Setup
     assert all(user.count("lies on river") == 3 for user in passages)
 
 
-def test_failures_in_the_middle_are_rows_and_the_rest_is_kept(
-    server: Server, setup: Setup, tmp_path: Path
-) -> None:
+def test_failures_in_the_middle_are_rows_and_the_rest_is_kept(server: Server, setup: Setup, tmp_path: Path) -> None:
     first = len(server.calls)
     server.mode = lambda number: "broken" if first + 8 <= number < first + 12 else "ok"
     report = run_profile(QUESTIONS, setup, tmp_path / "p.parquet")
@@ -114,9 +112,7 @@ def test_failures_in_the_middle_are_rows_and_the_rest_is_kept(
     assert read_profile(tmp_path / "p.parquet").complete.all()
 
 
-def test_a_server_that_dies_stops_the_profile_and_it_resumes(
-    server: Server, setup: Setup, tmp_path: Path
-) -> None:
+def test_a_server_that_dies_stops_the_profile_and_it_resumes(server: Server, setup: Setup, tmp_path: Path) -> None:
     first = len(server.calls)
     many = [replace(question, id=f"{question.id}-{n}") for n in range(5) for question in QUESTIONS]
     server.mode = lambda number: "ok" if number < first + 10 else "500"
@@ -130,9 +126,7 @@ def test_a_server_that_dies_stops_the_profile_and_it_resumes(
     assert len(server.users()) == 120
 
 
-def test_a_killed_profile_resumes_and_asks_nothing_twice(
-    server: Server, index_folder: Path, tmp_path: Path
-) -> None:
+def test_a_killed_profile_resumes_and_asks_nothing_twice(server: Server, index_folder: Path, tmp_path: Path) -> None:
     questions = tmp_path / "q.jsonl"
     questions.write_text(
         "\n".join(
@@ -201,9 +195,7 @@ def test_without_logprobs_the_draft_features_are_missing_and_it_is_said(
     assert any("draft_nll" in one for one in read_profile(tmp_path / "p.parquet").dropped)
 
 
-def test_questions_that_find_nothing_and_k_beyond_the_corpus(
-    server: Server, setup: Setup, tmp_path: Path
-) -> None:
+def test_questions_that_find_nothing_and_k_beyond_the_corpus(server: Server, setup: Setup, tmp_path: Path) -> None:
     questions = [Question("a", "d", "zebra?", ("x",)), Question("b", "d", "city river", ("x",))]
     report = run_profile(questions, replace(setup, k=100), tmp_path / "p.parquet")
     assert report.failed == 0

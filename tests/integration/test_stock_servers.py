@@ -102,9 +102,7 @@ def short_prompts() -> Prompts:
     return replace(shipped, **{name: replace(getattr(shipped, name), max_tokens=6) for name in names})
 
 
-def test_llama_cpp_gives_the_tokens_and_logprobs_of_the_same_weights(
-    llama_cpp: OpenAILLM, local: LocalLLM
-) -> None:
+def test_llama_cpp_gives_the_tokens_and_logprobs_of_the_same_weights(llama_cpp: OpenAILLM, local: LocalLLM) -> None:
     """llama.cpp leaves out log-probabilities of tokens that are no whole character, and keeps keys in half
     precision, hence the tolerance."""
     assert llama_cpp.has_logprobs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apportion.cli import app, emit
+from apportion.cli.base import app, emit
 from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ Llm = Annotated[
 ServerModel = Annotated[
     str | None, typer.Option("--model", help="The server's name for the model, where it serves several.")
 ]
-Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="TOML file with prompts; the shipped ones without it.")
-]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="TOML file with prompts; the shipped ones without it.")]
 Dense = Annotated[
     str | None,
     typer.Option("--dense", help="Sentence-transformers model (folder or Hub name) for a dense index."),
@@ -102,9 +100,7 @@ def profile(
         bool, typer.Option("--resume", help="Continue; answers in the log are not asked for again.")
     ] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Calls to a server at once.")] = 8,
-    batch: Annotated[
-        int, typer.Option("--batch", help="Questions decoded together by a model in this process.")
-    ] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Questions decoded together by a model in this process.")] = 16,
     timeout: Timeout = 120.0,
     retries: Retries = 3,
     device: Device = "auto",
@@ -184,9 +180,7 @@ def ask(
     prompts: Prompts = None,
     model: ServerModel = None,
     dense: Dense = None,
-    k: Annotated[
-        int | None, typer.Option("--k", help="Passages in a prompt; the router's without it.")
-    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Passages in a prompt; the router's without it.")] = None,
     timeout: Timeout = 120.0,
     retries: Retries = 3,
     device: Device = "auto",
@@ -209,9 +203,7 @@ def ask(
     loaded = load_router(router)
     passages = k if k is not None else int(loaded.source.get("k") or DEFAULT_K)
     retriever = _open_retriever(index, dense)
-    settings = LLMSettings(
-        llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype
-    )
+    settings = LLMSettings(llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype)
     with closing(_connect(settings)) as connected:
         setup = Setup(connected, retriever, load_prompts(prompts), passages)
         unknown = require_trained_on(loaded.source, setup)
@@ -222,9 +214,7 @@ def ask(
 
 def _explained(found: "Answer") -> str:
     decision = found.decision
-    heads = (
-        "" if decision.p_rag is None else f", need RAG {decision.p_rag:.2f}, need CoT {decision.p_cot:.2f}"
-    )
+    heads = "" if decision.p_rag is None else f", need RAG {decision.p_rag:.2f}, need CoT {decision.p_cot:.2f}"
     lines = [found.text, f"  strategy  {found.strategy} (tier {decision.tier}{heads})"]
     lines += [f"  feature   {name} {value:.4g}" for name, value in found.features.items()]
     lines += [

@@ -111,9 +111,7 @@ def _publish(folder: Path, state: str, collection: Collection) -> None:
     for lock in target.glob(".tantivy-*.lock"):
         lock.unlink()
     small = [f"{state}/{name}" for name in ("meta.json", "terms.json")]
-    segments = {
-        path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.name not in _REWRITTEN
-    }
+    segments = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.name not in _REWRITTEN}
     content = {
         "kind": KIND,
         "retriever": "bm25",

@@ -35,9 +35,7 @@ class Feature:
 _ALL = (
     Feature("nqc_top1_k10", "retrieval", "std of the top 10 scores / top score (default NQC)"),
     Feature("nqc_mean_k10", "retrieval", "std of the top 10 scores / their mean"),
-    Feature(
-        "nqc_canonical_k100", "retrieval", "std of the top 100 scores / |log-likelihood under the corpus|"
-    ),
+    Feature("nqc_canonical_k100", "retrieval", "std of the top 100 scores / |log-likelihood under the corpus|"),
     Feature("score_top", "retrieval", "best score"),
     Feature("score_gap", "retrieval", "best score minus second best"),
     Feature("score_mean", "retrieval", "mean of the top 10 scores"),
@@ -85,9 +83,7 @@ def score_entropy(scores: Sequence[float]) -> float | None:
     return float(max(0.0, -(shares * np.log(shares)).sum()))
 
 
-def retrieval_features(
-    scores: Sequence[float], corpus_log_likelihood: float | None = None
-) -> dict[str, float]:
+def retrieval_features(scores: Sequence[float], corpus_log_likelihood: float | None = None) -> dict[str, float]:
     """Features of one retriever's falling scores (any number, also none).
 
     Args:

@@ -58,9 +58,7 @@ class ProfileReport:
     seconds: float
 
 
-def run_profile(
-    questions: Sequence[Question], setup: Setup, out: Path, *, resume: bool = False
-) -> ProfileReport:
+def run_profile(questions: Sequence[Question], setup: Setup, out: Path, *, resume: bool = False) -> ProfileReport:
     """Ask every question in four ways and write the profile.
 
     Raises:
@@ -73,9 +71,7 @@ def run_profile(
     if not questions:
         raise InputError("profile: no question was given", "give at least one question with answers")
     if out.exists() and not resume:
-        raise ArtifactExistsError(
-            f"--out {out}: exists", "continue it with --resume, or choose another --out"
-        )
+        raise ArtifactExistsError(f"--out {out}: exists", "continue it with --resume, or choose another --out")
     source = setup.source()
     header = {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
     measured = Measured()
@@ -124,9 +120,7 @@ def _pending(questions: Sequence[Question], measured: Measured, batch_size: int)
                 yield batch
 
 
-def _ask_all(
-    batches: Iterable[Batch], setup: Setup, measured: Measured, log: AppendLog, advance: Advance
-) -> None:
+def _ask_all(batches: Iterable[Batch], setup: Setup, measured: Measured, log: AppendLog, advance: Advance) -> None:
     """Keep `concurrency` batches in flight; this thread alone writes the log.
 
     What was in flight when something stops the loop is waited for and kept too.
@@ -180,18 +174,14 @@ def ask(batch: Batch, setup: Setup) -> list[Record]:
     try:
         completions = setup.llm.complete(requests)
     except ServiceError as error:
-        return [
-            {"question": question_key(one), "strategy": strategy, "error": error.problem} for one, _ in batch
-        ]
+        return [{"question": question_key(one), "strategy": strategy, "error": error.problem} for one, _ in batch]
     return [
         _record(question, strategy, completion, search_ms, setup)
         for (question, _), completion, search_ms in zip(batch, completions, searched_ms, strict=True)
     ]
 
 
-def _record(
-    question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup
-) -> Record:
+def _record(question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup) -> Record:
     extracted = extract(setup.prompts.of(strategy), completion)
     return {
         "question": question_key(question),

@@ -53,9 +53,7 @@ class LocalLLM:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(
-        cls, model: str, *, batch_size: int = 16, device: str = "auto", dtype: str = "auto"
-    ) -> "LocalLLM":
+    def open(cls, model: str, *, batch_size: int = 16, device: str = "auto", dtype: str = "auto") -> "LocalLLM":
         """Load a model folder, or a model by its name on the Hub.
 
         Raises:
@@ -101,10 +99,7 @@ class LocalLLM:
             for at in range(0, len(order), self.batch_size):
                 rows = [prepared[number][0] for number in order[at : at + self.batch_size]]
                 generate(self._model, rows, end_ids=self._end_ids, pad_id=self._pad_id)
-        return [
-            self._completion(request, row, cut)
-            for request, (row, cut) in zip(requests, prepared, strict=True)
-        ]
+        return [self._completion(request, row, cut) for request, (row, cut) in zip(requests, prepared, strict=True)]
 
     def close(self) -> None:
         """Nothing is held but memory."""
@@ -125,9 +120,7 @@ class LocalLLM:
         from jinja2 import TemplateError
 
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **switch
-            )
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
         except TemplateError:  # a template that knows no system message (Gemma)
             if len(messages) == 1:
                 raise
