@@ -26,7 +26,7 @@ def emit(value: Mapping[str, Any], *, as_json: bool, text: str) -> None:
 
 def main() -> None:
     """Entry point of the `apportion` command."""
-    from apportion.cli import bits, router  # noqa: F401  (each module adds its commands to app)
+    from apportion.cli import bits, route, router  # noqa: F401  (each module adds its commands to app)
 
     try:
         app(standalone_mode=False)
