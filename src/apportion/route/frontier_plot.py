@@ -39,12 +39,13 @@ def _panel(axes: Any, points: Mapping[str, Any], key: str, label: str) -> None:
     for name, (colour, marker, shown) in STYLES.items():
         line = sorted((p[key], p["quality"]) for p in points[name] if p[other] == 0)
         axes.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=shown)
-    for name in (name for name in STATIC if name in points):
-        point = points[name][0]
-        axes.plot(point[key], point["quality"], "s", color="#c8553d", markersize=7)
-        axes.annotate(
-            name, (point[key], point["quality"]), textcoords="offset points", xytext=(7, -10), fontsize=9
-        )
+    statics = {name: points[name][0] for name in STATIC if name in points}
+    middle = max(point[key] for point in statics.values()) / 2
+    for name, point in statics.items():
+        place = (point[key], point["quality"])
+        side, shift = ("left", (7, -11)) if point[key] <= middle else ("right", (-7, -13))
+        axes.plot(*place, "s", color="#c8553d", markersize=7)
+        axes.annotate(name, place, textcoords="offset points", xytext=shift, ha=side, fontsize=9)
     axes.plot([], [], "s", color="#c8553d", label="always one strategy")
     axes.set_xlabel(label)
     axes.set_ylabel("mean quality")

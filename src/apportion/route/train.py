@@ -33,7 +33,7 @@ from apportion.route.utility import (
     weight_grid,
 )
 
-CAUTION = 1.28
+CAUTION = 1.64
 
 
 @dataclass(frozen=True, slots=True)
