@@ -37,7 +37,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda, for a 
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16, likewise.")]
 
 
-@app.command()
+@app.command(epilog="Example: apportion index corpus.jsonl --out index")
 def index(
     out: Annotated[Path, typer.Option("--out", help="Folder of the index.")],
     corpus: Annotated[
@@ -53,10 +53,7 @@ def index(
     dense: Dense = None,
     json: Json = False,
 ) -> None:
-    """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing.
-
-    Example: apportion index corpus.jsonl --out index
-    """
+    """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing."""
     from apportion.route.corpus import read_corpus
     from apportion.route.indexing import add_passages, build_index, delete_passages, index_size_bytes
     from apportion.route.retrieve import Bm25Index
@@ -85,7 +82,9 @@ def index(
     emit(value, as_json=json, text=text)
 
 
-@app.command()
+@app.command(
+    epilog="Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet"
+)
 def profile(
     questions: Annotated[Path, typer.Argument(help="JSON lines: id, dataset, question, answers.")],
     index: Index,
@@ -107,10 +106,7 @@ def profile(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Answer questions by all four pipelines and record quality, tokens, latency and features.
-
-    Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet
-    """
+    """Answer questions by all four pipelines and record quality, tokens, latency and features."""
     from apportion.route.llm.connect import LLMSettings
     from apportion.route.profiling import run_profile
     from apportion.route.prompts import load_prompts
@@ -164,7 +160,9 @@ def _connect(settings: "LLMSettings") -> "LLM":
     return connect(settings)
 
 
-@app.command()
+@app.command(
+    epilog='Example: apportion ask "Who founded Bern?" --router router --index index --llm http://localhost:8000/v1'
+)
 def ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     router: Annotated[Path, typer.Option("--router", help="Folder made by `apportion train-router`.")],
@@ -187,10 +185,7 @@ def ask(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Answer one question by the pipeline that is worth its cost.
-
-    Example: apportion ask "Who founded Bern?" --router router --index index --llm http://localhost:8000/v1
-    """
+    """Answer one question by the pipeline that is worth its cost."""
     from apportion.core.artifact import plain
     from apportion.route.answer import answer
     from apportion.route.llm.connect import LLMSettings

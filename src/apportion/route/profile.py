@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.core.errors import InputError
-from apportion.route.strategy import STRATEGIES
+from apportion.route.strategy import DIRECT, STRATEGIES
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -130,6 +130,14 @@ class Profile:
         """Whether latency is known for every strategy of every complete question."""
         known = self.latency_ms[self.complete][:, list(self.columns)]
         return bool(known.size) and bool(np.isfinite(known).all())
+
+    @property
+    def has_draft_cost(self) -> bool:
+        """Whether the draft's cost, which is Direct's, is known for every complete question."""
+        whole = self.complete
+        known = np.isfinite(self.tokens[whole, DIRECT])
+        timed = np.isfinite(self.latency_ms[whole, DIRECT]) if self.has_latency else known
+        return bool(known.size) and bool((known & timed).all())
 
     def select(self, rows: NDArray[np.int64] | Bools) -> "Profile":
         """The same profile with some questions only (a mask or row numbers)."""

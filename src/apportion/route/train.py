@@ -17,12 +17,13 @@ from apportion.route.policy import Layers, Policy, Singles, choose, encode_weigh
 from apportion.route.policy_training import Fitted, TrainingPlan, fit_members
 from apportion.route.profile import Floats, Profile
 from apportion.route.router import Router, Tier
-from apportion.route.strategy import DIRECT, USES_COT, USES_RAG
+from apportion.route.strategy import USES_COT, USES_RAG
 from apportion.route.utility import (
     LATENCY_WEIGHTS,
     TOKEN_WEIGHTS,
     Costed,
     Ints,
+    Scale,
     Weights,
     best_static,
     cost,
@@ -32,7 +33,7 @@ from apportion.route.utility import (
     weight_grid,
 )
 
-CAUTION = 1.0
+CAUTION = 1.64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,19 @@ class Trained:
 
 
 def train_router(
-    profile: Profile, plan: TrainingPlan | None = None, *, seed: int = 0, caution: float = CAUTION
+    profile: Profile,
+    plan: TrainingPlan | None = None,
+    *,
+    seed: int = 0,
+    caution: float = CAUTION,
+    scale: Scale | None = None,
 ) -> Trained:
     """Train the tiers that the profile's features allow.
 
     Args:
         caution: standard errors by which a policy must beat the best static strategy on held-out questions
-            before it may decide; -inf: always.
+            before it may decide.
+        scale: what a weight of 1 refers to; the profile's own without it.
 
     Raises:
         InputError: one strategy only, too few questions, or no feature that varies.
@@ -75,10 +82,10 @@ def train_router(
     whole = _varying(profile.only_complete())
     if len(whole.columns) < 2:
         raise InputError(f"profile: only {whole.strategies[0]} was recorded, expected at least 2 strategies")
-    scale = scale_of(whole)
+    scale = scale or scale_of(whole)
     plain = cost(whole, scale)
     fitted = [
-        _fit_tier(name, whole.keep_features(names), plain, plan, seed, caution)
+        _fit_tier(name, whole.keep_features(names), (plain, scale), plan, seed, caution)
         for name, names in tier_features(whole).items()
     ]
     router = Router(
@@ -95,7 +102,7 @@ def train_router(
 def tier_features(profile: Profile) -> dict[str, tuple[str, ...]]:
     """Feature names of each tier; draft features need Direct outcomes, whose cost is the draft's."""
     lean = tuple(name for name in profile.feature_names if not is_draft(name))
-    full = profile.feature_names if DIRECT in profile.columns else lean
+    full = profile.feature_names if profile.has_draft_cost else lean
     tiers = {"full": full} if len(full) > len(lean) else {}
     if lean:
         tiers["lean"] = lean
@@ -117,9 +124,8 @@ def needs_search(names: tuple[str, ...]) -> bool:
     return any(not is_draft(name) and not name.startswith("question_") for name in names)
 
 
-def tier_cost(profile: Profile, router_scale_of: Profile | None, names: tuple[str, ...]) -> Costed:
+def probed_cost(profile: Profile, scale: Scale, names: tuple[str, ...]) -> Costed:
     """Costs of deciding by these features, their probes counted."""
-    scale = scale_of(router_scale_of or profile)
     return cost(profile, scale, draft=any(map(is_draft, names)), search=needs_search(names))
 
 
@@ -138,9 +144,15 @@ def _source(profile: Profile) -> dict[str, str | int]:
 
 
 def _fit_tier(
-    name: str, profile: Profile, plain: Costed, plan: TrainingPlan, seed: int, caution: float
+    name: str,
+    profile: Profile,
+    unprobed: tuple[Costed, Scale],
+    plan: TrainingPlan,
+    seed: int,
+    caution: float,
 ) -> tuple[Tier, TierRecord]:
-    costed = tier_cost(profile, None, profile.feature_names)
+    plain, scale = unprobed
+    costed = probed_cost(profile, scale, profile.feature_names)
     held = split_folds(profile.dataset, plan.folds, seed)
     blank = Policy(
         names=profile.feature_names,
@@ -176,9 +188,7 @@ def _asked(inputs: Singles, weights: Weights, means: Floats) -> Floats:
     return np.concatenate([inputs, encoded.repeat(len(inputs), axis=0)], axis=1)
 
 
-def _regrets(
-    fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int
-) -> Floats:
+def _regrets(fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int) -> Floats:
     """[checks, folds] mean regret on held-out questions over a grid of weights, scaled as in the loss."""
     found = np.zeros((len(fitted.steps), len(held)))
     grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=costed.has_latency)

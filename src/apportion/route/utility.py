@@ -102,18 +102,18 @@ def cost(profile: Profile, scale: Scale, *, draft: bool = False, search: bool = 
         search: the route is decided after a search (its latency counts where `retrieval_ms` is known).
 
     Raises:
-        InputError: the draft is to be counted and Direct was not recorded.
+        InputError: the draft is to be counted and Direct's costs were not recorded.
     """
     if not profile.complete.all():
         raise InputError("profile: some questions lack a strategy", "use profile.only_complete()")
     absent = [i for i in range(4) if i not in profile.columns]
-    if draft and DIRECT in absent:
+    if draft and not profile.has_draft_cost:
         raise InputError("the draft's cost is Direct's, and the profile has no direct outcomes")
     timed = profile.has_latency and scale.latency_ms is not None
     quality, tokens = profile.quality.copy(), profile.tokens / scale.tokens
     latency = profile.latency_ms / (scale.latency_ms or 1.0) if timed else np.zeros_like(tokens)
     if draft:
-        for other in (i for i in profile.columns if i != DIRECT):
+        for other in (i for i in range(4) if i != DIRECT):
             tokens[:, other] += tokens[:, DIRECT]
             latency[:, other] += latency[:, DIRECT]
     if search and timed:
