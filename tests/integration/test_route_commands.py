@@ -11,6 +11,10 @@ import pytest
 from chat_server import KEY, Server, serve
 
 from apportion.cli import main
+from apportion.route.policy_training import TrainingPlan
+from apportion.route.profile_file import read_profile
+from apportion.route.router_file import save_router
+from apportion.route.train import train_router
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -104,6 +108,43 @@ def test_questions_without_answers_are_refused_before_the_model_is_opened(comman
     code, _, error = command(*arguments, "--out", tmp_path / "p.parquet")
     assert code == 1
     assert "line 1: no answers; line 3: no answers" in error
+
+
+def test_a_router_trained_on_a_profile_answers_and_explains(
+    command: Command, server: Server, corpus: Path, tmp_path: Path
+) -> None:
+    """Half of the questions need reasoning (the server gets them wrong without the words step by step)."""
+
+    def reply(user: str) -> str:
+        easy = "easy" in user
+        return "Answer: Bern" if easy or server.calls[-1]["body"]["messages"][0]["content"].startswith("Th") else "no"
+
+    server.reply = reply
+    command("index", corpus, "--out", tmp_path / "index")
+    rows = [{"question": f"{'easy' if n % 2 else 'a hard one'} {n}?", "answers": ["Bern"]} for n in range(24)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shared = ["--index", tmp_path / "index", "--llm", server.url]
+    profiled = command("profile", tmp_path / "q.jsonl", *shared, "--out", tmp_path / "p.parquet", "--concurrency", 1)
+    assert profiled[0] == 0, profiled
+    plan = TrainingPlan(folds=3, seeds=1, steps=40)
+    trained = train_router(read_profile(tmp_path / "p.parquet"), plan, caution=-1e9)
+    save_router(tmp_path / "router", trained.router, {})
+    asked = ["ask", "easy 99?", "--router", tmp_path / "router", *shared, "--token-weight", "0.3"]
+    code, printed, error = command(*asked, "--json")
+    assert code == 0, error
+    found = json.loads(printed)
+    assert found["strategy"] in ("direct", "rag", "cot", "rag+cot")
+    assert found["tokens"] == sum(call["prompt_tokens"] + call["completion_tokens"] for call in found["calls"])
+    assert found["not_compared"] == []
+    code, printed, _ = command(*asked, "--explain")
+    assert "strategy " in printed
+    assert "cost " in printed
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "something else"}')
+    command("index", other, "--out", tmp_path / "other")
+    code, _, error = command(*asked, "--index", tmp_path / "other")
+    assert code == 1
+    assert "router: was trained on another corpus" in error
 
 
 @pytest.mark.parametrize("name", ["index", "profile", "ask"])
