@@ -113,7 +113,7 @@ def make_app(server: Server) -> FastAPI:
         user = body["messages"][-1]["content"]
         with server.lock:
             mode = server.mode(len(server.calls))
-            call = {"user": user, "mode": mode, "body": body}
+            call = {"user": user, "mode": mode, "body": body, "headers": dict(request.headers)}
             server.calls.append(call)
             server.running += 1
             server.most_running = max(server.most_running, server.running)

@@ -16,11 +16,12 @@ import pytest
 from chat_server import Server, serve
 from tiny_model import make_tiny_model
 
-from apportion.core.errors import ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
+from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
 from apportion.route.corpus import Passage
 from apportion.route.indexing import build_index
 from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.openai import OpenAILLM
+from apportion.route.lock import sole_writer
 from apportion.route.probes import FEATURES
 from apportion.route.profile_file import read_profile
 from apportion.route.profiling import run_profile
@@ -173,6 +174,18 @@ def test_a_log_of_another_setup_is_refused(setup: Setup, tmp_path: Path) -> None
     run_profile(QUESTIONS[:1], setup, tmp_path / "p.parquet")
     with pytest.raises(ArtifactMismatchError, match="k: saved 3, now 2"):
         run_profile(QUESTIONS[:1], replace(setup, k=2), tmp_path / "p.parquet", resume=True)
+
+
+def test_two_processes_may_not_write_one_profile(server: Server, setup: Setup, tmp_path: Path) -> None:
+    run_profile(QUESTIONS[:1], setup, tmp_path / "p.parquet")
+    asked = len(server.calls)
+    with (
+        sole_writer(tmp_path / "p.parquet.log"),
+        pytest.raises(ArtifactError, match="written by another process"),
+    ):
+        run_profile(QUESTIONS, setup, tmp_path / "p.parquet", resume=True)
+    assert len(server.calls) == asked
+    assert run_profile(QUESTIONS, setup, tmp_path / "p.parquet", resume=True).failed == 0
 
 
 def test_more_questions_may_be_added_on_resume(server: Server, setup: Setup, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ asked again, except failed rows. Failed calls are rows with an error; a long run
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from apportion.core.errors import ArtifactExistsError, InputError, ServiceError
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
 from apportion.route.llm.protocol import Completion
+from apportion.route.lock import sole_writer
 from apportion.route.measured import Measured, Record, question_key
 from apportion.route.pipelines import build_request, extract, uses_passages
 from apportion.route.probes import features_of_hits, question_features
@@ -75,7 +77,7 @@ def run_profile(questions: Sequence[Question], setup: Setup, out: Path, *, resum
     source = setup.source()
     header = {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
     measured = Measured()
-    with AppendLog(out.with_name(out.name + ".log"), header, resume=resume) as log:
+    with _sole_log(out.with_name(out.name + ".log"), header, resume=resume) as log:
         for record in log.records:
             measured.add(record)
         resumed = measured.count(questions, STRATEGIES)
@@ -86,6 +88,19 @@ def run_profile(questions: Sequence[Question], setup: Setup, out: Path, *, resum
     outcomes = [row for question in questions for row in measured.outcomes(question)]
     write_profile(out, outcomes, source)
     return _report(questions, setup, measured, out, resumed, time.monotonic() - start)
+
+
+@contextmanager
+def _sole_log(path: Path, header: Mapping[str, object], *, resume: bool) -> Iterator[AppendLog]:
+    """The log, opened by no other process at the same time."""
+    with ExitStack() as stack:
+        existed = path.exists()
+        if existed:  # before it is opened, since opening cuts off an unfinished line
+            stack.enter_context(sole_writer(path))
+        log = stack.enter_context(AppendLog(path, header, resume=resume))
+        if not existed:
+            stack.enter_context(sole_writer(path))
+        yield log
 
 
 def _probe_questions(questions: Sequence[Question], setup: Setup, measured: Measured, log: AppendLog) -> None:

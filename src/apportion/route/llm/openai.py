@@ -171,11 +171,13 @@ def _check(base_url: str, concurrency: int, timeout_s: float, retries: int) -> N
 def _client(base_url: str, key: str, timeout_s: float) -> Any:
     import openai
 
+    unset: Any = openai.Omit()
     return openai.OpenAI(
         base_url=base_url,
         api_key=key,
         timeout=timeout_s,
         max_retries=0,
+        default_headers={"OpenAI-Organization": unset, "OpenAI-Project": unset},
         http_client=openai.DefaultHttpxClient(follow_redirects=False),
     )
 
