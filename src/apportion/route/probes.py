@@ -18,6 +18,7 @@ from apportion.route.retrieve import Hits
 Group = Literal["retrieval", "draft", "question"]
 TOP = 10  # scores that most features look at
 CANONICAL_TOP = 100
+SMALLEST_NORMALISER = 1e-9
 
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _QUOTED = re.compile('["“”«»]')
@@ -57,7 +58,7 @@ FEATURES: Mapping[str, Feature] = MappingProxyType({feature.name: feature for fe
 def nqc(scores: Sequence[float], normaliser: float, top: int) -> float | None:
     """Normalised query commitment: population standard deviation of the top scores / |normaliser|.
 
-    None with fewer than two scores or a normaliser of zero.
+    None with fewer than two scores or a normaliser of (nearly) zero.
 
     Source: Shtok, Kurland, Carmel, Raiber and Markovits, "Predicting Query Performance by Query-Drift
     Estimation", ACM TOIS 30(2), 2012, equation 7 (NQC), where the normaliser is the corpus's score for the
@@ -66,7 +67,7 @@ def nqc(scores: Sequence[float], normaliser: float, top: int) -> float | None:
     >>> nqc([3.0, 1.0], 2.0, 10)
     0.5
     """
-    if len(scores) < 2 or not normaliser:
+    if len(scores) < 2 or abs(normaliser) < SMALLEST_NORMALISER:
         return None
     return float(np.std(np.asarray(scores[:top], dtype=np.float64))) / abs(normaliser)
 
