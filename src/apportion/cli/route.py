@@ -20,7 +20,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Index = Annotated[Path, typer.Option("--index", help="Index folder made by `apportion index`.")]
 Llm = Annotated[
     str,
-    typer.Option("--llm", help="A server (http://host:port/v1), a model folder, or a model on the Hub."),
+    typer.Option(
+        "--llm",
+        help="A server (http://host:port/v1; its key from APPORTION_API_KEY or OPENAI_API_KEY), a model folder, "
+        "or a model on the Hub.",
+    ),
 ]
 ServerModel = Annotated[
     str | None, typer.Option("--model", help="The server's name for the model, where it serves several.")
