@@ -61,9 +61,7 @@ def test_noise_does_no_harm(n: int) -> None:
     costs more than its interval.
     """
     router = (
-        uninformed().router
-        if n == 300
-        else train_router(needs_profile(n, seed=3, signal=0.0), QUICK).router
+        uninformed().router if n == 300 else train_router(needs_profile(n, seed=3, signal=0.0), QUICK).router
     )
     test = needs_profile(1500, seed=2, signal=0.0)
     for weights in GRID:

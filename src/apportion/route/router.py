@@ -4,15 +4,15 @@ A router holds up to two tiers: `full` reads every feature, `lean` all but those
 that return no log-probabilities). Each has a gate; where no gate is open the best static strategy answers.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from apportion.core.errors import InputError
-from apportion.route.calibration import sigmoid
 from apportion.route.gate import Gate
-from apportion.route.policy import Policy, choose
+from apportion.route.policy import Policy, choose, choose_one
 from apportion.route.profile import Bools, Floats
 from apportion.route.strategy import STRATEGIES, USES_COT, USES_RAG
 from apportion.route.utility import Ints, Scale, Weights
@@ -116,18 +116,16 @@ class Router:
             tier = self.tier_at(weights, draft=False)
         if tier is None:
             return self._static(weights, reason)
-        row, missing = tier.policy.row(features)
-        logits = tier.policy.logits(row, np.array([[weights.token, weights.latency]]))
-        column = int(choose(logits, self.columns)[0])
-        p_rag, p_cot = sigmoid(logits[0] / np.array(tier.temperatures)).tolist()
+        rag, cot, missing = tier.policy.logits_of(features, (weights.token, weights.latency))
+        column = choose_one(rag, cot, self.columns)
         return Decision(
             strategy=STRATEGIES[column],
             need_rag=USES_RAG[column],
             need_cot=USES_COT[column],
             weights=weights,
             tier=tier.name,
-            p_rag=p_rag,
-            p_cot=p_cot,
+            p_rag=_tempered(rag, tier.temperatures[0]),
+            p_cot=_tempered(cot, tier.temperatures[1]),
             features_used=tier.policy.names,
             missing=missing,
             fallback_reason=reason,
@@ -188,5 +186,9 @@ class Router:
         return np.asarray(np.isfinite(features[:, [position[name] for name in names]]).all(axis=1))
 
 
+def _tempered(logit: float, temperature: float) -> float:
+    return 0.5 * (1 + math.tanh(logit / temperature / 2))
+
+
 def _known(value: float | None) -> bool:
-    return value is not None and bool(np.isfinite(value))
+    return value is not None and math.isfinite(value)
