@@ -18,6 +18,7 @@ from apportion.route.evaluate import evaluate
 from apportion.route.evaluation import BETTER, SAME, UNCLEAR, WORSE, Evaluation
 from apportion.route.evaluation_report import report
 from apportion.route.folds import split_folds
+from apportion.route.policy_training import TrainingPlan
 from apportion.route.profile import Profile
 from apportion.route.summarise import judged
 from apportion.route.utility import Weights, cost, scale_of, utility
@@ -154,6 +155,22 @@ def test_a_router_of_noise_is_said_not_to_beat_them_in_the_first_line() -> None:
     assert "logistic" not in evaluation.weights[0].baselines
 
 
+def test_training_questions_are_recognised_when_a_router_is_judged_by_them() -> None:
+    honest = informed_evaluation()
+    assert honest.trained_on_these == 0
+    unfair = evaluate(needs_profile(500, seed=1).select(np.arange(40)), PLAN, router=informed().router)
+    assert unfair.trained_on_these == 40
+    assert "40 of the 40 questions were training questions" in report(unfair)
+
+
+def test_a_profile_without_draft_features_is_decided_by_the_lean_tier_and_says_so() -> None:
+    profile = needs_profile(60, seed=2)
+    bare = profile.keep_features(tuple(n for n in profile.feature_names if not n.startswith("draft_")))
+    evaluation = evaluate(bare, PLAN, router=informed().router)
+    assert all(set(row.tiers) <= {"lean", "static"} for row in evaluation.weights)
+    assert any("the profile lacks: draft_nll_max, draft_nll_mean" in one for one in evaluation.dropped)
+
+
 def test_savings_are_those_of_the_best_weights_at_no_lower_quality() -> None:
     evaluation = informed_evaluation()
     found = {(one.family, one.what): one for one in evaluation.savings}
@@ -176,8 +193,9 @@ def test_folds_hold_their_share_of_every_dataset() -> None:
 
 
 def test_ablations_and_families_left_out_on_folds() -> None:
+    brief = TrainingPlan(folds=2, seeds=1, steps=120, check_every=60, batch=64)
     plan = replace(PLAN, ablations=True, leave_out=True, token_weights=(0.3,), latency_weights=(0.0,))
-    evaluation = evaluate(needs_profile(160, seed=3), plan)
+    evaluation = evaluate(needs_profile(160, seed=3), replace(plan, training=brief))
     (row,) = evaluation.weights
     heads = {"need_rag_only", "need_cot_only"}
     assert heads | {"without_nqc", "without_nll", "without_weights"} <= set(row.baselines)

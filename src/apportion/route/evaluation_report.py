@@ -10,6 +10,7 @@ def report(evaluation: Evaluation) -> str:
     """The whole report; its first line is `summary.first_line`."""
     parts = [
         evaluation.summary.first_line,
+        *_warning(evaluation),
         _setting(evaluation),
         "## Utility at each weights\n\n" + _utilities(evaluation.weights),
         "## Over all weights\n\n" + _contenders(evaluation),
@@ -35,6 +36,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _warning(evaluation: Evaluation) -> list[str]:
+    seen = evaluation.trained_on_these
+    text = f"**{seen} of the {evaluation.questions} questions were training questions: too good to be true.**"
+    return [text] if seen else []
 
 
 def _setting(evaluation: Evaluation) -> str:

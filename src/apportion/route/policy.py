@@ -49,6 +49,15 @@ def encode_weights(weights: Floats, means: Floats) -> Floats:
     return np.concatenate([logs, behind, capped], axis=1)
 
 
+def mean_and_spread(features: Floats) -> tuple[Floats, Floats]:
+    """[f] mean and standard deviation of the values that are there; 0 where there is none."""
+    known = np.isfinite(features)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, features, 0.0).sum(axis=0) / count
+    squares = np.where(known, (features - mean) ** 2, 0.0).sum(axis=0) / count
+    return mean, np.sqrt(squares)
+
+
 @dataclass(frozen=True, slots=True)
 class Layers:
     """Parameters of M members side by side: w1 [M, f + 6, H], w2 [M, H, H], w3 [M, H, 6] and biases."""

@@ -5,6 +5,7 @@ elsewhere (no such key, no features, null latency) are read too; what they lack 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
 
 def _fill_if_measured(features: Floats, i: int, values: list[float | None]) -> None:
     for column, value in enumerate(values):
-        if value is not None:
+        if value is not None and math.isfinite(value):
             features[i, column] = value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apportion.core.errors import InputError
 from apportion.route.gate import Gate
@@ -66,6 +67,7 @@ class Router:
         means: [3, 4] mean quality, scaled tokens and scaled latency, no probes counted.
         has_latency: whether it was trained with latencies; if not, latency weights must be 0.
         source: digests and names of what it was trained on: model, corpus, prompts, k.
+        trained_on: keys of the training questions, so that nobody judges it by them unknowingly.
     """
 
     tiers: tuple[Tier, ...]
@@ -74,6 +76,7 @@ class Router:
     scale: Scale
     has_latency: bool
     source: Mapping[str, str | int]
+    trained_on: NDArray[np.uint64]
 
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""

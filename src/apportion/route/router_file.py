@@ -38,7 +38,7 @@ def save_router(folder: Path, router: Router, record: Mapping[str, Any]) -> None
     from safetensors.numpy import save
 
     claim_folder(folder, resume=False)
-    arrays: Arrays = {"means": router.means}
+    arrays: Arrays = {"means": router.means, "trained_on": router.trained_on}
     for tier in router.tiers:
         arrays |= {f"{tier.name}.{name}": value for name, value in _arrays(tier).items()}
     write_bytes(folder / ARRAYS, save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
@@ -123,6 +123,7 @@ def _assemble(manifest: dict[str, Any], arrays: Arrays) -> Router:
         scale=Scale(**manifest["scale"]),
         has_latency=manifest["has_latency"],
         source=manifest["source"],
+        trained_on=arrays["trained_on"],
     )
 
 
