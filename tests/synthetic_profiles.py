@@ -14,7 +14,9 @@ LATENCY_MS = np.array([20.0, 60.0, 200.0, 260.0])
 NAMES = ("nqc_top1_k10", "score_top", "question_words", "draft_nll_mean", "draft_nll_max")
 
 
-def needs_profile(n: int, seed: int = 0, *, signal: float = 1.0, noise: float = 0.0, latency: bool = True) -> Profile:
+def needs_profile(
+    n: int, seed: int = 0, *, signal: float = 1.0, noise: float = 0.0, latency: bool = True
+) -> Profile:
     """A profile of n questions.
 
     Args:
@@ -30,7 +32,7 @@ def needs_profile(n: int, seed: int = 0, *, signal: float = 1.0, noise: float = 
     mixed = rng.normal(size=(n, len(NAMES)))
     loads = np.array([[1.0, 0.5, 0.0, 1.0, 0.3], [0.0, -0.5, 1.0, 0.6, 1.0]])
     features = signal * (latent @ loads) + (1 - signal) * mixed
-    return _profile(quality, features, rng, latency=latency, families=np.where(need_cot, "sums", "facts"))
+    return _profile(quality, features, seed, latency=latency, families=np.where(need_cot, "sums", "facts"))
 
 
 def either_profile(n: int, seed: int = 0) -> Profile:
@@ -42,19 +44,17 @@ def either_profile(n: int, seed: int = 0) -> Profile:
     features = rng.normal(size=(n, len(NAMES)))
     hard, fact = features[:, 0] > 0, features[:, 1] > 0
     quality = np.stack([~hard, hard & fact, hard & ~fact, np.zeros(n, bool)], axis=1).astype(float)
-    return _profile(quality, features, rng, latency=True, families=np.where(hard, "hard", "easy"))
+    return _profile(quality, features, seed, latency=True, families=np.where(hard, "hard", "easy"))
 
 
-def _profile(
-    quality: Floats, features: Floats, rng: np.random.Generator, *, latency: bool, families: np.ndarray
-) -> Profile:
-    n = len(quality)
+def _profile(quality: Floats, features: Floats, seed: int, *, latency: bool, families: np.ndarray) -> Profile:
+    n, rng = len(quality), stream(seed, "costs")
     tokens = np.round(TOKENS * rng.uniform(0.8, 1.2, size=(n, 4)))
     times = LATENCY_MS * rng.uniform(0.8, 1.2, size=(n, 4))
     return Profile(
         dataset=tuple(str(name) for name in families),
         ids=tuple(str(i) for i in range(n)),
-        question=tuple(f"question {i}" for i in range(n)),
+        question=tuple(f"question {i} of {seed}" for i in range(n)),
         quality=quality,
         em=quality,
         tokens=tokens,

@@ -1,5 +1,7 @@
 """Where the best routes are known the router finds them; where nothing can be known it does no harm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic_profiles import either_profile, needs_profile
@@ -60,7 +62,9 @@ def test_noise_does_no_harm(n: int) -> None:
     A gate opens wrongly with probability of about 5 % a node; at the nodes asked here, with these seeds, none
     costs more than its interval.
     """
-    router = uninformed().router if n == 300 else train_router(needs_profile(n, seed=3, signal=0.0), QUICK).router
+    router = (
+        uninformed().router if n == 300 else train_router(needs_profile(n, seed=3, signal=0.0), QUICK).router
+    )
     test = needs_profile(1500, seed=2, signal=0.0)
     for weights in GRID:
         value = utilities(router, test, weights)
@@ -95,8 +99,9 @@ def test_heads_are_calibrated_enough_to_beat_the_base_rate() -> None:
 
 def test_training_is_deterministic_and_depends_on_the_seed() -> None:
     profile = needs_profile(80, seed=5)
-    one, two = (train_router(profile, QUICK, seed=7).router for _ in range(2))
-    other = train_router(profile, QUICK, seed=8).router
+    brief = replace(QUICK, folds=2, steps=40, check_every=20)
+    one, two = (train_router(profile, brief, seed=7).router for _ in range(2))
+    other = train_router(profile, brief, seed=8).router
     first = [r.tiers[0].policy.layers.w1 for r in (one, two, other)]
     np.testing.assert_array_equal(first[0], first[1])
     assert not np.array_equal(first[0], first[2])

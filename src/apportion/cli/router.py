@@ -37,7 +37,7 @@ def train(
     from apportion.route.training_report import training_record, training_text
 
     trained = train_router(_read(profile, index, quality), seed=seed)
-    record = training_record(trained)
+    record = {**training_record(trained), "quality": quality}
     save_router(out, trained.router, record)
     emit({"out": str(out), **record}, as_json=as_json, text=training_text(trained, out))
 
@@ -97,6 +97,8 @@ def _expected(profile: Any) -> dict[str, str | int]:
 
 def _text(saved: dict[str, Any], out: Path) -> str:
     lines = [saved["summary"]["first_line"], ""]
+    if saved["trained_on_these"]:
+        lines.insert(1, f"{saved['trained_on_these']} of the questions were training questions: too good.")
     lines += [f"{'token w':>8} {'lat. w':>7} {'best static':>12} {'router':>8} {'oracle':>8}  gain [95 %]"]
     for row in saved["weights"]:
         interval = row["gain"]["interval"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apportion.route.contenders import Choice, without_probes
-from apportion.route.policy import Singles
+from apportion.route.policy import Singles, mean_and_spread
 from apportion.route.profile import Floats, Profile
 from apportion.route.train import is_draft, needs_search, probed_cost, tier_features
 from apportion.route.utility import Costed, Scale, Weights, cost, labels, utility
@@ -28,9 +28,8 @@ class Reader:
     @classmethod
     def fit(cls, profile: Profile) -> "Reader":
         names = next(iter(tier_features(profile).values()))
-        values = profile.keep_features(names).features
-        spread = np.nanstd(values, axis=0)
-        return cls(names, np.nanmean(values, axis=0), np.where(spread > 0, spread, 1.0))
+        mean, spread = mean_and_spread(profile.keep_features(names).features)
+        return cls(names, mean, np.where(spread > 0, spread, 1.0))
 
     def read(self, profile: Profile) -> Singles:
         """[n, f]"""
@@ -61,7 +60,9 @@ class Logistic:
             self.models[weights] = self._fit(weights)
         model = self.models[weights]
         inputs = self.reader.read(profile)
-        return self.reader.choice(np.full(len(inputs), model) if isinstance(model, int) else model.predict(inputs))
+        return self.reader.choice(
+            np.full(len(inputs), model) if isinstance(model, int) else model.predict(inputs)
+        )
 
     def _fit(self, weights: Weights) -> Any:
         """The model; or the one column that is best for every question."""

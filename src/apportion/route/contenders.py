@@ -8,7 +8,7 @@ import numpy as np
 
 from apportion.core.seeds import stream
 from apportion.route.profile import Bools, Floats, Profile
-from apportion.route.router import STATIC, Router
+from apportion.route.router import Router
 from apportion.route.strategy import DIRECT, STRATEGIES, USES_RAG
 from apportion.route.train import needs_search
 from apportion.route.utility import Ints, Scale, Weights, best_static, cost, labels, utility
@@ -16,11 +16,12 @@ from apportion.route.utility import Ints, Scale, Weights, best_static, cost, lab
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """[n] columns chosen, and which probes were made before choosing."""
+    """[n] columns chosen, which probes were made before choosing, and a router's deciding tiers."""
 
     columns: Ints
     draft: Bools
     search: Bools
+    tiers: tuple[str, ...] = ()
 
 
 class Contender(Protocol):
@@ -137,12 +138,7 @@ class Routed:
         for tier in self.router.tiers:
             draft |= (made == tier.name) & bool(tier.draft_names)
             search |= (made == tier.name) & needs_search(tier.policy.names)
-        return Choice(columns, draft, search)
-
-    def deciding(self, weights: Weights) -> str:
-        """The tier that decides at these weights when every feature is there."""
-        tier = self.router.tier_at(weights)
-        return tier.name if tier else STATIC
+        return Choice(columns, draft, search, tiers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Contenders play every question they were not fitted on, at every pair of weights."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from apportion.route.contenders import Contender, Played, Routed, play
+from apportion.route.contenders import Contender, Played, play
 from apportion.route.profile import Profile
 from apportion.route.utility import Ints, Weights
 
@@ -30,7 +31,9 @@ class Results:
     tiers: dict[Weights, dict[str, float]]
 
 
-def hold(profile: Profile, heats: Sequence[Heat], grid: Sequence[Weights], extra: Sequence[Weights]) -> Results:
+def hold(
+    profile: Profile, heats: Sequence[Heat], grid: Sequence[Weights], extra: Sequence[Weights]
+) -> Results:
     """Play all heats; their rows together are every row of the profile, each once.
 
     Args:
@@ -47,20 +50,17 @@ def hold(profile: Profile, heats: Sequence[Heat], grid: Sequence[Weights], extra
                 choice = heat.field[name].choose(part, weights)
                 got = play(part, choice)
                 columns[heat.rows] = choice.columns
+                if name == "router":
+                    _count(results.tiers.setdefault(weights, {}), choice.tiers, profile.n)
                 outcome.quality[heat.rows] = got.quality
                 outcome.tokens[heat.rows] = got.tokens
                 outcome.latency_ms[heat.rows] = got.latency_ms
             results.played[name, weights] = outcome
             results.columns[name, weights] = columns
-        results.tiers[weights] = _tiers(heats, weights, profile.n)
     return results
 
 
-def _tiers(heats: Sequence[Heat], weights: Weights, n: int) -> dict[str, float]:
-    shares: dict[str, float] = {}
-    for heat in heats:
-        router = heat.field["router"]
-        if isinstance(router, Routed):
-            name = router.deciding(weights)
-            shares[name] = shares.get(name, 0.0) + len(heat.rows) / n
-    return shares
+def _count(shares: dict[str, float], tiers: tuple[str, ...], n: int) -> None:
+    """Add the share of n questions that each tier decided."""
+    for tier, count in Counter(tiers).items():
+        shares[tier] = shares.get(tier, 0.0) + count / n

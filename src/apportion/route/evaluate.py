@@ -65,7 +65,8 @@ def evaluate(
         families={name: whole.dataset.count(name) for name in dict.fromkeys(whole.dataset)},
         source=asdict(whole.source),
         protocol=_protocol(plan, heats, scale, train, router),
-        dropped=(*whole.dropped, *dropped, *not_left),
+        trained_on_these=_seen_before(whole, train, router),
+        dropped=(*whole.dropped, *dropped, *not_left, *_lacking(whole, router)),
         summary=summarise(judge, rows, contenders),
         weights=tuple(rows),
         savings=savings(judge, [*grid, *extra]),
@@ -73,6 +74,20 @@ def evaluate(
         frontier=frontier(judge, extra),
         calibration=records,
     )
+
+
+def _seen_before(profile: Profile, train: Profile | None, router: Router | None) -> int:
+    """How many of the test questions the router, or whatever was fitted on `train`, learned from."""
+    seen = [router.trained_on] if router else []
+    seen += [train.keys()] if train else []
+    return int(np.isin(profile.keys(), np.concatenate(seen)).sum()) if seen else 0
+
+
+def _lacking(profile: Profile, router: Router | None) -> tuple[str, ...]:
+    """The features that a given router reads and the profile does not have."""
+    wanted = {name for tier in router.tiers for name in tier.policy.names} if router else set()
+    absent = sorted(wanted - set(profile.feature_names))
+    return (f"features the router reads and the profile lacks: {', '.join(absent)}",) if absent else ()
 
 
 def _timed(profile: Profile, router: Router | None) -> bool:

@@ -124,9 +124,11 @@ class Evaluation:
     Attributes:
         protocol: how questions were split, seeds, scale, and what each baseline is.
         dropped: what could not be done, each with its reason.
+        trained_on_these: test questions that were training questions too: figures are too good if any.
     """
 
     questions: int
+    trained_on_these: int
     families: dict[str, int]
     source: dict[str, Any]
     protocol: dict[str, Any]

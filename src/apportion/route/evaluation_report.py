@@ -10,10 +10,14 @@ def report(evaluation: Evaluation) -> str:
     """The whole report; its first line is `summary.first_line`."""
     parts = [
         evaluation.summary.first_line,
+        *_warning(evaluation),
         _setting(evaluation),
         "## Utility at each weights\n\n" + _utilities(evaluation.weights),
         "## Over all weights\n\n" + _contenders(evaluation),
-        "## Savings against always " + evaluation.protocol["scale"]["strategy"] + "\n\n" + _savings(evaluation),
+        "## Savings against always "
+        + evaluation.protocol["scale"]["strategy"]
+        + "\n\n"
+        + _savings(evaluation),
         "## Strategies in detail (latency weight 0)\n\n" + _details(evaluation.weights),
         "## Families the router never saw\n\n" + _left_out(evaluation),
         "## Calibration of the heads\n\n" + _calibration(evaluation),
@@ -32,6 +36,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _warning(evaluation: Evaluation) -> list[str]:
+    seen = evaluation.trained_on_these
+    text = f"**{seen} of the {evaluation.questions} questions were training questions: too good to be true.**"
+    return [text] if seen else []
 
 
 def _setting(evaluation: Evaluation) -> str:
@@ -161,5 +171,7 @@ def _calibration(evaluation: Evaluation) -> str:
         for head in evaluation.calibration
     )
     head = ["tier", "head", "base rate", "Brier (of base rate)", "ECE (raw)", "temperature", "stopped at"]
-    said = "One line a training; against what the best strategy used, held-out questions, token weights pooled."
+    said = (
+        "One line a training; against what the best strategy used, held-out questions, token weights pooled."
+    )
     return said + "\n\n" + table(head, rows)

@@ -8,6 +8,7 @@ open where gain > caution * error. Elsewhere the best static strategy answers, a
 import math
 from bisect import bisect
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -46,10 +47,14 @@ def nearest(nodes: tuple[float, ...], value: float) -> int:
     >>> nearest((0.0, 0.1, 1.0), 0.04), nearest((0.0, 0.1, 1.0), 0.3), nearest((0.0, 0.1, 1.0), 0.4)
     (0, 1, 2)
     """
-    if len(nodes) == 1:
-        return 0
-    edges = [nodes[1] / 2, *(math.sqrt(low * high) for low, high in pairwise(nodes[1:]))]
-    return bisect(edges, value)
+    return bisect(_edges(nodes), value)
+
+
+@cache
+def _edges(nodes: tuple[float, ...]) -> tuple[float, ...]:
+    """Where the nearest node changes; the first node is 0."""
+    means = (math.sqrt(low * high) for low, high in pairwise(nodes[1:]))
+    return (nodes[1] / 2, *means) if len(nodes) > 1 else ()
 
 
 def mean_and_error(values: Floats) -> tuple[float, float]:

@@ -7,6 +7,7 @@ Utility is linear in the weights, so the heads are given that form; the encoded 
 where the other head's decision changes.     [ours]
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -46,6 +47,15 @@ def encode_weights(weights: Floats, means: Floats) -> Floats:
     static = means[0] - capped @ means[1:]
     behind = np.maximum((static - static.max(axis=1, keepdims=True)) / 0.1, -4)
     return np.concatenate([logs, behind, capped], axis=1)
+
+
+def mean_and_spread(features: Floats) -> tuple[Floats, Floats]:
+    """[f] mean and standard deviation of the values that are there; 0 where there is none."""
+    known = np.isfinite(features)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, features, 0.0).sum(axis=0) / count
+    squares = np.where(known, (features - mean) ** 2, 0.0).sum(axis=0) / count
+    return mean, np.sqrt(squares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +112,21 @@ class Policy:
         """[n, 2] logits of need_RAG and need_CoT: the mean over members."""
         return np.asarray(self.layers.logits(self.inputs(features, weights)).mean(axis=0))
 
-    def row(self, features: Mapping[str, float | None]) -> tuple[Floats, tuple[str, ...]]:
-        """[1, f] of a question's features, and the names that are missing or not finite."""
-        read = [features.get(name) for name in self.names]
-        values = np.array([[np.nan if value is None else value for value in read]], dtype=np.float64)
-        known = np.isfinite(values[0])
-        gone = tuple(name for name, there in zip(self.names, known, strict=True) if not there)
-        return np.where(known, values, np.nan), gone
+    def logits_of(
+        self, features: Mapping[str, float | None], weights: tuple[float, float]
+    ) -> tuple[float, float, tuple[str, ...]]:
+        """Both logits for one question, and the features that were missing or not finite: the fast way."""
+        row, missing = [], []
+        for name, mean, spread in zip(self.names, self.mean.tolist(), self.spread.tolist(), strict=True):
+            value = features.get(name)
+            if value is None or not math.isfinite(value):
+                missing.append(name)
+                value = mean
+            row.append(min(5.0, max(-5.0, (value - mean) / spread)))
+        encoded = encode_weights(np.array([weights]), self.means)
+        inputs = np.array([row + encoded[0].tolist()], dtype=np.float32)
+        rag, cot = self.layers.logits(inputs).mean(axis=0)[0].tolist()
+        return rag, cot, tuple(missing)
 
 
 def choose(logits: NDArray[np.floating], columns: tuple[int, ...]) -> Ints:
@@ -119,3 +137,9 @@ def choose(logits: NDArray[np.floating], columns: tuple[int, ...]) -> Ints:
     joint = np.stack([0 * logits[:, 0], logits[:, 0], logits[:, 1], logits[:, 0] + logits[:, 1]], axis=1)
     allowed = np.array(columns)
     return np.asarray(allowed[joint[:, allowed].argmax(axis=1)])
+
+
+def choose_one(rag: float, cot: float, columns: tuple[int, ...]) -> int:
+    """The same choice for the logits of one question."""
+    joint = (0.0, rag, cot, rag + cot)
+    return max(columns, key=joint.__getitem__)

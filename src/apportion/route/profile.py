@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.core.artifact import digest_of
 from apportion.core.errors import InputError
 from apportion.route.strategy import DIRECT, STRATEGIES
 
@@ -138,6 +139,11 @@ class Profile:
         known = np.isfinite(self.tokens[whole, DIRECT])
         timed = np.isfinite(self.latency_ms[whole, DIRECT]) if self.has_latency else known
         return bool(known.size) and bool((known & timed).all())
+
+    def keys(self) -> NDArray[np.uint64]:
+        """[n] 64-bit digests of dataset, id and text, by which questions are recognised."""
+        texts = zip(self.dataset, self.ids, self.question, strict=True)
+        return np.array([int(digest_of(text)[:16], 16) for text in texts], dtype=np.uint64)
 
     def select(self, rows: NDArray[np.int64] | Bools) -> "Profile":
         """The same profile with some questions only (a mask or row numbers)."""

@@ -5,6 +5,7 @@ elsewhere (no such key, no features, null latency) are read too; what they lack 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -78,7 +79,9 @@ def read_profile(path: Path, *, quality: str = "f1") -> Profile:
     if quality not in ("f1", "em"):
         raise InputError(f"quality {quality!r}: expected f1 or em")
     names = tuple(
-        name for name in columns if name not in FIXED and not name.startswith("__") and _is_numeric(columns[name])
+        name
+        for name in columns
+        if name not in FIXED and not name.startswith("__") and _is_numeric(columns[name])
     )
     profile = _assemble(columns, names, quality, ProfileSource(**meta))
     return _drop_missing(profile)
@@ -174,7 +177,7 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
 
 def _fill_if_measured(features: Floats, i: int, values: list[float | None]) -> None:
     for column, value in enumerate(values):
-        if value is not None:
+        if value is not None and math.isfinite(value):
             features[i, column] = value
 
 
@@ -199,7 +202,9 @@ def _drop_missing(profile: Profile) -> Profile:
     ]
     measured = np.asarray(np.isfinite(profile.features).any(axis=0))
     dropped += [
-        f"feature {name}: not measured" for name, some in zip(profile.feature_names, measured, strict=True) if not some
+        f"feature {name}: not measured"
+        for name, some in zip(profile.feature_names, measured, strict=True)
+        if not some
     ]
     kept = tuple(name for name, some in zip(profile.feature_names, measured, strict=True) if some)
     profile = replace(profile.keep_features(kept), strategies=present)

@@ -4,15 +4,16 @@ A router holds up to two tiers: `full` reads every feature, `lean` all but those
 that return no log-probabilities). Each has a gate; where no gate is open the best static strategy answers.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apportion.core.errors import InputError
-from apportion.route.calibration import sigmoid
 from apportion.route.gate import Gate
-from apportion.route.policy import Policy, choose
+from apportion.route.policy import Policy, choose, choose_one
 from apportion.route.profile import Bools, Floats
 from apportion.route.strategy import STRATEGIES, USES_COT, USES_RAG
 from apportion.route.utility import Ints, Scale, Weights
@@ -66,6 +67,7 @@ class Router:
         means: [3, 4] mean quality, scaled tokens and scaled latency, no probes counted.
         has_latency: whether it was trained with latencies; if not, latency weights must be 0.
         source: digests and names of what it was trained on: model, corpus, prompts, k.
+        trained_on: keys of the training questions, so that nobody judges it by them unknowingly.
     """
 
     tiers: tuple[Tier, ...]
@@ -74,6 +76,7 @@ class Router:
     scale: Scale
     has_latency: bool
     source: Mapping[str, str | int]
+    trained_on: NDArray[np.uint64]
 
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""
@@ -116,24 +119,24 @@ class Router:
             tier = self.tier_at(weights, draft=False)
         if tier is None:
             return self._static(weights, reason)
-        row, missing = tier.policy.row(features)
-        logits = tier.policy.logits(row, np.array([[weights.token, weights.latency]]))
-        column = int(choose(logits, self.columns)[0])
-        p_rag, p_cot = sigmoid(logits[0] / np.array(tier.temperatures)).tolist()
+        rag, cot, missing = tier.policy.logits_of(features, (weights.token, weights.latency))
+        column = choose_one(rag, cot, self.columns)
         return Decision(
             strategy=STRATEGIES[column],
             need_rag=USES_RAG[column],
             need_cot=USES_COT[column],
             weights=weights,
             tier=tier.name,
-            p_rag=p_rag,
-            p_cot=p_cot,
+            p_rag=_tempered(rag, tier.temperatures[0]),
+            p_cot=_tempered(cot, tier.temperatures[1]),
             features_used=tier.policy.names,
             missing=missing,
             fallback_reason=reason,
         )
 
-    def decide_many(self, features: Floats, names: tuple[str, ...], weights: Weights) -> tuple[Ints, tuple[str, ...]]:
+    def decide_many(
+        self, features: Floats, names: tuple[str, ...], weights: Weights
+    ) -> tuple[Ints, tuple[str, ...]]:
         """[n] columns chosen for n questions with features [n, f], and the tier that decided each."""
         position = {name: i for i, name in enumerate(names)}
         columns, tiers = np.full(len(features), self.static_column(weights)), [STATIC] * len(features)
@@ -145,7 +148,9 @@ class Router:
         ):
             if chosen and len(rows):
                 missing = np.full(len(rows), np.nan)
-                read = [features[rows, position[n]] if n in position else missing for n in chosen.policy.names]
+                read = [
+                    features[rows, position[n]] if n in position else missing for n in chosen.policy.names
+                ]
                 asked = np.tile([[weights.token, weights.latency]], (len(rows), 1))
                 logits = chosen.policy.logits(np.stack(read, axis=1), asked)
                 columns[rows] = choose(logits, self.columns)
@@ -184,5 +189,9 @@ class Router:
         return np.asarray(np.isfinite(features[:, [position[name] for name in names]]).all(axis=1))
 
 
+def _tempered(logit: float, temperature: float) -> float:
+    return 0.5 * (1 + math.tanh(logit / temperature / 2))
+
+
 def _known(value: float | None) -> bool:
-    return value is not None and bool(np.isfinite(value))
+    return value is not None and math.isfinite(value)

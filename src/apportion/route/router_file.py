@@ -10,7 +10,6 @@ import numpy as np
 from apportion.core.artifact import (
     claim_folder,
     read_manifest,
-    require_same,
     versions,
     write_bytes,
     write_manifest,
@@ -39,7 +38,7 @@ def save_router(folder: Path, router: Router, record: Mapping[str, Any]) -> None
     from safetensors.numpy import save
 
     claim_folder(folder, resume=False)
-    arrays: Arrays = {"means": router.means}
+    arrays: Arrays = {"means": router.means, "trained_on": router.trained_on}
     for tier in router.tiers:
         arrays |= {f"{tier.name}.{name}": value for name, value in _arrays(tier).items()}
     write_bytes(folder / ARRAYS, save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
@@ -75,13 +74,22 @@ def load_router(folder: Path, expected: Mapping[str, str | int] | None = None) -
             f"{folder}: is a folder of {manifest.get('kind')!r}, expected {KIND}",
             "name a folder that `apportion train-router` wrote",
         )
-    wanted = dict(expected or {})
-    require_same({key: manifest["source"].get(key) for key in wanted}, wanted, folder)
+    _refuse_other(folder, manifest["source"], expected or {})
     try:
         arrays: Arrays = load((folder / ARRAYS).read_bytes())
         return _assemble(manifest, arrays)
     except (SafetensorError, KeyError) as error:
         raise ArtifactCorruptError(f"{folder}: {ARRAYS} lacks {error}", "train the router again") from error
+
+
+def _refuse_other(folder: Path, trained: Mapping[str, str | int], expected: Mapping[str, str | int]) -> None:
+    wrong = [key for key, value in expected.items() if trained.get(key) != value]
+    if wrong:
+        details = "; ".join(f"{key}: trained on {trained.get(key)!r}, now {expected[key]!r}" for key in wrong)
+        raise ArtifactMismatchError(
+            f"{folder}: this router was trained on another {', '.join(wrong)} ({details})",
+            "profile what is to be routed and train a router on that, or route for what this one knows",
+        )
 
 
 def _arrays(tier: Tier) -> Arrays:
@@ -115,6 +123,7 @@ def _assemble(manifest: dict[str, Any], arrays: Arrays) -> Router:
         scale=Scale(**manifest["scale"]),
         has_latency=manifest["has_latency"],
         source=manifest["source"],
+        trained_on=arrays["trained_on"],
     )
 
 

@@ -13,7 +13,15 @@ from apportion.core.errors import InputError
 from apportion.route.calibration import Calibration, calibrate
 from apportion.route.folds import others, split_folds
 from apportion.route.gate import LATENCY_NODES, TOKEN_NODES, Gate, mean_and_error
-from apportion.route.policy import Layers, Policy, Singles, choose, encode_weights, mean_outcome
+from apportion.route.policy import (
+    Layers,
+    Policy,
+    Singles,
+    choose,
+    encode_weights,
+    mean_and_spread,
+    mean_outcome,
+)
 from apportion.route.policy_training import Fitted, TrainingPlan, fit_members
 from apportion.route.profile import Floats, Profile
 from apportion.route.router import Router, Tier
@@ -95,6 +103,7 @@ def train_router(
         scale=scale,
         has_latency=plain.has_latency,
         source=_source(whole),
+        trained_on=whole.keys(),
     )
     return Trained(router, tuple(record for _, record in fitted), plan, seed, whole.n, whole.dropped)
 
@@ -131,10 +140,12 @@ def probed_cost(profile: Profile, scale: Scale, names: tuple[str, ...]) -> Coste
 
 def _varying(profile: Profile) -> Profile:
     """Leave out features that hold one value only, saying so."""
-    spread = np.nanstd(profile.features, axis=0) if profile.features.size else np.zeros(0)
+    _, spread = mean_and_spread(profile.features)
     flat = tuple(n for n, s in zip(profile.feature_names, spread, strict=True) if not s > 0)
     kept = tuple(name for name in profile.feature_names if name not in flat)
     said = tuple(f"feature {name}: the same for every question" for name in flat)
+    if not profile.has_draft_cost and any(map(is_draft, kept)):
+        said += ("draft features: Direct's cost, which is the draft's, is not known for every question",)
     return replace(profile.keep_features(kept), dropped=(*profile.dropped, *said))
 
 
@@ -154,10 +165,11 @@ def _fit_tier(
     plain, scale = unprobed
     costed = probed_cost(profile, scale, profile.feature_names)
     held = split_folds(profile.dataset, plan.folds, seed)
+    mean, spread = mean_and_spread(profile.features)
     blank = Policy(
         names=profile.feature_names,
-        mean=np.nanmean(profile.features, axis=0),
-        spread=np.nanstd(profile.features, axis=0),
+        mean=mean,
+        spread=spread,
         columns=profile.columns,
         means=mean_outcome(costed),
         layers=Layers(*(np.zeros(0, np.float32),) * 6),
@@ -188,7 +200,9 @@ def _asked(inputs: Singles, weights: Weights, means: Floats) -> Floats:
     return np.concatenate([inputs, encoded.repeat(len(inputs), axis=0)], axis=1)
 
 
-def _regrets(fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int) -> Floats:
+def _regrets(
+    fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int
+) -> Floats:
     """[checks, folds] mean regret on held-out questions over a grid of weights, scaled as in the loss."""
     found = np.zeros((len(fitted.steps), len(held)))
     grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=costed.has_latency)
