@@ -1,0 +1,66 @@
+"""How long one routing decision takes: median and 99th percentile of `Router.decide`, one thread.
+
+    python benchmarks/route_decision.py [--router DIR] [--out FILE]
+
+Without --router, one is trained on synthetic questions with sixteen features.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
+
+import numpy as np  # noqa: E402
+from synthetic_profiles import needs_profile  # noqa: E402
+
+from apportion.route.router import Router  # noqa: E402
+from apportion.route.router_file import load_router  # noqa: E402
+from apportion.route.train import train_router  # noqa: E402
+
+
+def wide_router() -> Router:
+    """A router that reads sixteen features, none of them useless by construction."""
+    profile = needs_profile(400, seed=1)
+    more = tuple(f"score_{i}" for i in range(11))
+    noise = np.random.default_rng(0).normal(size=(profile.n, len(more)))
+    return train_router(profile.with_features(more, noise)).router
+
+
+def measure(router: Router, decisions: int) -> dict[str, float | int]:
+    """Times of decisions at weights where a policy decides, in microseconds."""
+    names = router.tiers[0].policy.names
+    draws = np.random.default_rng(1).normal(size=(decisions, len(names)))
+    asked = [dict(zip(names, row.tolist(), strict=True)) for row in draws]
+    times = []
+    for features in asked:
+        start = time.perf_counter()
+        decision = router.decide(features, 0.3, 0.1 if router.has_latency else 0.0)
+        times.append((time.perf_counter() - start) * 1e6)
+    members, _, hidden = router.tiers[0].policy.layers.w1.shape
+    return {
+        "median_us": float(np.median(times)),
+        "p99_us": float(np.quantile(times, 0.99)),
+        "decisions": decisions,
+        "features": len(names),
+        "members": members,
+        "hidden": hidden,
+        "decided_by_static": int(decision.tier == "static"),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--router", type=Path)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    found = measure(load_router(given.router) if given.router else wide_router(), 5000)
+    text = json.dumps({"command": " ".join(["python", *sys.argv]), **found}, indent=1)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text + "\n")
+    print(text)

@@ -1,0 +1,63 @@
+"""The router on recorded outcomes of real LLMs, K-fold: its utility against the best static pipeline's.
+
+    python benchmarks/route_recorded.py --profiles DIR --corpus hotpotqa.jsonl --out FILE.json
+
+Hyper-parameters were chosen on synthetic profiles, never on these. Whatever comes out is saved.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from apportion.core.artifact import plain, sha256_file, versions, write_json
+from apportion.route.contestants import EvaluationPlan
+from apportion.route.corpus import read_corpus
+from apportion.route.evaluate import evaluate
+from apportion.route.evaluation_report import report
+from apportion.route.indexing import build_index
+from apportion.route.profile_file import read_profile
+from apportion.route.question_probes import add_probes
+
+RECORDED = ("llama31_8b_hotpotqa", "llama31_8b_six_cot_ragcot", "gpt3_direct_cot")
+WITH_CORPUS = "llama31_8b_hotpotqa"
+
+
+def measure(path: Path, index: Path | None, plan: EvaluationPlan) -> dict[str, Any]:
+    """One recorded profile, compared on folds."""
+    start = time.monotonic()
+    profile = add_probes(read_profile(path), index)
+    evaluation = evaluate(profile, plan)
+    print(report(evaluation).split("## Strategies in detail")[0])
+    saved: dict[str, Any] = plain(evaluation)
+    saved.pop("frontier")
+    return {"profile_sha256": sha256_file(path), "seconds": round(time.monotonic() - start), **saved}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profiles", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--folds", type=int, default=5)
+    given = parser.parse_args()
+    plan = EvaluationPlan(folds=given.folds)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        build_index(read_corpus(given.corpus), index)
+        for name in RECORDED:
+            recorded = name == WITH_CORPUS
+            # the other two have no corpus here, so only the question's own features; ablations need probes
+            chosen = plan if recorded else replace(plan, ablations=False)
+            found[name] = measure(given.profiles / f"{name}.parquet", index if recorded else None, chosen)
+    command = "python " + " ".join(json.dumps(word) if " " in word else word for word in sys.argv)
+    write_json(given.out, {"command": command, "versions": versions("torch", "numpy", "tantivy"), **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Commands of apportion.route that meet a corpus or a language model: index, profile, ask."""
+
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apportion.cli.base import app, emit
+from apportion.core.errors import InputError
+
+if TYPE_CHECKING:
+    from apportion.route.answer import Answer
+    from apportion.route.llm.connect import LLMSettings
+    from apportion.route.llm.protocol import LLM
+    from apportion.route.retrieve import Retriever
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Index = Annotated[Path, typer.Option("--index", help="Index folder made by `apportion index`.")]
+Llm = Annotated[
+    str,
+    typer.Option(
+        "--llm",
+        help="A server (http://host:port/v1; its key from APPORTION_API_KEY or OPENAI_API_KEY), a model folder, "
+        "or a model on the Hub.",
+    ),
+]
+ServerModel = Annotated[
+    str | None, typer.Option("--model", help="The server's name for the model, where it serves several.")
+]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="TOML file with prompts; the shipped ones without it.")]
+Dense = Annotated[
+    str | None,
+    typer.Option("--dense", help="Sentence-transformers model (folder or Hub name) for a dense index."),
+]
+Passages = Annotated[int, typer.Option("--k", min=1, max=1000, help="Passages in a prompt.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that one call to a server may take.")]
+Retries = Annotated[int, typer.Option("--retries", help="Further calls after one that failed.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda, for a model in this process.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16, likewise.")]
+
+
+@app.command(epilog="Example: apportion index corpus.jsonl --out index")
+def index(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the index.")],
+    corpus: Annotated[
+        Path | None, typer.Argument(help="A .jsonl, .parquet, .md or .txt file, or a folder of them.")
+    ] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add CORPUS to the index that --out holds.")] = False,
+    delete: Annotated[
+        list[str] | None, typer.Option("--delete", help="Delete the passage of this id; may be repeated.")
+    ] = None,
+    max_chars: Annotated[
+        int, typer.Option("--max-chars", help="Longer texts are split, at paragraphs where possible.")
+    ] = 2000,
+    dense: Dense = None,
+    json: Json = False,
+) -> None:
+    """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing."""
+    from apportion.route.corpus import read_corpus
+    from apportion.route.indexing import add_passages, build_index, delete_passages, index_size_bytes
+    from apportion.route.retrieve import Bm25Index
+
+    if corpus is None and not delete and not dense:
+        raise InputError("index: no CORPUS was given", "give a CORPUS, --delete ID, or --dense MODEL")
+    if add and corpus is None:
+        raise InputError("index --add: no CORPUS was given", "name the passages to add")
+    if corpus is not None:
+        passages = read_corpus(corpus, max_chars=max_chars)
+        made = add_passages(out, passages) if add else build_index(passages, out)
+    else:
+        made = Bm25Index.open(out)
+    if delete:
+        made = delete_passages(out, delete)
+    if dense:
+        from apportion.route.dense import SentenceEncoder, sync_dense
+
+        sync_dense(out, SentenceEncoder(dense))
+    stats = made.collection
+    value = {"out": str(out), **stats.to_json(), "dense": dense, "bytes": index_size_bytes(out)}
+    text = (
+        f"{out}: {stats.passages} passages, {stats.tokens} words, {value['bytes'] / 1e6:.1f} MB, "
+        f"corpus {stats.digest[:16]}"
+    )
+    emit(value, as_json=json, text=text)
+
+
+@app.command(
+    epilog="Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet"
+)
+def profile(
+    questions: Annotated[Path, typer.Argument(help="JSON lines: id, dataset, question, answers.")],
+    index: Index,
+    llm: Llm,
+    out: Annotated[Path, typer.Option("--out", help="Parquet file to write; its log lies beside it.")],
+    k: Passages = 5,
+    prompts: Prompts = None,
+    model: ServerModel = None,
+    dense: Dense = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first N questions only.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue; answers in the log are not asked for again.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Calls to a server at once.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", help="Questions decoded together by a model in this process.")] = 16,
+    timeout: Timeout = 120.0,
+    retries: Retries = 3,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Answer questions by all four pipelines and record quality, tokens, latency and features."""
+    from apportion.route.llm.connect import LLMSettings
+    from apportion.route.profiling import run_profile
+    from apportion.route.prompts import load_prompts
+    from apportion.route.questions import read_questions
+    from apportion.route.setup import Setup
+
+    asked = read_questions(questions, limit=limit)
+    loaded = load_prompts(prompts)
+    retriever = _open_retriever(index, dense)
+    settings = LLMSettings(llm, model, concurrency, timeout, retries, batch, device, dtype)
+    with closing(_connect(settings)) as connected:
+        report = run_profile(asked, Setup(connected, retriever, loaded, k), out, resume=resume)
+    lines = [
+        f"{report.path}: {report.rows} rows of {report.questions} questions, {report.resumed} from before, "
+        f"{report.failed} failed, in {report.seconds:.0f} s"
+    ]
+    lines += [f"  failed: {failure}" for failure in report.failures]
+    if report.failed:
+        lines.append("  run the same command with --resume to try the failed rows again")
+    if not report.has_logprobs:
+        lines.append(f"  no draft features: {report.logprobs}")
+    for count, what in (
+        (report.cut_prompts, "prompts were cut to the context"),
+        (report.unmatched, "answers did not match the prompt's pattern; their last line was taken"),
+        (report.estimated_tokens, "rows have estimated tokens, since the server reports none"),
+    ):
+        if count:
+            lines.append(f"  {count} {what}")
+    emit(asdict(report), as_json=json, text="\n".join(lines))
+
+
+def _open_retriever(folder: Path, dense: str | None) -> "Retriever":
+    from apportion.route.retrieve import Bm25Index
+
+    if dense is None:
+        return Bm25Index.open(folder)
+    from apportion.route.dense import DenseIndex, SentenceEncoder
+
+    return DenseIndex.open(folder, SentenceEncoder(dense))
+
+
+def _connect(settings: "LLMSettings") -> "LLM":
+    """Open the model or the server; transformers' own bars and notices stay silent."""
+    from apportion.route.llm.connect import connect
+
+    if not settings.spec.startswith(("http://", "https://")):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    return connect(settings)
+
+
+@app.command(
+    epilog='Example: apportion ask "Who founded Bern?" --router router --index index --llm http://localhost:8000/v1'
+)
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    router: Annotated[Path, typer.Option("--router", help="Folder made by `apportion train-router`.")],
+    index: Index,
+    llm: Llm,
+    token_weight: Annotated[
+        float, typer.Option("--token-weight", help="What always-on tokens are worth, in points of quality.")
+    ] = 0.1,
+    latency_weight: Annotated[
+        float, typer.Option("--latency-weight", help="What always-on latency is worth, likewise.")
+    ] = 0.0,
+    explain: Annotated[bool, typer.Option("--explain", help="Show features, decision and costs.")] = False,
+    prompts: Prompts = None,
+    model: ServerModel = None,
+    dense: Dense = None,
+    k: Annotated[int | None, typer.Option("--k", help="Passages in a prompt; the router's without it.")] = None,
+    timeout: Timeout = 120.0,
+    retries: Retries = 3,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Answer one question by the pipeline that is worth its cost."""
+    from apportion.core.artifact import plain
+    from apportion.route.answer import answer
+    from apportion.route.llm.connect import LLMSettings
+    from apportion.route.prompts import load_prompts
+    from apportion.route.router_file import load_router
+    from apportion.route.setup import DEFAULT_K, Setup, require_trained_on
+    from apportion.route.utility import Weights
+
+    weights = Weights(token_weight, latency_weight)
+    loaded = load_router(router)
+    passages = k if k is not None else int(loaded.source.get("k") or DEFAULT_K)
+    retriever = _open_retriever(index, dense)
+    settings = LLMSettings(llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype)
+    with closing(_connect(settings)) as connected:
+        setup = Setup(connected, retriever, load_prompts(prompts), passages)
+        unknown = require_trained_on(loaded.source, setup)
+        found = answer(question, loaded, setup, weights)
+    value = {**plain(found), "not_compared": list(unknown)}
+    emit(value, as_json=json, text=_explained(found) if explain else found.text)
+
+
+def _explained(found: "Answer") -> str:
+    decision = found.decision
+    heads = "" if decision.p_rag is None else f", need RAG {decision.p_rag:.2f}, need CoT {decision.p_cot:.2f}"
+    lines = [found.text, f"  strategy  {found.strategy} (tier {decision.tier}{heads})"]
+    lines += [f"  feature   {name} {value:.4g}" for name, value in found.features.items()]
+    lines += [
+        f"  call      {call.purpose} ({call.strategy}): "
+        f"{call.prompt_tokens} + {call.completion_tokens} tokens, {call.latency_ms:.0f} ms"
+        for call in found.calls
+    ]
+    lines.append(f"  cost      {found.tokens} tokens, {found.latency_ms:.0f} ms")
+    if found.passages:
+        lines.append(f"  passages  {', '.join(found.passages)}")
+    lines += [f"  weaker    {reason}" for reason in found.weaker]
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""The saved result of comparing a router: values only, in the shape of evaluation.json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from apportion.route.bootstrap import Interval
+
+BETTER, WORSE, UNCLEAR, SAME = "better", "worse", "no difference shown", "the same choices"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Means over questions; probes counted. latency_ms is None where it was not recorded."""
+
+    quality: float
+    tokens: float
+    latency_ms: float | None
+    utility: float
+    regret: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Mean paired difference in utility, router minus another, and what it shows."""
+
+    over: str
+    interval: Interval
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtWeights:
+    """Everything at one pair of weights.
+
+    Attributes:
+        strategies: always each of the strategies. baselines: everything else that was compared.
+        best_static: the strategy best on training questions; best_static_names: which (one a fold).
+        best_static_hindsight: the one best on the very test questions, and its name.
+        gap_closed: share of the way from best_static to the oracle; None when there is no gap.
+        tiers: share of the questions that each tier of the router decided.
+    """
+
+    token_weight: float
+    latency_weight: float
+    strategies: dict[str, Row]
+    baselines: dict[str, Row]
+    best_static: Row
+    best_static_names: tuple[str, ...]
+    best_static_hindsight: Row
+    best_static_hindsight_name: str
+    oracle: Row
+    router: Row
+    gain: Gain
+    gain_hindsight: Gain
+    gap_closed: float | None
+    tiers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """The largest saving against always the reference strategy at no lower quality, in one family.
+
+    The weights are those that save most on these very questions: a best case, as papers report it.
+    saved is None when no weights kept the quality.
+    """
+
+    family: str
+    questions: int
+    what: str
+    reference: str
+    saved: float | None
+    token_weight: float | None
+    latency_weight: float | None
+    quality_change: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A family the router never saw, at each weights: gain over the static strategy best in training."""
+
+    family: str
+    questions: int
+    gains: tuple[tuple[float, float, Gain], ...]
+    mean_gain: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the cost-quality frontier."""
+
+    token_weight: float
+    latency_weight: float
+    quality: float
+    tokens: float
+    latency_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures that the first line is about.
+
+    Attributes:
+        weights: how many were compared. beaten, worse: at how many the router is shown better, or worse, than
+            the static strategy best in training; worse_than_hindsight: than that best on the test questions.
+        gap_closed_mean: mean over weights with a gap. gap_closed_total: sum of gains / sum of gaps.
+        mean_utility: by contender, over the weights. mean_gain: router minus contender, over the weights.
+    """
+
+    weights: int
+    beaten: int
+    worse: int
+    worse_than_hindsight: int
+    gap_closed_mean: float | None
+    gap_closed_total: float | None
+    mean_utility: dict[str, float]
+    mean_gain: dict[str, Interval]
+    first_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A router compared with every static strategy and baseline.
+
+    Attributes:
+        protocol: how questions were split, seeds, scale, and what each baseline is.
+        dropped: what could not be done, each with its reason.
+        trained_on_these: test questions that were training questions too: figures are too good if any.
+    """
+
+    questions: int
+    trained_on_these: int
+    families: dict[str, int]
+    source: dict[str, Any]
+    protocol: dict[str, Any]
+    dropped: tuple[str, ...]
+    summary: Summary
+    weights: tuple[AtWeights, ...]
+    savings: tuple[Saving, ...]
+    left_out: tuple[LeftOut, ...]
+    frontier: dict[str, tuple[Point, ...]]
+    calibration: tuple[dict[str, Any], ...]

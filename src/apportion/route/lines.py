@@ -1,0 +1,78 @@
+"""JSON lines read with every offending line named at once, in one bounded error."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from apportion.core.errors import ArtifactError, InputError
+
+SHOWN = 20
+MAX_LINE_BYTES = 16 << 20
+
+
+class Offenders:
+    """Collects what is wrong with an input, to be raised as one error; keeps 20 and counts all.
+
+    >>> found = Offenders("corpus.jsonl", "each line needs text")
+    >>> found.raise_if_any()
+    >>> found.add("line 3", "no text")
+    >>> found.raise_if_any()
+    Traceback (most recent call last):
+    ...
+    apportion.core.errors.InputError: corpus.jsonl: 1 problem: line 3: no text
+      remedy: each line needs text
+    """
+
+    def __init__(self, where: str, remedy: str) -> None:
+        self.where, self.remedy = where, remedy
+        self.shown: list[str] = []
+        self.count = 0
+
+    def add(self, place: str, problem: str) -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(f"{place}: {problem}")
+
+    def raise_if_any(self) -> None:
+        if not self.count:
+            return
+        more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
+        noun = "problem" if self.count == 1 else "problems"
+        raise InputError(f"{self.where}: {self.count} {noun}: {'; '.join(self.shown)}{more}", self.remedy)
+
+
+def json_lines(path: Path, offenders: Offenders) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers (from 1) and objects of a JSON-lines file; empty lines are skipped, bad ones collected.
+
+    Raises:
+        ArtifactError: the file cannot be opened.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", "name a file that exists") from error
+    with file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                offenders.add(f"line {number}", f"longer than {MAX_LINE_BYTES} bytes")
+                _skip_rest(file, line)
+                continue
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                offenders.add(f"line {number}", "is not JSON in UTF-8")
+                continue
+            if isinstance(value, dict):
+                yield number, value
+            else:
+                offenders.add(f"line {number}", f"is a JSON {type(value).__name__}, expected an object")
+
+
+def _skip_rest(file: Any, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MAX_LINE_BYTES)

@@ -1,0 +1,108 @@
+"""What a pipeline asks of a language model, and what comes back. Knows no model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+THINK_START, THINK_END = "<think>", "</think>"
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat turn to complete.
+
+    Attributes:
+        user, system: the messages; an empty system message is not sent.
+        max_tokens: at most so many new tokens, thinking included.
+        thinking: on or off where the chat template has that switch; None leaves the model's default.
+        logprobs: ask for the log-probability of each token.
+        temperature: 0 is greedy. seed: of the sampling, so that the same request gives the same text.
+        expendable: [start, end) characters of `user` (the passages, best first) that are cut from their end
+            before anything else when the prompt is longer than the context.
+    """
+
+    user: str
+    system: str = ""
+    max_tokens: int = 256
+    thinking: bool | None = None
+    logprobs: bool = False
+    temperature: float = 0.0
+    seed: int = 0
+    expendable: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one request.
+
+    Attributes:
+        text: what is visible; thinking is apart.
+        prompt_tokens, completion_tokens: as the model counts them; thinking and end tokens included.
+        latency_ms: from sending to the last token of this request; in a batch, from the batch's start.
+        token_logprobs: natural log-probabilities of the visible tokens, under the model's own distribution
+            (temperature 1); None where they were not asked for or not returned.
+        finish: "length" when max_tokens ended it.
+        thinking_text: what was thought before the text, if the model shows it.
+        cut_prompt_tokens: prompt tokens left out since the context is shorter; an estimate for servers.
+        attempts: calls made until this one succeeded.
+        tokens_measured: False when the server reported no usage, so both counts are characters / 4.
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency_ms: float
+    token_logprobs: tuple[float, ...] | None = None
+    finish: Finish = "stop"
+    thinking_text: str = ""
+    cut_prompt_tokens: int = 0
+    attempts: int = 1
+    tokens_measured: bool = True
+
+
+class LLM(Protocol):
+    """A language model.
+
+    Attributes:
+        model: identity, saved with profiles and routers: equal weights, equal text.
+        name: what people call it.
+        has_logprobs: whether `token_logprobs` can be had. logprobs_reason: how that is known.
+        concurrency: how many threads may usefully call `complete` at once.
+        batch_size: how many requests one call should carry.
+    """
+
+    model: str
+    name: str
+    has_logprobs: bool
+    logprobs_reason: str
+    concurrency: int
+    batch_size: int
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in order.
+
+        Raises:
+            ServiceError: a request failed for good, after the retries.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """(thinking, visible text): what follows the last `</think>` is visible; an open block hides all.
+
+    >>> split_thinking("<think>2+2</think>4")
+    ('2+2', '4')
+    >>> split_thinking("<think>still at it")
+    ('still at it', '')
+    """
+    before, mark, after = text.rpartition(THINK_END)
+    if mark:
+        return before.replace(THINK_START, "").strip(), after.strip()
+    if text.lstrip().startswith(THINK_START):
+        return text.replace(THINK_START, "").strip(), ""
+    return "", text.strip()

@@ -1,0 +1,193 @@
+"""Decides in numpy which strategy answers a question, at the cost weights of the request.
+
+A router holds up to two tiers: `full` reads every feature, `lean` all but those of the draft (for servers
+that return no log-probabilities). Each has a gate; where no gate is open the best static strategy answers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.core.errors import InputError
+from apportion.route.gate import Gate
+from apportion.route.policy import Policy, choose, choose_one
+from apportion.route.profile import Bools, Floats
+from apportion.route.strategy import STRATEGIES, USES_COT, USES_RAG
+from apportion.route.utility import Ints, Scale, Weights
+
+STATIC = "static"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A policy, where it may decide, and the temperatures of its two heads."""
+
+    name: str
+    policy: Policy
+    gate: Gate
+    temperatures: tuple[float, float]
+
+    @property
+    def draft_names(self) -> tuple[str, ...]:
+        """The features that need a draft."""
+        return tuple(name for name in self.policy.names if name.startswith("draft_"))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One routing decision and how it was made.
+
+    Attributes:
+        tier: "full", "lean", or "static" when no policy may decide at these weights.
+        p_rag, p_cot: tempered probabilities of the heads; None when static.
+        features_used: the names read. missing: those among them replaced by their training mean.
+        fallback_reason: why a weaker tier decided than the router has; empty when none did.
+    """
+
+    strategy: str
+    need_rag: bool
+    need_cot: bool
+    weights: Weights
+    tier: str
+    p_rag: float | None
+    p_cot: float | None
+    features_used: tuple[str, ...]
+    missing: tuple[str, ...]
+    fallback_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Trained tiers, best first, and the training means that give the best static strategy at any weights.
+
+    Attributes:
+        means: [3, 4] mean quality, scaled tokens and scaled latency, no probes counted.
+        has_latency: whether it was trained with latencies; if not, latency weights must be 0.
+        source: digests and names of what it was trained on: model, corpus, prompts, k.
+        trained_on: keys of the training questions, so that nobody judges it by them unknowingly.
+    """
+
+    tiers: tuple[Tier, ...]
+    columns: tuple[int, ...]
+    means: Floats
+    scale: Scale
+    has_latency: bool
+    source: Mapping[str, str | int]
+    trained_on: NDArray[np.uint64]
+
+    def static_column(self, weights: Weights) -> int:
+        """The best static strategy in training at these weights; among equals the one with fewer tokens."""
+        quality, tokens, latency = self.means
+        values = quality - weights.token * tokens - weights.latency * latency
+        return max(self.columns, key=lambda column: (values[column], -tokens[column]))
+
+    def tier_at(self, weights: Weights, *, draft: bool = True) -> Tier | None:
+        """The tier with the largest held-out gain whose gate is open; None: the best static strategy.
+
+        Args:
+            draft: whether draft features can be had.
+        """
+        self._check(weights)
+        usable = (tier for tier in self.tiers if draft or not tier.draft_names)
+        opened = [(tier.gate.at(weights)[0], tier) for tier in usable if tier.gate.is_open(weights)]
+        return max(opened, key=lambda pair: pair[0])[1] if opened else None
+
+    def features_wanted(self, weights: Weights, *, draft: bool = True) -> tuple[str, ...]:
+        """The features to measure before deciding at these weights: none where no gate is open."""
+        tier = self.tier_at(weights, draft=draft)
+        return tier.policy.names if tier else ()
+
+    def decide(
+        self, features: Mapping[str, float | None], token_weight: float, latency_weight: float = 0.0
+    ) -> Decision:
+        """The strategy for one question.
+
+        Args:
+            features: by name; others than the router reads are ignored. Without draft features the lean
+                tier decides; any other missing feature is replaced by its training mean and named.
+
+        Raises:
+            InputError: a weight below 0 or not finite; a latency weight for a router that knows no latency.
+        """
+        weights = Weights(token_weight, latency_weight)
+        tier, reason = self.tier_at(weights), ""
+        if tier and any(not _known(features.get(name)) for name in tier.draft_names):
+            reason = f"no draft features, so not the {tier.name} tier"
+            tier = self.tier_at(weights, draft=False)
+        if tier is None:
+            return self._static(weights, reason)
+        rag, cot, missing = tier.policy.logits_of(features, (weights.token, weights.latency))
+        column = choose_one(rag, cot, self.columns)
+        return Decision(
+            strategy=STRATEGIES[column],
+            need_rag=USES_RAG[column],
+            need_cot=USES_COT[column],
+            weights=weights,
+            tier=tier.name,
+            p_rag=_tempered(rag, tier.temperatures[0]),
+            p_cot=_tempered(cot, tier.temperatures[1]),
+            features_used=tier.policy.names,
+            missing=missing,
+            fallback_reason=reason,
+        )
+
+    def decide_many(self, features: Floats, names: tuple[str, ...], weights: Weights) -> tuple[Ints, tuple[str, ...]]:
+        """[n] columns chosen for n questions with features [n, f], and the tier that decided each."""
+        position = {name: i for i, name in enumerate(names)}
+        columns, tiers = np.full(len(features), self.static_column(weights)), [STATIC] * len(features)
+        tier = self.tier_at(weights)
+        drafted = self._has_all(tier.draft_names if tier else (), features, position)
+        for rows, chosen in (
+            (np.flatnonzero(drafted), tier),
+            (np.flatnonzero(~drafted), self.tier_at(weights, draft=False)),
+        ):
+            if chosen and len(rows):
+                missing = np.full(len(rows), np.nan)
+                read = [features[rows, position[n]] if n in position else missing for n in chosen.policy.names]
+                asked = np.tile([[weights.token, weights.latency]], (len(rows), 1))
+                logits = chosen.policy.logits(np.stack(read, axis=1), asked)
+                columns[rows] = choose(logits, self.columns)
+                for row in rows:
+                    tiers[row] = chosen.name
+        return columns, tuple(tiers)
+
+    def _static(self, weights: Weights, reason: str) -> Decision:
+        column = self.static_column(weights)
+        why = "no held-out gain over the best static strategy at these weights"
+        return Decision(
+            strategy=STRATEGIES[column],
+            need_rag=USES_RAG[column],
+            need_cot=USES_COT[column],
+            weights=weights,
+            tier=STATIC,
+            p_rag=None,
+            p_cot=None,
+            features_used=(),
+            missing=(),
+            fallback_reason=f"{reason}; {why}" if reason else why,
+        )
+
+    def _check(self, weights: Weights) -> None:
+        if weights.latency and not self.has_latency:
+            raise InputError(
+                f"latency weight {weights.latency}: this router was trained without latencies, expected 0",
+                "train it on a profile with latencies, or leave the latency weight out",
+            )
+
+    @staticmethod
+    def _has_all(names: tuple[str, ...], features: Floats, position: Mapping[str, int]) -> Bools:
+        """[n] whether a question has every one of these features."""
+        if not all(name in position for name in names):
+            return np.zeros(len(features), dtype=bool)
+        return np.asarray(np.isfinite(features[:, [position[name] for name in names]]).all(axis=1))
+
+
+def _tempered(logit: float, temperature: float) -> float:
+    return 0.5 * (1 + math.tanh(logit / temperature / 2))
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

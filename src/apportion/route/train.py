@@ -1,0 +1,264 @@
+"""A profile -> a router: cross-fitted members, early stop on held-out regret, a gate per tier, calibration.
+
+Each of K folds is held out from its own members. The number of steps is the one with the smallest held-out
+regret (over the folds other than a question's own, when that question's held-out decision is judged), so what
+the gate and the calibration see is unseen in training and in stopping. The router is all members together.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from apportion.core.errors import InputError
+from apportion.route.calibration import Calibration, calibrate
+from apportion.route.folds import others, split_folds
+from apportion.route.gate import LATENCY_NODES, TOKEN_NODES, Gate, mean_and_error
+from apportion.route.policy import (
+    Layers,
+    Policy,
+    Singles,
+    choose,
+    encode_weights,
+    mean_and_spread,
+    mean_outcome,
+)
+from apportion.route.policy_training import Fitted, TrainingPlan, fit_members
+from apportion.route.profile import Floats, Profile
+from apportion.route.router import Router, Tier
+from apportion.route.strategy import USES_COT, USES_RAG
+from apportion.route.utility import (
+    LATENCY_WEIGHTS,
+    TOKEN_WEIGHTS,
+    Costed,
+    Ints,
+    Scale,
+    Weights,
+    best_static,
+    cost,
+    labels,
+    scale_of,
+    utility,
+    weight_grid,
+)
+
+CAUTION = 1.64
+
+
+@dataclass(frozen=True, slots=True)
+class TierRecord:
+    """How one tier came about: when it stopped, its held-out regret at each check, its heads' calibration."""
+
+    name: str
+    features: tuple[str, ...]
+    stopped_at: int
+    checks: tuple[int, ...]
+    regret: tuple[float, ...]
+    calibration: tuple[Calibration, Calibration]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A router and how it came about; `dropped` is everything of the profile that could not be used."""
+
+    router: Router
+    tiers: tuple[TierRecord, ...]
+    plan: TrainingPlan
+    seed: int
+    questions: int
+    dropped: tuple[str, ...]
+
+
+def train_router(
+    profile: Profile,
+    plan: TrainingPlan | None = None,
+    *,
+    seed: int = 0,
+    caution: float = CAUTION,
+    scale: Scale | None = None,
+) -> Trained:
+    """Train the tiers that the profile's features allow.
+
+    Args:
+        caution: standard errors by which a policy must beat the best static strategy on held-out questions
+            before it may decide.
+        scale: what a weight of 1 refers to; the profile's own without it.
+
+    Raises:
+        InputError: one strategy only, too few questions, or no feature that varies.
+    """
+    plan = plan or TrainingPlan()
+    whole = _varying(profile.only_complete())
+    if len(whole.columns) < 2:
+        raise InputError(f"profile: only {whole.strategies[0]} was recorded, expected at least 2 strategies")
+    scale = scale or scale_of(whole)
+    plain = cost(whole, scale)
+    fitted = [
+        _fit_tier(name, whole.keep_features(names), (plain, scale), plan, seed, caution)
+        for name, names in tier_features(whole).items()
+    ]
+    router = Router(
+        tiers=tuple(tier for tier, _ in fitted),
+        columns=whole.columns,
+        means=mean_outcome(plain),
+        scale=scale,
+        has_latency=plain.has_latency,
+        source=_source(whole),
+        trained_on=whole.keys(),
+    )
+    return Trained(router, tuple(record for _, record in fitted), plan, seed, whole.n, whole.dropped)
+
+
+def tier_features(profile: Profile) -> dict[str, tuple[str, ...]]:
+    """Feature names of each tier; draft features need Direct outcomes, whose cost is the draft's."""
+    lean = tuple(name for name in profile.feature_names if not is_draft(name))
+    full = profile.feature_names if profile.has_draft_cost else lean
+    tiers = {"full": full} if len(full) > len(lean) else {}
+    if lean:
+        tiers["lean"] = lean
+    if not tiers:
+        raise InputError(
+            "profile: no feature that varies, so nothing to decide by",
+            "give --index DIR so that retrieval features are computed, or profile with log-probabilities",
+        )
+    return tiers
+
+
+def is_draft(name: str) -> bool:
+    """Whether a feature needs the draft."""
+    return name.startswith("draft_")
+
+
+def needs_search(names: tuple[str, ...]) -> bool:
+    """Whether any of the features needs a search."""
+    return any(not is_draft(name) and not name.startswith("question_") for name in names)
+
+
+def probed_cost(profile: Profile, scale: Scale, names: tuple[str, ...]) -> Costed:
+    """Costs of deciding by these features, their probes counted."""
+    return cost(profile, scale, draft=any(map(is_draft, names)), search=needs_search(names))
+
+
+def _varying(profile: Profile) -> Profile:
+    """Leave out features that hold one value only, saying so."""
+    _, spread = mean_and_spread(profile.features)
+    flat = tuple(n for n, s in zip(profile.feature_names, spread, strict=True) if not s > 0)
+    kept = tuple(name for name in profile.feature_names if name not in flat)
+    said = tuple(f"feature {name}: the same for every question" for name in flat)
+    if not profile.has_draft_cost and any(map(is_draft, kept)):
+        said += ("draft features: Direct's cost, which is the draft's, is not known for every question",)
+    return replace(profile.keep_features(kept), dropped=(*profile.dropped, *said))
+
+
+def _source(profile: Profile) -> dict[str, str | int]:
+    source = profile.source
+    return {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
+
+
+def _fit_tier(
+    name: str,
+    profile: Profile,
+    unprobed: tuple[Costed, Scale],
+    plan: TrainingPlan,
+    seed: int,
+    caution: float,
+) -> tuple[Tier, TierRecord]:
+    plain, scale = unprobed
+    costed = probed_cost(profile, scale, profile.feature_names)
+    held = split_folds(profile.dataset, plan.folds, seed)
+    mean, spread = mean_and_spread(profile.features)
+    blank = Policy(
+        names=profile.feature_names,
+        mean=mean,
+        spread=spread,
+        columns=profile.columns,
+        means=mean_outcome(costed),
+        layers=Layers(*(np.zeros(0, np.float32),) * 6),
+    )
+    inputs = blank.standardise(profile.features)
+    members = [others(rows, profile.n) for rows in held for _ in range(plan.seeds)]
+    fitted = fit_members(inputs, costed, members, plan, seed)
+    regrets = _regrets(fitted, blank, inputs, costed, held, plan.seeds)
+    stop = int(regrets.mean(axis=1).argmin())
+    own = [int(np.delete(regrets, fold, axis=1).mean(axis=1).argmin()) for fold in range(len(held))]
+    unseen = _Unseen(fitted, blank, inputs, held, own, plan.seeds)
+    gate = _gate(unseen, costed, plain, caution)
+    heads = _calibration(unseen, costed)
+    policy = replace(blank, layers=fitted.layers[stop])
+    tier = Tier(name, policy, gate, (heads[0].temperature, heads[1].temperature))
+    curve = tuple(float(value) for value in regrets.mean(axis=1))
+    return tier, TierRecord(name, profile.feature_names, fitted.steps[stop], fitted.steps, curve, heads)
+
+
+def _fold_logits(layers: Layers, fold: int, seeds: int, shown: Floats) -> Floats:
+    """[n, 2] mean logits of the members that did not see this fold."""
+    members = np.arange(fold * seeds, (fold + 1) * seeds)
+    return np.asarray(layers.select(members).logits(shown.astype(np.float32)).mean(axis=0))
+
+
+def _asked(inputs: Singles, weights: Weights, means: Floats) -> Floats:
+    encoded = encode_weights(np.array([[weights.token, weights.latency]]), means)
+    return np.concatenate([inputs, encoded.repeat(len(inputs), axis=0)], axis=1)
+
+
+def _regrets(fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int) -> Floats:
+    """[checks, folds] mean regret on held-out questions over a grid of weights, scaled as in the loss."""
+    found = np.zeros((len(fitted.steps), len(held)))
+    grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=costed.has_latency)
+    for fold, rows in enumerate(held):
+        part = costed.select(rows)
+        for weights in grid:
+            values, shown = utility(part, weights), _asked(inputs[rows], weights, blank.means)
+            share = 1 / (len(grid) * (1 + weights.token + weights.latency))
+            for check, layers in enumerate(fitted.layers):
+                chosen = choose(_fold_logits(layers, fold, seeds, shown), costed.columns)
+                lost = values.max(axis=1) - values[np.arange(len(rows)), chosen]
+                found[check, fold] += share * float(lost.mean())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Unseen:
+    """Logits for questions by the members that did not see them, stopped by the other folds."""
+
+    fitted: Fitted
+    blank: Policy
+    inputs: Singles
+    held: list[Ints]
+    own_check: list[int]
+    seeds: int
+
+    def logits(self, weights: Weights) -> Floats:
+        """[n, 2] at these weights."""
+        out = np.zeros((len(self.inputs), 2))
+        for fold, rows in enumerate(self.held):
+            shown = _asked(self.inputs[rows], weights, self.blank.means)
+            out[rows] = _fold_logits(self.fitted.layers[self.own_check[fold]], fold, self.seeds, shown)
+        return out
+
+
+def _gate(unseen: _Unseen, costed: Costed, plain: Costed, caution: float) -> Gate:
+    """Held-out gain over the best static strategy at every node."""
+    latencies = LATENCY_NODES if costed.has_latency else (0.0,)
+    table = np.zeros((2, len(TOKEN_NODES), len(latencies)))
+    for i, token in enumerate(TOKEN_NODES):
+        for j, latency in enumerate(latencies):
+            weights = Weights(token, latency)
+            chosen = choose(unseen.logits(weights), costed.columns)
+            got = utility(costed, weights)[np.arange(costed.n), chosen]
+            static = utility(plain, weights)[:, best_static(plain, weights)]
+            table[:, i, j] = mean_and_error(got - static)
+    return Gate(TOKEN_NODES, latencies, table[0], table[1], caution)
+
+
+def _calibration(unseen: _Unseen, costed: Costed) -> tuple[Calibration, Calibration]:
+    """Both heads against what the best strategy uses, held-out questions, pooled over the token weights."""
+    logits, best = [], []
+    for weights in weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False):
+        logits.append(unseen.logits(weights))
+        best.append(labels(utility(costed, weights), costed.tokens))
+    pooled, column = np.concatenate(logits), np.concatenate(best)
+    uses = np.array([USES_RAG, USES_COT])
+    return (
+        calibrate("need_rag", pooled[:, 0], uses[0][column]),
+        calibrate("need_cot", pooled[:, 1], uses[1][column]),
+    )

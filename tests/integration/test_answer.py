@@ -1,0 +1,139 @@
+"""One question through probes, decision and pipeline: drafts reused or paid for, weaker results said."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from chat_server import Server, serve
+
+from apportion.core.errors import ArtifactMismatchError, InputError, ServiceError
+from apportion.route.answer import answer
+from apportion.route.corpus import Passage
+from apportion.route.indexing import build_index
+from apportion.route.llm.openai import OpenAILLM
+from apportion.route.prompts import load_prompts
+from apportion.route.router import Decision
+from apportion.route.setup import Setup, require_trained_on
+from apportion.route.utility import Weights
+
+WEIGHTS = Weights(0.2)
+
+
+@dataclass
+class FixedRouter:
+    """Chooses what it is told to, and reads what it is told to."""
+
+    strategy: str
+    wanted: tuple[str, ...] = ("nqc_top1_k10", "question_words", "draft_nll_mean")
+    seen: dict[str, float] = field(default_factory=dict)
+
+    def features_wanted(self, weights: Weights, *, draft: bool = True) -> tuple[str, ...]:
+        return tuple(name for name in self.wanted if draft or not name.startswith("draft_"))
+
+    def decide(self, features: Mapping[str, float], token_weight: float, latency_weight: float) -> Decision:
+        self.seen = dict(features)
+        lacking = "" if "draft_nll_mean" in features else "no draft features, so not the full tier"
+        rag, cot = "rag" in self.strategy, "cot" in self.strategy
+        weights = Weights(token_weight, latency_weight)
+        missing = tuple(name for name in self.wanted if name not in features)
+        return Decision(self.strategy, rag, cot, weights, "full", 0.5, 0.5, self.wanted, missing, lacking)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve(Server()) as running:
+        yield running
+
+
+@pytest.fixture
+def setup(server: Server, tmp_path: Path) -> Iterator[Setup]:
+    corpus = [Passage("ch", "Bern", "Capital of Switzerland"), Passage("fr", "Paris", "Capital of France")]
+    index = build_index(corpus, tmp_path / "index")
+    llm = OpenAILLM(server.url, retries=0, backoff_s=0.001)
+    server.calls.clear()
+    yield Setup(llm, index, load_prompts(), 1)
+    llm.close()
+
+
+def route(strategy: str, setup: Setup, **settings: object):
+    return answer("The capital of France", FixedRouter(strategy, **settings), setup, WEIGHTS)  # type: ignore[arg-type]
+
+
+def test_a_direct_route_returns_the_draft_and_pays_once(server: Server, setup: Setup) -> None:
+    found = route("direct", setup)
+    assert (found.text, found.strategy, found.draft_reused) == ("Answer: France", "direct", True)
+    assert [call.purpose for call in found.calls] == ["draft and answer"]
+    assert len(server.calls) == 1
+    assert found.weaker == ()
+    assert found.passages == ()
+
+
+@pytest.mark.parametrize("strategy", ["rag", "cot", "rag+cot"])
+def test_other_routes_pay_for_the_draft_too(server: Server, setup: Setup, strategy: str) -> None:
+    found = route(strategy, setup)
+    assert [(call.purpose, call.strategy) for call in found.calls] == [
+        ("draft", "direct"),
+        ("answer", strategy),
+    ]
+    assert found.tokens == sum(call.prompt_tokens + call.completion_tokens for call in found.calls)
+    assert found.passages == (("fr",) if "rag" in strategy else ())
+    assert ("Capital of France" in server.calls[-1]["user"]) == ("rag" in strategy)
+    assert {"nqc_top1_k10", "draft_nll_mean", "question_words"} <= found.features.keys()
+    assert found.latency_ms >= sum(call.latency_ms for call in found.calls)
+
+
+def test_no_probe_is_made_where_none_is_wanted(server: Server, setup: Setup) -> None:
+    for strategy in ("direct", "rag"):
+        found = route(strategy, setup, wanted=())
+        assert found.features == {}
+        assert [call.purpose for call in found.calls] == ["answer"]
+    assert len(server.calls) == 2
+
+
+def test_without_logprobs_no_draft_is_made_and_it_is_said(server: Server, setup: Setup) -> None:
+    server.logprobs = "omit"
+    llm = OpenAILLM(server.url, backoff_s=0.001)
+    server.calls.clear()
+    found = route("direct", replace(setup, llm=llm))
+    llm.close()
+    assert len(server.calls) == 1
+    assert not found.draft_reused
+    assert "no draft probe: the server answers without them" in found.weaker
+    assert any("not the full tier" in reason for reason in found.weaker)
+
+
+def test_a_draft_that_lacks_logprobs_once_is_said_too(server: Server, setup: Setup) -> None:
+    server.logprobs = "omit"  # after the start-up probe found them
+    found = route("cot", setup)
+    assert any("came back without log-probabilities" in reason for reason in found.weaker)
+
+
+def test_a_question_longer_than_the_context_says_what_was_cut(server: Server, setup: Setup) -> None:
+    server.context = 60
+    found = answer("word " * 100 + "France", FixedRouter("direct"), setup, WEIGHTS)  # type: ignore[arg-type]
+    assert [reason for reason in found.weaker if "prompt was cut by about" in reason] != []
+    assert found.text == "Answer: France"
+
+
+def test_bad_questions_and_failing_servers(server: Server, setup: Setup) -> None:
+    for question in ("", "  ", "x" * 100_001):
+        with pytest.raises(InputError, match="question: has"):
+            answer(question, FixedRouter("direct"), setup, WEIGHTS)  # type: ignore[arg-type]
+    server.mode = lambda number: "500"
+    with pytest.raises(ServiceError, match="HTTP 500"):
+        route("direct", setup)
+
+
+def test_weights_below_zero_are_refused() -> None:
+    with pytest.raises(InputError, match="expected a finite number from 0"):
+        Weights(-0.1)
+
+
+def test_a_router_trained_on_something_else_is_refused(setup: Setup) -> None:
+    source = setup.source()
+    trained = {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
+    assert require_trained_on(trained, setup) == ()
+    assert require_trained_on({**trained, "prompts": "", "k": 0}, setup) == ("prompts", "k")
+    with pytest.raises(ArtifactMismatchError, match="another model, prompts"):
+        require_trained_on({**trained, "model": "other", "prompts": "p"}, setup)

@@ -1,0 +1,28 @@
+"""Routers trained once for all tests of a process, on profiles whose best routes are known."""
+
+from functools import cache
+
+from synthetic_profiles import either_profile, needs_profile
+
+from apportion.route.policy_training import TrainingPlan
+from apportion.route.train import Trained, train_router
+
+QUICK = TrainingPlan(folds=4, seeds=1, steps=300, check_every=50)
+
+
+@cache
+def informed() -> Trained:
+    """Features reveal both needs."""
+    return train_router(needs_profile(500, seed=1), QUICK)
+
+
+@cache
+def exclusive() -> Trained:
+    """The best route is an exclusive or of two features."""
+    return train_router(either_profile(500, seed=1), QUICK)
+
+
+@cache
+def uninformed() -> Trained:
+    """Features are noise."""
+    return train_router(needs_profile(300, seed=1, signal=0.0), QUICK)

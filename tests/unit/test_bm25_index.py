@@ -1,0 +1,191 @@
+"""The saved BM25 index: searches, changes that are all or nothing, and damage that is noticed."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from apportion.core.errors import (
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactExistsError,
+    ArtifactMismatchError,
+    InputError,
+)
+from apportion.route.corpus import Passage
+from apportion.route.indexing import add_passages, build_index, delete_passages
+from apportion.route.lock import sole_writer
+from apportion.route.retrieve import MAX_QUERY_TERMS, Bm25Index
+
+CAPITALS = [
+    Passage("ch", "Bern", "The capital of Switzerland."),
+    Passage("fr", "Paris", "The capital of France, on the Seine."),
+    Passage("jp", "Tokyo", "The capital of Japan; large."),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build_index(CAPITALS, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def ids(index: Bm25Index, question: str, k: int = 5) -> list[str]:
+    return [passage.id for passage in index.search(question, k).passages]
+
+
+def test_the_best_passage_comes_first_and_scores_fall(folder: Path) -> None:
+    hits = Bm25Index.open(folder).search("What is the capital on the Seine?", 2)
+    assert hits.passages[0] == CAPITALS[1]
+    assert len(hits.passages) == 2
+    assert len(hits.scores) == 3
+    assert list(hits.scores) == sorted(hits.scores, reverse=True)
+    assert hits.retriever == "bm25"
+
+
+def test_words_are_stemmed_and_titles_are_searched(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    assert sorted(ids(index, "capitals", 9)) == ["ch", "fr", "jp"]
+    assert ids(index, "TOKYO") == ["jp"]
+
+
+def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path) -> None:
+    twins = [Passage(name, "", "same words") for name in ("b", "a", "c")]
+    assert ids(build_index(twins, tmp_path / "i"), "words") == ["a", "b", "c"]
+
+
+def test_k_beyond_the_corpus_and_no_hit_at_all(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    assert len(index.search("capital", 1000).passages) == 3
+    for question in ("zebra", "", "  ?!", "\ud800"):
+        hits = index.search(question, 5)
+        assert hits.passages == hits.scores == ()
+    assert index.search("", 5).corpus_log_likelihood is None
+
+
+@pytest.mark.parametrize("k", [0, -1, 1001])
+def test_k_out_of_range_is_refused(folder: Path, k: int) -> None:
+    with pytest.raises(InputError, match="expected 1 to 1000"):
+        Bm25Index.open(folder).search("capital", k)
+
+
+def test_a_question_is_words_and_never_query_syntax(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    assert ids(index, 'id:ch title:"x" AND (Tokyo') == ["jp"]
+    assert ids(index, "-Tokyo NOT") == ["jp"]
+
+
+def test_very_long_questions_are_cut_and_say_so(folder: Path) -> None:
+    hits = Bm25Index.open(folder).search("capital " + " ".join(f"w{n}" for n in range(5000)), 1)
+    assert hits.query_terms_cut == 5001 - MAX_QUERY_TERMS
+    assert hits.passages
+
+
+def test_likelihood_of_the_query_under_the_corpus(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    stats = index.collection
+    scale = stats.tokens + 0.5 * (len(stats.term_counts) + 1)
+    expected = math.log(3.5 / scale) + math.log(0.5 / scale)
+    assert index.search("capital zebra", 1).corpus_log_likelihood == pytest.approx(expected)
+
+
+def test_adding_and_deleting_restores_digest_and_statistics(folder: Path) -> None:
+    before = Bm25Index.open(folder)
+    added = add_passages(folder, [Passage("it", "Rome", "The capital of Italy.")])
+    assert ids(added, "Rome") == ["it"]
+    assert added.corpus_digest != before.corpus_digest
+    after = delete_passages(folder, ["it"])
+    assert after.collection == before.collection
+    assert ids(after, "Rome") == []
+    assert ids(before, "Rome") == []  # an index that was open keeps its own state
+
+
+def test_the_digest_does_not_depend_on_the_order(tmp_path: Path, folder: Path) -> None:
+    other = build_index(reversed(CAPITALS), tmp_path / "other")
+    assert other.corpus_digest == Bm25Index.open(folder).corpus_digest
+
+
+def test_refused_changes_change_nothing(folder: Path) -> None:
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(InputError, match="id 'ch': is already in the index"):
+        add_passages(folder, [Passage("new", "", "new words"), CAPITALS[0]])
+    with pytest.raises(InputError, match="'nope': is not in the index"):
+        delete_passages(folder, ["fr", "nope"])
+    with pytest.raises(InputError, match="corpus is empty"):
+        delete_passages(folder, ["ch", "fr", "jp"])
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    assert ids(Bm25Index.open(folder), "new France") == ["fr"]
+
+
+def test_a_change_that_dies_leaves_the_old_state(folder: Path) -> None:
+    def dying() -> Iterator[Passage]:
+        yield Passage("new", "", "brand new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add_passages(folder, dying())
+    assert ids(Bm25Index.open(folder), "brand") == []
+    # a kill leaves the folder of the unfinished state behind; the next change removes it
+    shutil.copytree(folder / "bm25-1", folder / "bm25-2")
+    assert ids(add_passages(folder, [Passage("new", "", "brand new")]), "brand") == ["new"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bm25-2", "manifest.json"]
+
+
+def test_two_processes_may_not_change_one_index(folder: Path) -> None:
+    with sole_writer(folder), pytest.raises(ArtifactError, match="written by another process"):
+        delete_passages(folder, ["fr"])
+    assert ids(delete_passages(folder, ["fr"]), "France") == []
+
+
+def test_searching_goes_on_while_the_index_changes(folder: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        changing = threads.submit(lambda: [add_passages(folder, [Passage(f"n{n}", "", f"word{n}")]) for n in range(15)])
+        opened = 0
+        while not changing.done():
+            assert "jp" in ids(Bm25Index.open(folder), "Japan")
+            opened += 1
+        changing.result()
+    assert opened > 3
+    assert ids(Bm25Index.open(folder), "word14") == ["n14"]
+
+
+def test_building_needs_an_empty_folder_and_a_passage(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ArtifactExistsError, match="not empty"):
+        build_index(CAPITALS, folder)
+    with pytest.raises(InputError, match="corpus is empty"):
+        build_index([], tmp_path / "none")
+    with pytest.raises(ArtifactError, match=r"no manifest\.json"):
+        Bm25Index.open(tmp_path / "none")
+
+
+def test_damage_is_noticed(tmp_path: Path, folder: Path) -> None:
+    state = folder / "bm25-1"
+    for number, name in enumerate(("meta.json", "terms.json", next(state.glob("*.store")).name)):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(folder, copy)
+        (copy / "bm25-1" / name).write_bytes((state / name).read_bytes()[:-1])
+        with pytest.raises(ArtifactCorruptError, match=name):
+            Bm25Index.open(copy)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "kind": "apportion.router"}))
+    with pytest.raises(ArtifactMismatchError, match="expected an index"):
+        Bm25Index.open(folder)
+
+
+def test_searches_in_many_threads_agree(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    questions = ["capital of Japan", "Seine", "Switzerland large"] * 50
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda question: index.search(question, 3), questions))
+    assert found == [index.search(question, 3) for question in questions]
+
+
+def test_every_passage_can_be_read_back(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    assert index.passages() == CAPITALS
+    assert index.find("jp") == CAPITALS[2]
+    assert index.find("xx") is None

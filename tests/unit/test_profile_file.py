@@ -1,0 +1,113 @@
+"""Profiles on disk: what is written is read; what is missing is dropped visibly; bad rows are named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
+from apportion.route.profile import Outcome, ProfileSource
+from apportion.route.profile_file import read_profile, write_profile
+from apportion.route.strategy import STRATEGIES
+
+SOURCE = ProfileSource(model="m", corpus="c", prompts="p", k=5, created="now")
+
+
+def outcomes(n: int = 3) -> list[Outcome]:
+    return [
+        Outcome(
+            dataset="d",
+            question_id=str(i),
+            question=f"q{i}",
+            answers=("a", "b"),
+            strategy=strategy,
+            answer="a",
+            f1=(i + s) % 5 / 4,
+            em=0.0,
+            prompt_tokens=10 * (s + 1),
+            completion_tokens=i,
+            latency_ms=1.0 + s,
+            retrieval_ms=0.5,
+            features={"score_top": float(i), "score_gap": None if i == 0 else 1.0},
+        )
+        for i in range(n)
+        for s, strategy in enumerate(STRATEGIES)
+    ]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_profile(tmp_path / "p.parquet", outcomes(), SOURCE)
+    profile = read_profile(tmp_path / "p.parquet")
+    assert profile.ids == ("0", "1", "2")
+    assert profile.source == SOURCE
+    assert profile.strategies == STRATEGIES
+    assert profile.has_latency
+    assert profile.feature_names == ("score_top", "score_gap")
+    np.testing.assert_array_equal(profile.quality[1], [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_array_equal(profile.tokens[2], [12, 22, 32, 42])
+    np.testing.assert_array_equal(profile.features, [[0, np.nan], [1, 1], [2, 1]])
+    np.testing.assert_array_equal(profile.retrieval_ms, [0.5, 0.5, 0.5])
+    assert profile.dropped == ("feature draft_nll_mean: not measured",)
+
+
+def test_quality_can_be_exact_match(tmp_path: Path) -> None:
+    write_profile(tmp_path / "p.parquet", outcomes(), SOURCE)
+    assert read_profile(tmp_path / "p.parquet", quality="em").quality.max() == 0
+    with pytest.raises(InputError, match="expected f1 or em"):
+        read_profile(tmp_path / "p.parquet", quality="bleu")
+
+
+def test_a_failed_answer_makes_its_question_incomplete(tmp_path: Path) -> None:
+    rows = outcomes()
+    rows[2] = replace(rows[2], f1=None, prompt_tokens=None, completion_tokens=None, error="timeout")
+    write_profile(tmp_path / "p.parquet", rows, SOURCE)
+    profile = read_profile(tmp_path / "p.parquet")
+    assert profile.complete.tolist() == [False, True, True]
+    whole = profile.only_complete()
+    assert whole.ids == ("1", "2")
+    assert any("1 of 3 questions" in reason for reason in whole.dropped)
+
+
+def test_strategies_that_were_not_recorded_restrict_the_choice(tmp_path: Path) -> None:
+    rows = [row for row in outcomes() if "cot" in row.strategy]
+    write_profile(tmp_path / "p.parquet", rows, SOURCE)
+    profile = read_profile(tmp_path / "p.parquet")
+    assert profile.strategies == ("cot", "rag+cot")
+    assert profile.complete.all()
+    assert sum(reason.startswith("strategy ") for reason in profile.dropped) == 2
+
+
+def test_missing_latency_is_allowed_and_said(tmp_path: Path) -> None:
+    write_profile(tmp_path / "p.parquet", [replace(row, latency_ms=None) for row in outcomes()], SOURCE)
+    profile = read_profile(tmp_path / "p.parquet")
+    assert not profile.has_latency
+    assert any(reason.startswith("latency") for reason in profile.dropped)
+
+
+def test_every_bad_row_is_named(tmp_path: Path) -> None:
+    rows = outcomes()
+    rows[0] = replace(rows[0], strategy="think")
+    rows[1] = replace(rows[1], f1=1.5)
+    rows[3] = replace(rows[2])
+    write_profile(tmp_path / "p.parquet", rows, SOURCE)
+    with pytest.raises(InputError) as caught:
+        read_profile(tmp_path / "p.parquet")
+    assert "row 0: strategy 'think'" in str(caught.value)
+    assert "row 1: f1 1.5" in str(caught.value)
+    assert "row 3: d/0/cot is there twice" in str(caught.value)
+
+
+def test_files_that_are_no_profile_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such file"):
+        read_profile(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("no parquet")
+    with pytest.raises(ArtifactCorruptError):
+        read_profile(tmp_path / "text.parquet")
+    with pytest.raises(InputError, match="no outcome"):
+        write_profile(tmp_path / "p.parquet", [], SOURCE)
+
+
+def test_a_feature_cannot_take_the_name_of_a_column(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="f1"):
+        write_profile(tmp_path / "p.parquet", [replace(outcomes()[0], features={"f1": 1.0})], SOURCE)
