@@ -5,6 +5,7 @@ share the longest prefix; hidden states after each block of the current one are 
 where it differs. Every edge of the trie is one block forward; memory is bounded by the trie's depth.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -24,6 +25,8 @@ from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 
 Values = dict[Assignment, NDArray[np.float64]]
+Read = Callable[[], NDArray[np.float64]]
+IN_FLIGHT = {"cuda": 8}  # coalitions queued on a GPU before the first is read; a kill loses no more than these
 
 
 @runtime_checkable
@@ -91,6 +94,7 @@ class MeasuredGame:
             self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
         self.resumed = len(self.known)
         self._embedded: Embedded | None = None
+        self._windows = calibration.windows.to(bank.staged.placement.device)
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """NLL per window of each assignment, measuring those not known yet in trie order.
@@ -117,22 +121,28 @@ class MeasuredGame:
         advance: Callable[[int], None],
     ) -> None:
         staged = self.bank.staged
-        embedded = self._embedded or staged.embed(self.calibration.windows)
+        embedded = self._embedded or staged.embed(self._windows)
         self._embedded = embedded
         states: list[Tensor] = [embedded.hidden]
         previous = None
+        waiting: deque[tuple[Assignment, Read]] = deque()
         for path in paths:
             start = 0 if previous is None else shared(previous, path)
             del states[start + 1 :]
-            self.bank.put_all(assignments[path])
+            self.bank.put_all(assignments[path], first_block=start)
             for block in range(start, len(path)):
                 states.append(staged.run_block(block, states[-1], embedded))
             self.counts.block_forwards += len(path) - start
-            self._keep(assignments[path], staged.nll(states[-1], self.calibration.windows))
+            waiting.append((assignments[path], reading(staged.device_nll(states[-1], self._windows))))
+            if len(waiting) > IN_FLIGHT.get(self._windows.device.type, 0):
+                self._keep(*waiting.popleft())
             advance(len(path) - start)
             previous = path
+        while waiting:
+            self._keep(*waiting.popleft())
 
-    def _keep(self, assignment: Assignment, nll: NDArray[np.float64]) -> None:
+    def _keep(self, assignment: Assignment, read: Read) -> None:
+        nll = read()
         if not np.isfinite(nll).all():
             raise NumericError(
                 f"the loss of coalition {encode(assignment)} is not finite on windows "
@@ -143,6 +153,21 @@ class MeasuredGame:
         self.known[assignment] = nll
         if self.log is not None:
             self.log.append({"widths": encode(assignment), "nll": nll})
+
+
+def reading(values: Tensor) -> Read:
+    """Start copying to the host; what comes back waits for this copy alone, not for work queued after it."""
+    if values.device.type != "cuda":
+        return lambda: np.asarray(values.cpu().numpy(), dtype=np.float64)
+    host = values.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> NDArray[np.float64]:
+        copied.synchronize()
+        return np.asarray(host.numpy(), dtype=np.float64)
+
+    return read
 
 
 def encode(assignment: Assignment) -> str:

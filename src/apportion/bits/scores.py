@@ -29,7 +29,9 @@ from apportion.bits.weights import WeightBank
 Array = NDArray[np.float64]
 
 
-def isolated(samples: Samples, method: str, linear: Float[Array, " choices"], details: dict[str, object]) -> Sensitivity:
+def isolated(
+    samples: Samples, method: str, linear: Float[Array, " choices"], details: dict[str, object]
+) -> Sensitivity:
     """A surrogate without pairs."""
     return surrogate(samples, method, linear, np.zeros((len(linear), len(linear))), details)
 

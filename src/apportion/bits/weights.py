@@ -6,8 +6,9 @@ does nothing.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from apportion.bits.formats import Width, require_groups
 from apportion.bits.model import StagedModel
@@ -24,17 +25,29 @@ class WeightBank:
     players: tuple[Player, ...]
     weights: Mapping[tuple[str, int], Tensor]
 
+    @cached_property
+    def parameters(self) -> tuple[tuple[tuple[str, nn.Parameter], ...], ...]:
+        """Path and weight of every player's linears: looking them up by name costs more than a swap."""
+        return tuple(
+            tuple((path, self.staged.model.get_submodule(path).weight) for path in player_paths(self.staged, player))
+            for player in self.players
+        )
+
     def put(self, player: int, bits: int) -> None:
         """Give one player's linears their weights at this width."""
-        chosen = self.players[player]
-        for linear in chosen.linears:
-            path = self.staged.layout.path(chosen.block, linear)
-            self.staged.model.get_submodule(path).weight.data = self.weights[path, bits]
+        for path, parameter in self.parameters[player]:
+            parameter.data = self.weights[path, bits]
 
-    def put_all(self, assignment: Assignment) -> None:
-        """Give every player its width."""
+    def put_all(self, assignment: Assignment, *, first_block: int = 0) -> None:
+        """Give every player its width; those before `first_block` have theirs already."""
         for player, bits in enumerate(assignment):
-            self.put(player, bits)
+            if self.players[player].block >= first_block:
+                self.put(player, bits)
+
+
+def player_paths(staged: StagedModel, player: Player) -> list[str]:
+    """Module paths of a player's linears."""
+    return [staged.layout.path(player.block, linear) for linear in player.linears]
 
 
 def linear_columns(staged: StagedModel) -> dict[str, int]:
