@@ -84,7 +84,7 @@ def encode(text: str, tokenizer: Any, window_tokens: int, where: str) -> tuple[l
     return prefix, torch.tensor(ids, dtype=torch.long)
 
 
-def cut(prefix: list[int], ids: Int[Tensor, " tokens"], window_tokens: int) -> Int[Tensor, "windows tokens"]:
+def cut(prefix: list[int], ids: Int[Tensor, " ids"], window_tokens: int) -> Int[Tensor, "windows tokens"]:
     """Non-overlapping windows in reading order, each beginning with the prefix (Gemma needs its bos)."""
     body = window_tokens - len(prefix)
     count = len(ids) // body

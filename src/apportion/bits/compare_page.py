@@ -85,7 +85,9 @@ def draw_comparison(result: Json) -> bytes:
             f"all {bits}-bit", (int(bits), np.log(value) - fp), textcoords="offset points", xytext=(6, 4),
             fontsize=8, color="#555555",
         )  # fmt: skip
-    axes.set_yscale("log")
+    lowest = min(cell["nll"] for row in result["methods"].values() for cell in row["budgets"]) - fp
+    if min(lowest, *(np.log(value) - fp for value in result["perplexity_uniform"].values())) > 0:
+        axes.set_yscale("log")
     axes.set_xlabel("average bits per quantized weight")
     axes.set_ylabel("log-perplexity above full precision, nats")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

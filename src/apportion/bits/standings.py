@@ -94,8 +94,7 @@ def method_row(board: Scoreboard, method: str, exhaustive: Exhaustive | None) ->
             {"asked": board.budgets[place].asked, "excess": float((board.nll(method, place) - board.high).mean())}
             for place in range(board.grid, len(board.budgets))
         ]
-    if exhaustive is not None:
-        row["regret"] = regrets(board, method, exhaustive)
+        row["regret"] = regrets(board, method, exhaustive) if exhaustive is not None else None
     return row
 
 
@@ -131,4 +130,4 @@ def regrets(board: Scoreboard, method: str, exhaustive: Exhaustive) -> Json:
         float(np.mean([regret(exhaustive, item, board.budgets[place]) for item in board.choices[method][place]]))
         for place in places
     ]
-    return {"mean": float(np.mean(curve)) if curve else None, "curve": curve}
+    return {"mean": float(np.mean(curve)), "curve": curve}
