@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.calibration import Calibration
-from apportion.bits.model import Embedded, StagedModel
+from apportion.bits.engine import Engine, engine_for
+from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player
 from apportion.bits.weights import WeightBank
 from apportion.core.errors import NumericError
@@ -93,8 +94,7 @@ class MeasuredGame:
         for record in log.records if log else []:
             self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
         self.resumed = len(self.known)
-        self._embedded: Embedded | None = None
-        self._windows = calibration.windows.to(bank.staged.placement.device)
+        self._engine: Engine | None = None
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """NLL per window of each assignment, measuring those not known yet in trie order.
@@ -120,26 +120,29 @@ class MeasuredGame:
         assignments: dict[tuple[Assignment, ...], Assignment],
         advance: Callable[[int], None],
     ) -> None:
-        staged = self.bank.staged
-        embedded = self._embedded or staged.embed(self._windows)
-        self._embedded = embedded
-        states: list[Tensor] = [embedded.hidden]
+        engine = self._engine or self._start()
+        states: list[Tensor] = [engine.start]
         previous = None
         waiting: deque[tuple[Assignment, Read]] = deque()
         for path in paths:
             start = 0 if previous is None else shared(previous, path)
             del states[start + 1 :]
-            self.bank.put_all(assignments[path], first_block=start)
             for block in range(start, len(path)):
-                states.append(staged.run_block(block, states[-1], embedded))
+                states.append(engine.block(block, path[block], states[-1]))
             self.counts.block_forwards += len(path) - start
-            waiting.append((assignments[path], reading(staged.device_nll(states[-1], self._windows))))
-            if len(waiting) > IN_FLIGHT.get(self._windows.device.type, 0):
+            waiting.append((assignments[path], reading(engine.nll(states[-1]))))
+            if len(waiting) > IN_FLIGHT.get(states[0].device.type, 0):
                 self._keep(*waiting.popleft())
             advance(len(path) - start)
             previous = path
         while waiting:
             self._keep(*waiting.popleft())
+
+    def _start(self) -> Engine:
+        """Embed the text and choose how blocks are run; kept for later calls."""
+        windows = self.calibration.windows.to(self.bank.staged.placement.device)
+        self._engine = engine_for(self.bank, self.bank.staged.embed(windows), windows)
+        return self._engine
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
         nll = read()

@@ -38,11 +38,21 @@ class WeightBank:
         for path, parameter in self.parameters[player]:
             parameter.data = self.weights[path, bits]
 
-    def put_all(self, assignment: Assignment, *, first_block: int = 0) -> None:
-        """Give every player its width; those before `first_block` have theirs already."""
+    def put_all(self, assignment: Assignment) -> None:
+        """Give every player its width."""
         for player, bits in enumerate(assignment):
-            if self.players[player].block >= first_block:
-                self.put(player, bits)
+            self.put(player, bits)
+
+    @cached_property
+    def inside(self) -> tuple[tuple[int, ...], ...]:
+        """Players of every block."""
+        blocks = range(self.staged.layout.block_count)
+        return tuple(tuple(i for i, player in enumerate(self.players) if player.block == block) for block in blocks)
+
+    def put_block(self, block: int, widths: Assignment) -> None:
+        """Give one block's players their widths, in the players' order."""
+        for player, bits in zip(self.inside[block], widths, strict=True):
+            self.put(player, bits)
 
 
 def player_paths(staged: StagedModel, player: Player) -> list[str]:
