@@ -136,15 +136,19 @@ class StagedModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
-        """Final norm, output embedding and whatever else the model does after its last block."""
+        """Final norm, output embedding and whatever else the model does after its last block.
+
+        It treats tokens one by one, so they are given as sequences of length one: no attention mask is made.
+        """
+        tokens = hidden.flatten(0, 1)[:, None]
 
         def constant(*args: Any, **kwargs: Any) -> Tensor:
-            return hidden
+            return tokens
 
-        ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=hidden.device)
         with self.replaced([constant] * self.layout.block_count):
             out: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return out
+        return out.view(*hidden.shape[:2], -1)
 
     def nll(
         self, hidden: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
