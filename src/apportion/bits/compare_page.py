@@ -76,7 +76,7 @@ def draw_comparison(result: Json) -> bytes:
         loss = np.asarray([cell["nll"] for cell in row["budgets"]]) - fp
         black = name == "optimum"
         axes.plot(
-            bits, loss, STYLES[index // 10 % 4], marker="o", markersize=4, label=name,
+            bits, loss, STYLES[index % 4], marker="o", markersize=4, label=name,
             color="black" if black else f"C{index % 10}", linewidth=1 if black else 1.5,
         )  # fmt: skip
     for bits, value in result["perplexity_uniform"].items():
