@@ -39,11 +39,11 @@ def test_soft_capping_and_sliding_window_are_really_in_use(checkpoint):
     assert staged.model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("limit", [1 << 12, 1 << 14, HEAD_BYTES])
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 14, HEAD_BYTES["cpu"]])
 def test_chunked_logits_do_not_change_the_loss(checkpoint, monkeypatch, limit):
     staged = load_model(str(checkpoint("llama")), CPU)
     expected = staged.window_nll(windows())
-    monkeypatch.setattr("apportion.bits.model.HEAD_BYTES", limit)
+    monkeypatch.setitem(HEAD_BYTES, "cpu", limit)
     np.testing.assert_allclose(staged.window_nll(windows()), expected, rtol=1e-6)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 from apportion.bits.calibration import cut, encode, read_text
 from apportion.bits.model import StagedModel
@@ -30,6 +31,23 @@ class Perplexity:
     windows: Float[NDArray[np.float64], " windows"]
 
 
+def first_windows(
+    tokenizer: Any, text: Path, *, window_tokens: int, windows: int | None = None
+) -> Int[Tensor, "windows tokens"]:
+    """The first windows of a text in reading order; all of them if no number is given.
+
+    Raises:
+        InputError: the text is shorter than one window, or has fewer windows than asked for.
+    """
+    found = cut(*encode(read_text(text), tokenizer, window_tokens, str(text)), window_tokens)
+    if windows is not None and not 1 <= windows <= len(found):
+        raise InputError(
+            f"--windows {windows}: {text} has {len(found)} windows of {window_tokens} tokens",
+            f"give a number from 1 to {len(found)}",
+        )
+    return found[:windows]
+
+
 def perplexity(
     staged: StagedModel, tokenizer: Any, text: Path, *, window_tokens: int = 512, windows: int | None = None
 ) -> Perplexity:
@@ -42,13 +60,7 @@ def perplexity(
         InputError: the text is shorter than one window, or has fewer windows than asked for.
         NumericError: the loss is not finite.
     """
-    cut_windows = cut(*encode(read_text(text), tokenizer, window_tokens, str(text)), window_tokens)
-    if windows is not None and not 1 <= windows <= len(cut_windows):
-        raise InputError(
-            f"--windows {windows}: {text} has {len(cut_windows)} windows of {window_tokens} tokens",
-            f"give a number from 1 to {len(cut_windows)}",
-        )
-    chosen = cut_windows[:windows]
+    chosen = first_windows(tokenizer, text, window_tokens=window_tokens, windows=windows)
     found = []
     with progress("perplexity", len(chosen), "windows") as advance:
         for part in chosen.split(BATCH):

@@ -5,6 +5,7 @@ share the longest prefix; hidden states after each block of the current one are 
 where it differs. Every edge of the trie is one block forward; memory is bounded by the trie's depth.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.calibration import Calibration
-from apportion.bits.model import Embedded, StagedModel
+from apportion.bits.engine import Engine, engine_for
+from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player
 from apportion.bits.weights import WeightBank
 from apportion.core.errors import NumericError
@@ -24,6 +26,8 @@ from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 
 Values = dict[Assignment, NDArray[np.float64]]
+Read = Callable[[], NDArray[np.float64]]
+IN_FLIGHT = {"cuda": 8}  # coalitions queued on a GPU before the first is read; a kill loses no more than these
 
 
 @runtime_checkable
@@ -90,7 +94,7 @@ class MeasuredGame:
         for record in log.records if log else []:
             self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
         self.resumed = len(self.known)
-        self._embedded: Embedded | None = None
+        self._engine: Engine | None = None
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """NLL per window of each assignment, measuring those not known yet in trie order.
@@ -116,23 +120,32 @@ class MeasuredGame:
         assignments: dict[tuple[Assignment, ...], Assignment],
         advance: Callable[[int], None],
     ) -> None:
-        staged = self.bank.staged
-        embedded = self._embedded or staged.embed(self.calibration.windows)
-        self._embedded = embedded
-        states: list[Tensor] = [embedded.hidden]
+        engine = self._engine or self._start()
+        states: list[Tensor] = [engine.start]
         previous = None
+        waiting: deque[tuple[Assignment, Read]] = deque()
         for path in paths:
             start = 0 if previous is None else shared(previous, path)
             del states[start + 1 :]
-            self.bank.put_all(assignments[path])
             for block in range(start, len(path)):
-                states.append(staged.run_block(block, states[-1], embedded))
+                states.append(engine.block(block, path[block], states[-1]))
             self.counts.block_forwards += len(path) - start
-            self._keep(assignments[path], staged.nll(states[-1], self.calibration.windows))
+            waiting.append((assignments[path], reading(engine.nll(states[-1]))))
+            if len(waiting) > IN_FLIGHT.get(states[0].device.type, 0):
+                self._keep(*waiting.popleft())
             advance(len(path) - start)
             previous = path
+        while waiting:
+            self._keep(*waiting.popleft())
 
-    def _keep(self, assignment: Assignment, nll: NDArray[np.float64]) -> None:
+    def _start(self) -> Engine:
+        """Embed the text and choose how blocks are run; kept for later calls."""
+        windows = self.calibration.windows.to(self.bank.staged.placement.device)
+        self._engine = engine_for(self.bank, self.bank.staged.embed(windows), windows)
+        return self._engine
+
+    def _keep(self, assignment: Assignment, read: Read) -> None:
+        nll = read()
         if not np.isfinite(nll).all():
             raise NumericError(
                 f"the loss of coalition {encode(assignment)} is not finite on windows "
@@ -143,6 +156,21 @@ class MeasuredGame:
         self.known[assignment] = nll
         if self.log is not None:
             self.log.append({"widths": encode(assignment), "nll": nll})
+
+
+def reading(values: Tensor) -> Read:
+    """Start copying to the host; what comes back waits for this copy alone, not for work queued after it."""
+    if values.device.type != "cuda":
+        return lambda: np.asarray(values.cpu().numpy(), dtype=np.float64)
+    host = values.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> NDArray[np.float64]:
+        copied.synchronize()
+        return np.asarray(host.numpy(), dtype=np.float64)
+
+    return read
 
 
 def encode(assignment: Assignment) -> str:

@@ -6,8 +6,9 @@ does nothing.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from apportion.bits.formats import Width, require_groups
 from apportion.bits.model import StagedModel
@@ -24,17 +25,39 @@ class WeightBank:
     players: tuple[Player, ...]
     weights: Mapping[tuple[str, int], Tensor]
 
+    @cached_property
+    def parameters(self) -> tuple[tuple[tuple[str, nn.Parameter], ...], ...]:
+        """Path and weight of every player's linears: looking them up by name costs more than a swap."""
+        return tuple(
+            tuple((path, self.staged.model.get_submodule(path).weight) for path in player_paths(self.staged, player))
+            for player in self.players
+        )
+
     def put(self, player: int, bits: int) -> None:
         """Give one player's linears their weights at this width."""
-        chosen = self.players[player]
-        for linear in chosen.linears:
-            path = self.staged.layout.path(chosen.block, linear)
-            self.staged.model.get_submodule(path).weight.data = self.weights[path, bits]
+        for path, parameter in self.parameters[player]:
+            parameter.data = self.weights[path, bits]
 
     def put_all(self, assignment: Assignment) -> None:
         """Give every player its width."""
         for player, bits in enumerate(assignment):
             self.put(player, bits)
+
+    @cached_property
+    def inside(self) -> tuple[tuple[int, ...], ...]:
+        """Players of every block."""
+        blocks = range(self.staged.layout.block_count)
+        return tuple(tuple(i for i, player in enumerate(self.players) if player.block == block) for block in blocks)
+
+    def put_block(self, block: int, widths: Assignment) -> None:
+        """Give one block's players their widths, in the players' order."""
+        for player, bits in zip(self.inside[block], widths, strict=True):
+            self.put(player, bits)
+
+
+def player_paths(staged: StagedModel, player: Player) -> list[str]:
+    """Module paths of a player's linears."""
+    return [staged.layout.path(player.block, linear) for linear in player.linears]
 
 
 def linear_columns(staged: StagedModel) -> dict[str, int]:
