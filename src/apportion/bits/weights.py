@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from apportion.bits.formats import Width, require_groups
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player
-from apportion.bits.rounding import Rounded, Rounding
+from apportion.bits.rounding import Moments, Rounded, Rounding
+from apportion.bits.sequential import walk
+from apportion.core.errors import InputError
 from apportion.core.progress import progress
 
 
@@ -66,22 +69,79 @@ def linear_columns(staged: StagedModel) -> dict[str, int]:
 
 
 def round_all(
-    staged: StagedModel, rounding: Rounding, widths: Iterable[int], group_size: int
+    staged: StagedModel,
+    rounding: Rounding,
+    widths: Iterable[int],
+    group_size: int,
+    windows: Int[Tensor, "windows tokens"] | None = None,
 ) -> dict[tuple[str, int], Rounded]:
     """Round every linear of every block to every width, each from the checkpoint's own weight.
+
+    Args:
+        windows: text for roundings that need moments of the inputs. A bank serves plans of all widths, so its
+            moments are taken where everything before is at the highest width; `round_plan` takes a plan's own.
 
     Raises:
         InputError: the group size does not divide some linears; all of them are listed, before any work.
     """
+    widths = tuple(sorted(widths))
+    return round_linears(staged, rounding, dict.fromkeys(staged.originals, widths), group_size, windows)
+
+
+def round_plan(
+    staged: StagedModel,
+    rounding: Rounding,
+    bits: Mapping[str, int],
+    group_size: int,
+    windows: Int[Tensor, "windows tokens"] | None = None,
+) -> dict[str, Rounded]:
+    """Round every linear to its own width, in sequence: each sees what the plan made of the ones before it.
+
+    Args:
+        bits: width of every linear, by module path.
+        windows: text for roundings that need moments of the inputs.
+    """
+    jobs = {path: (own,) for path, own in bits.items()}
+    found = round_linears(staged, rounding, jobs, group_size, windows)
+    return {path: rounded for (path, _), rounded in found.items()}
+
+
+def round_linears(
+    staged: StagedModel,
+    rounding: Rounding,
+    widths: Mapping[str, tuple[int, ...]],
+    group_size: int,
+    windows: Int[Tensor, "windows tokens"] | None,
+) -> dict[tuple[str, int], Rounded]:
+    """Round linears to their widths; what comes after sees the last width of each."""
     require_groups(linear_columns(staged), group_size)
-    jobs = [(path, bits) for path in staged.originals for bits in widths]
     found: dict[tuple[str, int], Rounded] = {}
-    with progress(f"rounding ({rounding.name})", len(jobs), "tensors") as advance:
-        for path, bits in jobs:
-            weight = staged.originals[path].to(staged.placement.device)
-            found[path, bits] = rounding.round(weight, Width(bits, group_size), None)
+
+    def visit(path: str, moments: Moments | None) -> Tensor:
+        weight = staged.originals[path].to(staged.placement.device)
+        for bits in widths[path]:
+            found[path, bits] = rounding.round(weight, Width(bits, group_size), moments)
+        return found[path, widths[path][-1]].dequantize(staged.compute_dtype)
+
+    if rounding.needs_hessian:
+        walk(staged, require_text(rounding.name, windows), visit)
+        return found
+    with progress(f"rounding ({rounding.name})", len(widths), "linears") as advance:
+        for path in widths:
+            visit(path, None)
             advance()
     return found
+
+
+def require_text(rounding: str, windows: Tensor | None) -> Tensor:
+    """The windows, or a refusal.
+
+    Raises:
+        InputError: there are none.
+    """
+    if windows is None:
+        raise InputError(f"--rounding {rounding}: needs calibration text", "give its windows, or round with nearest")
+    return windows
 
 
 def bank_of(staged: StagedModel, players: tuple[Player, ...], rounded: Mapping[tuple[str, int], Rounded]) -> WeightBank:

@@ -1,7 +1,7 @@
 """Codes and scales on the grid of compressed-tensors `pack-quantized`, symmetric."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int8
@@ -14,11 +14,12 @@ FORMAT = "compressed-tensors"
 
 @dataclass(frozen=True, slots=True)
 class GridWeight:
-    """Signed codes and one scale per group; the weight is `codes * scale`."""
+    """Signed codes and one scale per group; the weight is `codes * scale`. `evidence` says how they were found."""
 
     codes: Int8[Tensor, "rows columns"]
     scale: Float[Tensor, "rows groups"]
     width: Width
+    evidence: Mapping[str, float] = field(default_factory=dict)
 
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
         """As compressed-tensors decodes it when a model is loaded in `dtype`."""

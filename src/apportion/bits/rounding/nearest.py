@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apportion.bits.formats import BITS, Width
 from apportion.bits.rounding.grid import FORMAT, GridWeight, encode, grid_bytes
+from apportion.bits.rounding.moments import Moments
 
 FACTORS = 29
 SMALLEST_FACTOR = {2: 0.30, 3: 0.45, 4: 0.55, 8: 0.90}
@@ -33,7 +34,7 @@ class Nearest:
         self,
         weight: Float[Tensor, "rows columns"],
         width: Width,
-        hessian: Float[Tensor, "columns columns"] | None = None,
+        moments: Moments | None = None,
     ) -> GridWeight:
         step = max(1, CHUNK_ELEMENTS // weight.shape[1])
         parts = [self._round_rows(part, width) for part in weight.split(step)]

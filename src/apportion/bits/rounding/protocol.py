@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.formats import Width
+from apportion.bits.rounding.moments import Moments
 
 
 @runtime_checkable
@@ -31,7 +32,7 @@ class Rounding(Protocol):
         name: as in `--rounding`.
         bits: the widths that it has.
         format: the checkpoint format that its codes are saved in.
-        needs_hessian: whether `round` uses second moments of the linear's inputs.
+        needs_hessian: whether `round` needs the moments of the linear's inputs (others ignore them).
     """
 
     name: ClassVar[str]
@@ -43,7 +44,7 @@ class Rounding(Protocol):
         self,
         weight: Float[Tensor, "rows columns"],
         width: Width,
-        hessian: Float[Tensor, "columns columns"] | None,
+        moments: Moments | None,
     ) -> Rounded:
         """Round a weight in its checkpoint dtype."""
         ...

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.formats import Width
+from apportion.bits.rounding.moments import Moments
 from apportion.core.errors import MissingExtraError
 
 
@@ -51,7 +52,7 @@ class Quanto:
         self,
         weight: Float[Tensor, "rows columns"],
         width: Width,
-        hessian: Float[Tensor, "columns columns"] | None = None,
+        moments: Moments | None = None,
     ) -> QuantoWeight:
         from optimum.quanto import MaxOptimizer, qint2, qint4
         from optimum.quanto.tensor.weights import quantize_weight
