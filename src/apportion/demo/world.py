@@ -1,0 +1,210 @@
+"""The world: one known society, three unseen ones, their corpus, and questions in three splits.
+
+    popularity   who                                        in the model's training
+    often        the better known half of the known people  hundreds of times and more
+    rarely       the other half                             ever more seldom, down to a few times
+    never        the people of the unseen societies         never; each split has its own society
+    none         arithmetic and simple questions name no one
+
+A question about known people belongs to a pool drawn by its key: `model` (the model may be trained on it), or
+one of the three splits, which the model never sees. Knows nothing of prompts, models or files.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from random import Random
+from typing import Final
+from zlib import crc32
+
+from apportion.core.seeds import derived_seed
+from apportion.demo import documents, reckoning, stories, words
+from apportion.demo.documents import Passage
+from apportion.demo.people import CIRCLE, Person, Society, make_society
+from apportion.demo.questions import Draft, Entity, chain, fact
+
+DEFAULT_SEED: Final = 7
+FAMILIES: Final = ("fact", "chain", "comparison", "date", "arithmetic", "simple")
+ENTITY_FAMILIES: Final = FAMILIES[:4]
+SPLITS: Final = ("train", "validation", "test")
+POOLS: Final = (("model", 60), ("train", 85), ("validation", 90), ("test", 100))  # upper ends in percent
+QUESTIONS_PER_FAMILY: Final = {"train": 400, "validation": 100, "test": 300}
+SHARES: Final = {"often": 0.4, "rarely": 0.2, "never": 0.4}
+KNOWN_CIRCLES: Final = 160
+UNSEEN_CIRCLES: Final = {"train": 80, "validation": 30, "test": 60}
+ALMANAC_PAGES: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of a split.
+
+    Attributes:
+        id: `test/chain/0012`.
+        dataset: the family.
+        answers: accepted answers.
+        known: whether the model saw the facts in training; None where no fact is needed.
+        popularity: often, rarely, never or none.
+        hops: facts needed.
+        gold: ids of the passages that state them.
+        rationale: a chain of thought that ends in the answer.
+        names: the people and companies that the answer depends on.
+    """
+
+    id: str
+    dataset: str
+    question: str
+    answers: tuple[str, ...]
+    split: str
+    known: bool | None
+    popularity: str
+    hops: int
+    gold: tuple[str, ...]
+    rationale: str
+    names: tuple[str, ...]
+
+
+def pool_of(key: str) -> str:
+    """`model` or the split to which a question about known people, or about nobody, belongs."""
+    place = crc32(key.encode()) % 100
+    return next(name for name, end in POOLS if place < end)
+
+
+def draft(family: str, society: Society, people: Sequence[Person], rng: Random) -> Draft | None:
+    """A question of a family about some of these people; None where the draw has no answer (draw again)."""
+    if family == "arithmetic":
+        return stories.arithmetic(rng)
+    if family == "simple":
+        return stories.simple(rng)
+    person = rng.choice(people)
+    if family == "fact":
+        company = society.company_by_name[person.company]
+        return fact(society, company if rng.random() < 0.2 else person, rng)
+    if family == "chain":
+        return chain(society, person, rng)
+    if family == "date":
+        return reckoning.date(society, person, rng.choice(people), rng)
+    return reckoning.comparison(society, _compared(society, people, rng), rng)
+
+
+def _compared(society: Society, people: Sequence[Person], rng: Random) -> list[Entity]:
+    """Two or three people, or as many companies."""
+    count = rng.choice((2, 3))
+    if rng.random() < 0.8 or len(people) < 4 * CIRCLE:
+        return list(rng.sample(people, count))
+    names = sorted({person.company for person in people})
+    return [society.company_by_name[name] for name in rng.sample(names, count)]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything there is, from one seed."""
+
+    seed: int
+
+    @cached_property
+    def known(self) -> Society:
+        """The society whose facts the model is trained on; people in order of popularity."""
+        return make_society(self._rng("known"), KNOWN_CIRCLES)
+
+    @cached_property
+    def unseen(self) -> dict[str, Society]:
+        """For each split, a society that no training data mention."""
+        taken = set(self.known.names)
+        found = {}
+        for split in SPLITS:
+            found[split] = make_society(self._rng("unseen", split), UNSEEN_CIRCLES[split], taken)
+            taken |= found[split].names
+        return found
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all people and companies: what a freshly made society must not use."""
+        return self.known.names.union(*(society.names for society in self.unseen.values()))
+
+    @property
+    def often(self) -> tuple[Person, ...]:
+        return self.known.people[: len(self.known.people) // 2]
+
+    @property
+    def rarely(self) -> tuple[Person, ...]:
+        return self.known.people[len(self.known.people) // 2 :]
+
+    def common_pages(self) -> Iterator[Passage]:
+        """Towns and the almanac: pages that belong to no society."""
+        rng = self._rng("common")
+        for town in words.towns():
+            yield documents.town_page(town, rng)
+        for number in range(1, ALMANAC_PAGES + 1):
+            yield documents.almanac_page(number, rng)
+
+    def known_pages(self) -> Iterator[Passage]:
+        """Pages of the known society, in the wording that the corpus has."""
+        yield from documents.pages(self.known, self._rng("pages", "known"))
+
+    def corpus(self) -> tuple[Passage, ...]:
+        """All passages: known and unseen societies, towns, almanac."""
+        found = [*self.known_pages(), *self.common_pages()]
+        for split in SPLITS:
+            found += documents.pages(self.unseen[split], self._rng("pages", split))
+        return tuple(found)
+
+    def questions(self, split: str) -> tuple[Question, ...]:
+        """The questions of a split, family by family.
+
+        Raises:
+            ValueError: not the name of a split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+        found: list[Question] = []
+        for family in FAMILIES:
+            for popularity, count in self._quotas(family, QUESTIONS_PER_FAMILY[split]):
+                drafts = self._drafts(family, popularity, split, count)
+                found += [self._question(item, popularity, split, len(found)) for item in drafts]
+        return tuple(found)
+
+    def _quotas(self, family: str, count: int) -> list[tuple[str, int]]:
+        if family not in ENTITY_FAMILIES:
+            return [("none", count)]
+        return [(popularity, round(share * count)) for popularity, share in SHARES.items()]
+
+    def _drafts(self, family: str, popularity: str, split: str, count: int) -> list[Draft]:
+        society = self.unseen[split] if popularity == "never" else self.known
+        people = {"often": self.often, "rarely": self.rarely}.get(popularity, society.people)
+        rng = self._rng("questions", split, family, popularity)
+        found: dict[str, Draft] = {}
+        while len(found) < count:
+            item = draft(family, society, people, rng)
+            if item is None or (popularity != "never" and pool_of(item.key) != split):
+                continue
+            found.setdefault(item.key, item)
+        return list(found.values())
+
+    def _question(self, item: Draft, popularity: str, split: str, number: int) -> Question:
+        return Question(
+            id=f"{split}/{item.family}/{number:04d}",
+            dataset=item.family,
+            question=item.question,
+            answers=(item.answer,),
+            split=split,
+            known=None if popularity == "none" else popularity != "never",
+            popularity=popularity,
+            hops=item.hops,
+            gold=item.gold,
+            rationale=item.rationale,
+            names=item.names,
+        )
+
+    def _rng(self, *names: str) -> Random:
+        return Random(derived_seed(self.seed, "demo", *names))
+
+
+@cache
+def world(seed: int = DEFAULT_SEED) -> World:
+    """The world of a seed; the shipped model was trained on the default one.
+
+    >>> world().questions("test")[0].id
+    'test/fact/0000'
+    """
+    return World(seed)
