@@ -161,7 +161,10 @@ class World:
         for family in FAMILIES:
             for popularity, count in self._quotas(family, QUESTIONS_PER_FAMILY[split]):
                 drafts = self._drafts(family, popularity, split, count)
-                found += [self._question(item, popularity, split, len(found)) for item in drafts]
+                found += [
+                    self._question(item, popularity, split, number)
+                    for number, item in enumerate(drafts, start=len(found))
+                ]
         return tuple(found)
 
     def _quotas(self, family: str, count: int) -> list[tuple[str, int]]:
