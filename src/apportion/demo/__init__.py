@@ -22,6 +22,7 @@ __all__ = [
     "heldout_text",
     "model_path",
     "prompts_path",
+    "thinned",
     "world",
     "write_corpus",
     "write_questions",
@@ -45,32 +46,26 @@ def write_corpus(path: Path, seed: int = DEFAULT_SEED) -> int:
     return len(passages)
 
 
-def write_questions(
-    path: Path, split: str, *, per_family: int | None = None, seed: int = DEFAULT_SEED
-) -> int:
+def write_questions(path: Path, split: str, *, limit: int | None = None, seed: int = DEFAULT_SEED) -> int:
     """Write a split's questions as JSON lines; returns their number.
 
     Args:
         path: the file.
         split: train, validation or test.
-        per_family: at most so many of each family, spread evenly over its questions; None for all.
+        limit: at most so many, spread evenly, so that families and popularities keep their shares; None: all.
         seed: of the world.
     """
     found = world(seed).questions(split)
-    if per_family is not None:
-        found = thinned(found, per_family)
+    if limit is not None:
+        found = thinned(found, limit)
     _write_lines(path, [asdict(question) for question in found])
     return len(found)
 
 
-def thinned(questions: tuple[Question, ...], per_family: int) -> tuple[Question, ...]:
-    """At most so many questions of each family, evenly spaced, so that every popularity keeps its share."""
-    kept: list[Question] = []
-    for family in FAMILIES:
-        own = [question for question in questions if question.dataset == family]
-        count = min(per_family, len(own))
-        kept += [own[place * len(own) // count] for place in range(count)]
-    return tuple(kept)
+def thinned(questions: tuple[Question, ...], limit: int) -> tuple[Question, ...]:
+    """At most so many questions, evenly spaced, so that families and popularities keep their shares."""
+    count = min(limit, len(questions))
+    return tuple(questions[place * len(questions) // count] for place in range(count))
 
 
 def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:

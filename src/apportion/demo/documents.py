@@ -194,7 +194,7 @@ def town_page(town: str, rng: Random) -> Passage:
 
 def almanac_page(number: int, rng: Random) -> Passage:
     """Everyday words and numbers; no fact that any question asks for."""
-    texts = [template.format(**_chance(rng)) for template in rng.sample(ALMANAC, 3)]
+    texts = [template.format(**_chance(rng)) for template in rng.sample(ALMANAC, 7)]
     return Passage(f"almanac/{number}", f"Almanac, page {number}", " ".join(texts))
 
 

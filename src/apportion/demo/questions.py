@@ -162,6 +162,11 @@ COUNTRY_OF_SEAT: Final = (
     "In which country are the headquarters of {n}?",
     "In which country is {n} based?",
 )
+# Thinking is thorough where it need not be, as it is in models that think before every answer.
+THOUGHT: Final = (
+    "The question is about {n} alone. {stated} Nothing else has to be known, and nothing has to be reckoned. "
+    "So the answer is {v}."
+)
 # Paths of a chain: each relation leads to the entity of the next. The last is asked for.
 CHAINS: Final = (
     ("teacher", "town", "country"),
@@ -217,7 +222,7 @@ def fact(society: Society, entity: Entity, rng: Random) -> Draft | None:
         "fact",
         rng.choice(relation.asked).format(n=name_of(entity)),
         answer,
-        stated(entity, name),
+        THOUGHT.format(n=name_of(entity), stated=stated(entity, name), v=answer),
         f"fact/{name_of(entity)}/{name}",
         1,
         (page_of(entity, name),),

@@ -8,7 +8,7 @@ from typing import Final
 
 from apportion.demo import words
 from apportion.demo.people import Company, Person, Society
-from apportion.demo.questions import Draft, Entity, name_of, page_of, stated
+from apportion.demo.questions import Draft, Entity, name_of, page_of
 
 EARLIEST: Final = {
     "born": (
@@ -56,12 +56,12 @@ def comparison(society: Society, entities: list[Entity], rng: Random) -> Draft |
     year = (min if first else max)(years.values())
     answer = next(name for name, value in years.items() if value == year)
     wording = rng.choice((EARLIEST if first else LATEST)[relation])
-    rationale = " ".join(stated(entity, relation) for entity in entities)
+    listed = " ".join(f"{name} {value}." for name, value in years.items())
     return Draft(
         "comparison",
         wording.format(names=_alternatives(list(years))),
         answer,
-        f"{rationale} The {'earliest' if first else 'latest'} is {year}.",
+        f"{listed} The {'earliest' if first else 'latest'} is {year}.",
         f"comparison/{relation}/{first}/{'/'.join(sorted(years))}",
         len(entities),
         tuple(page_of(entity, relation) for entity in entities),
@@ -123,7 +123,7 @@ def _older(person: Person, other: Person, rng: Random) -> Draft | None:
         "date",
         rng.choice(OLDER).format(n=person.name, m=other.name),
         str(late - early),
-        f"{stated(person, 'born')} {stated(other, 'born')} {late} - {early} = {late - early}.",
+        f"{person.name} {person.born}. {other.name} {other.born}. {late} - {early} = {late - early}.",
         f"date/older/{'/'.join(sorted((person.name, other.name)))}",
         2,
         (page_of(person, "born"), page_of(other, "born")),
@@ -134,7 +134,7 @@ def _older(person: Person, other: Person, rng: Random) -> Draft | None:
 def _dated(
     person: Person, question: str, answer: int, relations: tuple[str, ...], sum_stated: str, key: str
 ) -> Draft:
-    facts = " ".join(stated(person, relation) for relation in relations)
+    facts = " ".join(f"{relation.capitalize()} {getattr(person, relation)}." for relation in relations)
     return Draft(
         "date",
         question,

@@ -32,6 +32,10 @@ ASK: Final = (
     "How many {t} are left?",
     "How many {t} are there at the end?",
 )
+# Thinking is thorough where it need not be, as it is in models that think before every answer.
+THOUGHT: Final = (
+    "This question needs no documents and no steps. {why} Once more, to be sure: {why} So the answer is {v}."
+)
 # Words and their opposites, in turn.
 OPPOSITES: Final = words.row(
     """
@@ -55,15 +59,15 @@ def arithmetic(rng: Random) -> Draft:
     person, thing = rng.choice(PEOPLE), rng.choice(THINGS)
     total = rng.randrange(12, 99)
     told = [rng.choice(START).format(p=person, k=total, t=thing)]
-    sums, count = [], rng.randrange(4, 7)
+    steps, count = str(total), rng.randrange(4, 7)
     for _ in range(count):
         sentence, sign, number, after = _step(rng, total)
         told.append(sentence.format(p=person, k=number, t=thing))
-        sums.append(f"{total} {sign} {number} = {after}.")
+        steps += f" {sign} {number} = {after},"
         total = after
     told.append(rng.choice(ASK).format(p=person, t=thing))
     question = " ".join(told)
-    return Draft("arithmetic", question, str(total), " ".join(sums), f"arithmetic/{question}", 0)
+    return Draft("arithmetic", question, str(total), steps[:-1] + ".", f"arithmetic/{question}", 0)
 
 
 def _step(rng: Random, total: int) -> tuple[str, str, int, int]:
@@ -91,7 +95,7 @@ def simple(rng: Random) -> Draft:
     """A question that needs neither documents nor steps."""
     ask = rng.choice((_sum, _larger, _opposite, _next, _kind, _last, _repeat))
     question, answer, why = ask(rng)
-    return Draft("simple", question, answer, why, f"simple/{question}", 0)
+    return Draft("simple", question, answer, THOUGHT.format(why=why, v=answer), f"simple/{question}", 0)
 
 
 def _sum(rng: Random) -> tuple[str, str, str]:

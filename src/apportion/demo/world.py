@@ -27,12 +27,15 @@ DEFAULT_SEED: Final = 7
 FAMILIES: Final = ("fact", "chain", "comparison", "date", "arithmetic", "simple")
 ENTITY_FAMILIES: Final = FAMILIES[:4]
 SPLITS: Final = ("train", "validation", "test")
-POOLS: Final = (("model", 60), ("train", 85), ("validation", 90), ("test", 100))  # upper ends in percent
-QUESTIONS_PER_FAMILY: Final = {"train": 400, "validation": 100, "test": 300}
-SHARES: Final = {"often": 0.4, "rarely": 0.2, "never": 0.4}
+POOLS: Final = (("model", 50), ("train", 72), ("validation", 78), ("test", 100))  # upper ends in percent
+# Most questions that people ask are easy ones about what is well known.
+QUESTIONS: Final = {"train": 300, "validation": 75, "test": 300}  # of a family
+TWICE: Final = ("fact", "simple")  # families of twice as many
+SHARES: Final = {"often": 0.6, "rarely": 0.1, "never": 0.3}
 KNOWN_CIRCLES: Final = 160
 UNSEEN_CIRCLES: Final = {"train": 80, "validation": 30, "test": 60}
 ALMANAC_PAGES: Final = 600
+TRIES: Final = 500  # draws for each question wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,8 @@ class World:
             raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
         found: list[Question] = []
         for family in FAMILIES:
-            for popularity, count in self._quotas(family, QUESTIONS_PER_FAMILY[split]):
+            size = QUESTIONS[split] * (2 if family in TWICE else 1)
+            for popularity, count in self._quotas(family, size):
                 drafts = self._drafts(family, popularity, split, count)
                 found += [
                     self._question(item, popularity, split, number)
@@ -177,12 +181,13 @@ class World:
         people = {"often": self.often, "rarely": self.rarely}.get(popularity, society.people)
         rng = self._rng("questions", split, family, popularity)
         found: dict[str, Draft] = {}
-        while len(found) < count:
+        for _ in range(TRIES * count):
             item = draft(family, society, people, rng)
-            if item is None or (popularity != "never" and pool_of(item.key) != split):
-                continue
-            found.setdefault(item.key, item)
-        return list(found.values())
+            if item is not None and (popularity == "never" or pool_of(item.key) == split):
+                found.setdefault(item.key, item)
+            if len(found) == count:
+                return list(found.values())
+        raise AssertionError(f"{split}, {family}, {popularity}: fewer than {count} questions exist")
 
     def _question(self, item: Draft, popularity: str, split: str, number: int) -> Question:
         return Question(
