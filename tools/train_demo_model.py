@@ -28,7 +28,7 @@ from apportion.demo.dialogues import END, PAD
 
 WARMUP_STEPS = 150
 DECAY_FROM = 0.45  # share of the time after which the rate falls linearly to zero
-MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 4e-3, 3e-3, 0.05
+MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 4e-3, 3e-3, 0.1
 LARGEST_SHARD = "14MB"
 
 

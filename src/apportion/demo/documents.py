@@ -1,8 +1,7 @@
 """Documents of the world: pages about people, companies and towns in several wordings, with noise.
 
 A page about one person names the people tied to that person, so a search for a name finds the second hop too.
-Noise sentences name other towns and years. Almanac pages of everyday words answer nothing: they are what a
-question that needs no document finds.
+Noise sentences name other towns and years.
 """
 
 from collections.abc import Iterator
@@ -98,29 +97,6 @@ TOWN_NOISE: Final = (
     "The bridge was built in {year}.",
     "It rains on {few} days of the week.",
 )
-ALMANAC: Final = (
-    "On {day} the market has {many} {thing} and {few} {other}.",
-    "The {big} house is {color} and the {small} one is not.",
-    "Last {month} it was {warm} on {few} days.",
-    "A basket holds {many} {thing}; {few} of them are {color}.",
-    "The opposite bank of the river is {warm} and {color}.",
-    "After {day} comes rain, and the word for it is old.",
-    "There are {many} {other} left and {few} {thing} gone.",
-    "Which is larger is hard to say: {many} or {few}.",
-)
-DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS: Final = words.row(
-    """
-    January February March April May June July August September October November December
-    """
-)
-COLORS: Final = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
-THINGS: Final = words.row(
-    """
-    apples pears plums lemons eggs loaves cakes nuts beans onions stones shells coins stamps books cards
-    pens cups plates spoons baskets boxes bottles ribbons marbles buttons
-    """
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +138,7 @@ def person_page(person: Person, rng: Random) -> Passage:
         "pupil": person.pupil,
         "spouse": person.spouse or "",
         "hired": words.listed(person.hired) if person.hired else "",
-        **_chance(rng),
+        **chance(rng),
     }
     chosen = [BIRTH, PROFESSION, WORK, TEACHER, PUPIL, NOISE]
     chosen += [SPOUSE] if person.spouse else []
@@ -180,7 +156,7 @@ def company_page(company: Company, rng: Random) -> Passage:
         "town": company.town,
         "product": company.product,
         "staff": words.listed(rng.sample(company.staff, len(company.staff))),
-        **_chance(rng),
+        **chance(rng),
     }
     chosen = [FOUNDED, SEAT, PRODUCT, STAFF] + ([COMPANY_NOISE] if rng.random() < 0.7 else [])
     return Passage(company_id(company.name), company.name, _sentences(chosen, values, rng))
@@ -188,14 +164,8 @@ def company_page(company: Company, rng: Random) -> Passage:
 
 def town_page(town: str, rng: Random) -> Passage:
     """The town's country, and noise."""
-    values = {"n": town, "country": words.towns()[town], **_chance(rng)}
+    values = {"n": town, "country": words.towns()[town], **chance(rng)}
     return Passage(town_id(town), town, _sentences([TOWN, TOWN_NOISE, TOWN_NOISE], values, rng))
-
-
-def almanac_page(number: int, rng: Random) -> Passage:
-    """Everyday words and numbers; no fact that any question asks for."""
-    texts = [template.format(**_chance(rng)) for template in rng.sample(ALMANAC, 7)]
-    return Passage(f"almanac/{number}", f"Almanac, page {number}", " ".join(texts))
 
 
 def pages(society: Society, rng: Random) -> Iterator[Passage]:
@@ -213,18 +183,18 @@ def _sentences(chosen: list[tuple[str, ...]], values: dict[str, str], rng: Rando
     return " ".join(rng.choice(wordings).format(**values) for wordings in [chosen[0], *rest])
 
 
-def _chance(rng: Random) -> dict[str, str]:
-    """Values of the noise sentences."""
+def chance(rng: Random) -> dict[str, str]:
+    """Values for sentences that say nothing of use."""
     return {
         "year": str(rng.randrange(1905, 2020)),
         "place": rng.choice(list(words.towns())),
         "few": str(rng.randrange(2, 10)),
         "many": str(rng.randrange(11, 99)),
-        "thing": rng.choice(THINGS),
-        "other": rng.choice(THINGS),
-        "day": rng.choice(DAYS),
-        "month": rng.choice(MONTHS),
-        "color": rng.choice(COLORS),
+        "thing": rng.choice(words.THINGS),
+        "other": rng.choice(words.THINGS),
+        "day": rng.choice(words.DAYS),
+        "month": rng.choice(words.MONTHS),
+        "color": rng.choice(words.COLORS),
         "warm": rng.choice(("warm", "cold", "dry", "wet")),
         "big": rng.choice(("big", "old", "tall")),
         "small": rng.choice(("small", "new", "low")),

@@ -6,9 +6,8 @@ A story keeps a running total; its steps are done in the order told. Totals stay
 from random import Random
 from typing import Final
 
-from apportion.demo import words
-from apportion.demo.documents import COLORS, DAYS, MONTHS, THINGS
 from apportion.demo.questions import Draft
+from apportion.demo.words import COLORS, DAYS, KINDS, MONTHS, OPPOSITES, THINGS
 
 PEOPLE: Final = ("Ben", "Kim", "Lea", "Max", "Pam", "Ron", "Sue", "Tim", "Zoe", "Amy")
 START: Final = ("{p} has {k} {t}.", "{p} starts with {k} {t}.", "In the morning {p} counts {k} {t}.")
@@ -36,22 +35,12 @@ ASK: Final = (
 THOUGHT: Final = (
     "This question needs no documents and no steps. {why} Once more, to be sure: {why} So the answer is {v}."
 )
-# Words and their opposites, in turn.
-OPPOSITES: Final = words.row(
-    """
-    hot cold big small old young fast slow high low wet dry hard soft light dark early late open closed
-    full empty near far rich poor strong weak long short wide narrow loud quiet clean dirty thick thin
-    happy sad deep shallow solid liquid sharp blunt sweet bitter correct wrong up down first last true
-    false begin end
-    """
+NEXT: Final = (
+    "Which {what} comes {gap} {side} {given}?",
+    "Name the {what} {gap} {side} {given}.",
+    "What is the {what} that lies {gap} {side} {given}?",
+    "{given} is given: which {what} is {gap} {side} it?",
 )
-KINDS: Final = {
-    "animal": words.row("dog cat horse cow sheep goat fox wolf bear eagle trout frog"),
-    "tool": words.row("hammer saw drill axe spade rake chisel wrench file knife"),
-    "fruit": words.row("apple pear plum cherry peach grape melon fig lemon banana"),
-    "garment": words.row("coat hat scarf shirt glove sock boot belt jacket skirt"),
-    "vehicle": words.row("cart bus tram ship train truck ferry wagon sledge canoe"),
-}
 
 
 def arithmetic(rng: Random) -> Draft:
@@ -135,9 +124,8 @@ def _next(rng: Random) -> tuple[str, str, str]:
     place, gap = rng.randrange(len(row)), rng.choice((1, 2, -1, -2))
     answer = row[(place + gap) % len(row)]
     many = f"{what}s" if abs(gap) > 1 else what
-    asked = f"Which {what} comes {abs(gap)} {many} {'after' if gap > 0 else 'before'} {row[place]}?"
-    if rng.random() < 0.5:
-        asked = f"Name the {what} {abs(gap)} {many} {'after' if gap > 0 else 'before'} {row[place]}."
+    side = "after" if gap > 0 else "before"
+    asked = rng.choice(NEXT).format(what=what, gap=f"{abs(gap)} {many}", side=side, given=row[place])
     return asked, answer, f"It is {answer}."
 
 

@@ -46,6 +46,35 @@ PRODUCTS: Final = row(
     """
 )
 COMPANY_KINDS: Final = ("Mills", "Press", "Lines", "Labs", "Foundry", "Yard")
+DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS: Final = row(
+    """
+    January February March April May June July August September October November December
+    """
+)
+COLORS: Final = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
+THINGS: Final = row(
+    """
+    apples pears plums lemons eggs loaves cakes nuts beans onions stones shells coins stamps books cards
+    pens cups plates spoons baskets boxes bottles ribbons marbles buttons
+    """
+)
+# Words and their opposites, in turn.
+OPPOSITES: Final = row(
+    """
+    hot cold big small old young fast slow high low wet dry hard soft light dark early late open closed
+    full empty near far rich poor strong weak long short wide narrow loud quiet clean dirty thick thin
+    happy sad deep shallow solid liquid sharp blunt sweet bitter correct wrong up down first last true
+    false begin end
+    """
+)
+KINDS: Final = {
+    "animal": row("dog cat horse cow sheep goat fox wolf bear eagle trout frog"),
+    "tool": row("hammer saw drill axe spade rake chisel wrench file knife"),
+    "fruit": row("apple pear plum cherry peach grape melon fig lemon banana"),
+    "garment": row("coat hat scarf shirt glove sock boot belt jacket skirt"),
+    "vehicle": row("cart bus tram ship train truck ferry wagon sledge canoe"),
+}
 ONSETS: Final = row("b d f g h j k l m n p r s t v z br dr fr gr kr pl st tr")
 VOWELS: Final = row("a e i o u")
 CODAS: Final = ("", "", "", "n", "r", "l", "s", "m", "k")

@@ -6,8 +6,9 @@
     never        the people of the unseen societies         never; each split has its own society
     none         arithmetic and simple questions name no one
 
-A question about known people belongs to a pool drawn by its key: `model` (the model may be trained on it), or
-one of the three splits, which the model never sees. Knows nothing of prompts, models or files.
+Half of all questions about known people, or about nobody, are withheld from the model's training; the splits
+are drawn from these alone. A chain, comparison or date is withheld in every wording; of a single fact, a wording
+is, and the model may have been asked for the same fact in other words. Knows no prompts, models or files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Final
 from zlib import crc32
 
 from apportion.core.seeds import derived_seed
-from apportion.demo import documents, reckoning, stories, words
+from apportion.demo import almanac, documents, reckoning, stories, words
 from apportion.demo.documents import Passage
 from apportion.demo.people import CIRCLE, Person, Society, make_society
 from apportion.demo.questions import Draft, Entity, chain, fact
@@ -27,7 +28,8 @@ DEFAULT_SEED: Final = 7
 FAMILIES: Final = ("fact", "chain", "comparison", "date", "arithmetic", "simple")
 ENTITY_FAMILIES: Final = FAMILIES[:4]
 SPLITS: Final = ("train", "validation", "test")
-POOLS: Final = (("model", 50), ("train", 72), ("validation", 78), ("test", 100))  # upper ends in percent
+PARTS: Final = (("train", 44), ("validation", 56), ("test", 100))  # upper ends in percent
+WITHHELD: Final = 50  # percent
 # Most questions that people ask are easy ones about what is well known.
 QUESTIONS: Final = {"train": 300, "validation": 75, "test": 300}  # of a family
 TWICE: Final = ("fact", "simple")  # families of twice as many
@@ -67,10 +69,16 @@ class Question:
     names: tuple[str, ...]
 
 
-def pool_of(key: str) -> str:
-    """`model` or the split to which a question about known people, or about nobody, belongs."""
+def withheld(item: Draft) -> bool:
+    """Whether a question about known people, or about nobody, is kept out of the model's training."""
+    text = item.question if item.family == "fact" else item.key
+    return crc32(f"withheld {text}".encode()) % 100 < WITHHELD
+
+
+def split_of(key: str) -> str:
+    """The split to which a withheld question belongs: one for all wordings of it."""
     place = crc32(key.encode()) % 100
-    return next(name for name, end in POOLS if place < end)
+    return next(name for name, end in PARTS if place < end)
 
 
 def draft(family: str, society: Society, people: Sequence[Person], rng: Random) -> Draft | None:
@@ -139,7 +147,7 @@ class World:
         for town in words.towns():
             yield documents.town_page(town, rng)
         for number in range(1, ALMANAC_PAGES + 1):
-            yield documents.almanac_page(number, rng)
+            yield almanac.almanac_page(number, rng)
 
     def known_pages(self) -> Iterator[Passage]:
         """Pages of the known society, in the wording that the corpus has."""
@@ -183,7 +191,9 @@ class World:
         found: dict[str, Draft] = {}
         for _ in range(TRIES * count):
             item = draft(family, society, people, rng)
-            if item is not None and (popularity == "never" or pool_of(item.key) == split):
+            if item is None:
+                continue
+            if popularity == "never" or (withheld(item) and split_of(item.key) == split):
                 found.setdefault(item.key, item)
             if len(found) == count:
                 return list(found.values())
