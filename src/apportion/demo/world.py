@@ -7,8 +7,8 @@
     none         arithmetic and simple questions name no one
 
 Half of all questions about known people, or about nobody, are withheld from the model's training; the splits
-are drawn from these alone. A chain, comparison or date is withheld in every wording; of a single fact, a wording
-is, and the model may have been asked for the same fact in other words. Knows no prompts, models or files.
+are drawn from these alone. A chain, comparison or date is withheld in every wording; of a single fact, only a
+wording is: the model may have been asked for the fact in other words. Knows no prompts, models or files.
 """
 
 from collections.abc import Iterator, Sequence
