@@ -1,7 +1,7 @@
 """Training examples of the demonstration model: pages of known people, and dialogues in the four formats.
 
 Contexts come from a real search over the known society and a society made afresh every thousand examples; no
-page or name of the unseen societies is ever used, and no question that is withheld.
+page or name of the unseen societies is ever used, and no question that a split may hold.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from apportion.demo.dialogues import END_THINK
 from apportion.demo.people import Person, make_society
 from apportion.demo.questions import Draft
 from apportion.demo.search import Search
-from apportion.demo.world import World, draft, withheld
+from apportion.demo.world import World, draft, trainable
 
 Encoded = tuple[list[int], list[int]]  # token ids and the weight of learning each
 PATIENCE = 40  # examples that did not fit before a chunk counts as full
@@ -54,7 +54,7 @@ MIXTURE: tuple[tuple[str, str, str, float], ...] = (
     ("cot", "simple", "none", 2),
     ("rag", "fact", "fresh", 4.5),
     ("rag", "fact", "known", 1.5),
-    ("rag", "chain", "fresh", 0.2),
+    ("rag", "chain", "fresh", 0.12),
     ("rag", "comparison", "fresh", 0.6),
     ("rag", "date", "fresh", 0.8),
     ("rag", "chain", "known", 0.1),
@@ -100,7 +100,7 @@ def examples(world: World, rng: Random) -> Iterator[Example]:
             society = fresh if whose == "fresh" else world.known
             some = fresh.people if whose == "fresh" else tuple(dict.fromkeys(known))
             item = draft(family, society, some, rng)
-            if item is None or (whose != "fresh" and withheld(item)):
+            if item is None or (whose != "fresh" and not trainable(item)):
                 continue
             example = _dialogue(pipeline, item, search, rng, needs_gold=whose == "fresh")
             if example is not None:

@@ -22,6 +22,7 @@ import torch
 from demo_examples import MIXTURE, examples, packed
 from demo_network import Network, Shape
 from demo_optimizer import Muon
+from safetensors.torch import load_file
 
 from apportion.demo import DEFAULT_SEED, world
 from apportion.demo.dialogues import END, PAD
@@ -95,7 +96,10 @@ def train(args: argparse.Namespace, shape: Shape, batches: Batches) -> tuple[Net
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    network = Network(shape).to(device)
+    network = Network(shape)
+    if args.start_from:
+        start(network, args.start_from)
+    network.to(device)
     matrices = [p for n, p in network.named_parameters() if p.dim() == 2 and "embed" not in n]
     others = [p for n, p in network.named_parameters() if p.dim() != 2 or "embed" in n]
     muon = Muon(matrices, WEIGHT_DECAY)
@@ -109,7 +113,7 @@ def train(args: argparse.Namespace, shape: Shape, batches: Batches) -> tuple[Net
         if elapsed >= 1:
             break
         tokens, weights = batches.next(device)
-        factor = rate_at(step, elapsed)
+        factor = args.peak * rate_at(step, elapsed)
         with torch.autocast(device, torch.bfloat16):
             loss = loss_of(tokens, weights)
         loss.backward()
@@ -137,6 +141,13 @@ def train(args: argparse.Namespace, shape: Shape, batches: Batches) -> tuple[Net
         "log": log,
     }
     return network, report
+
+
+def start(network: Network, folder: Path) -> None:
+    """Begin with the weights of an earlier run."""
+    for file in sorted(folder.glob("*.safetensors")):
+        _, unexpected = network.load_state_dict(load_file(file), strict=False)
+        assert not unexpected, unexpected
 
 
 def save(network: Network, args: argparse.Namespace, report: dict[str, Any]) -> None:
@@ -169,6 +180,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder made by demo_tokenizer.py")
     parser.add_argument("--seconds", type=float, default=480, help="until the last step")
     parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier run to continue")
+    parser.add_argument("--peak", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--rows", type=int, default=128, help="rows of 768 tokens in a step")
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3))

@@ -42,7 +42,8 @@ def _pieces(seed: int, split: str, rng: Random) -> Iterator[str]:
     """Without end: one page, then one dialogue of each pipeline."""
     here = world(seed)
     questions = here.questions(split)
-    shelf = {passage.id: passage for passage in here.corpus()}
+    pages = (*here.known_pages(), *here.common_pages(), *here.unseen_pages(split))
+    shelf = {passage.id: passage for passage in pages}
     while True:
         yield dialogues.page_text(_page(here.known, rng))
         for pipeline in dialogues.PIPELINES:

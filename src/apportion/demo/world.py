@@ -6,9 +6,9 @@
     never        the people of the unseen societies         never; each split has its own society
     none         arithmetic and simple questions name no one
 
-Half of all questions about known people, or about nobody, are withheld from the model's training; the splits
-are drawn from these alone. A chain, comparison or date is withheld in every wording; of a single fact, only a
-wording is: the model may have been asked for the fact in other words. Knows no prompts, models or files.
+Questions about known people, and about nobody, belong to pools drawn by what they ask: half to `model`, which the
+model may be trained on, the rest to the three splits, which it never sees. Only for single facts may it see the
+fact of a split asked in other words, never in the words of the split. Knows no prompts, models or files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,7 @@ DEFAULT_SEED: Final = 7
 FAMILIES: Final = ("fact", "chain", "comparison", "date", "arithmetic", "simple")
 ENTITY_FAMILIES: Final = FAMILIES[:4]
 SPLITS: Final = ("train", "validation", "test")
-PARTS: Final = (("train", 44), ("validation", 56), ("test", 100))  # upper ends in percent
-WITHHELD: Final = 50  # percent
+POOLS: Final = (("model", 50), ("train", 72), ("validation", 78), ("test", 100))  # upper ends in percent
 # Most questions that people ask are easy ones about what is well known.
 QUESTIONS: Final = {"train": 300, "validation": 75, "test": 300}  # of a family
 TWICE: Final = ("fact", "simple")  # families of twice as many
@@ -69,16 +68,16 @@ class Question:
     names: tuple[str, ...]
 
 
-def withheld(item: Draft) -> bool:
-    """Whether a question about known people, or about nobody, is kept out of the model's training."""
-    text = item.question if item.family == "fact" else item.key
-    return crc32(f"withheld {text}".encode()) % 100 < WITHHELD
-
-
-def split_of(key: str) -> str:
-    """The split to which a withheld question belongs: one for all wordings of it."""
+def pool_of(key: str) -> str:
+    """`model` or the split to which a question of this key belongs, in all its wordings."""
     place = crc32(key.encode()) % 100
-    return next(name for name, end in PARTS if place < end)
+    return next(name for name, end in POOLS if place < end)
+
+
+def trainable(item: Draft) -> bool:
+    """Whether the model may be trained on a question about known people or nobody; no split holds such a one."""
+    in_other_words = item.family == "fact" and crc32(item.question.encode()) % 2 == 0
+    return in_other_words or pool_of(item.key) == "model"
 
 
 def draft(family: str, society: Society, people: Sequence[Person], rng: Random) -> Draft | None:
@@ -153,11 +152,15 @@ class World:
         """Pages of the known society, in the wording that the corpus has."""
         yield from documents.pages(self.known, self._rng("pages", "known"))
 
+    def unseen_pages(self, split: str) -> Iterator[Passage]:
+        """Pages of a split's unseen society."""
+        yield from documents.pages(self.unseen[split], self._rng("pages", split))
+
     def corpus(self) -> tuple[Passage, ...]:
         """All passages: known and unseen societies, towns, almanac."""
         found = [*self.known_pages(), *self.common_pages()]
         for split in SPLITS:
-            found += documents.pages(self.unseen[split], self._rng("pages", split))
+            found += self.unseen_pages(split)
         return tuple(found)
 
     def questions(self, split: str) -> tuple[Question, ...]:
@@ -193,7 +196,7 @@ class World:
             item = draft(family, society, people, rng)
             if item is None:
                 continue
-            if popularity == "never" or (withheld(item) and split_of(item.key) == split):
+            if popularity == "never" or (not trainable(item) and pool_of(item.key) == split):
                 found.setdefault(item.key, item)
             if len(found) == count:
                 return list(found.values())
