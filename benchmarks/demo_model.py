@@ -126,14 +126,10 @@ def measure(answerer: Answerer, questions: Iterable[Question]) -> list[Outcome]:
     for pipeline in PIPELINES:
         started = time.monotonic()
         shown = [[passage for _, passage in found[:DEPTH]] if "rag" in pipeline else [] for found in hits]
-        texts = [
-            prompt_text(pipeline, question.question, pages)
-            for question, pages in zip(asked, shown, strict=True)
-        ]
+        texts = [prompt_text(pipeline, question.question, pages) for question, pages in zip(asked, shown, strict=True)]
         written = answerer.answers(texts, prompts()[pipeline].max_tokens)
         outcomes += [
-            outcome(pipeline, question, found, one)
-            for question, found, one in zip(asked, hits, written, strict=True)
+            outcome(pipeline, question, found, one) for question, found, one in zip(asked, hits, written, strict=True)
         ]
         print(f"{pipeline}: {len(texts)} answers in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return outcomes
@@ -270,8 +266,7 @@ def main() -> None:
     )
     if args.answers:
         lines = (
-            {"id": one.question.id, "pipeline": one.pipeline, "answer": one.answer, "em": one.em}
-            for one in outcomes
+            {"id": one.question.id, "pipeline": one.pipeline, "answer": one.answer, "em": one.em} for one in outcomes
         )
         args.answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
     show(rows, goals)

@@ -22,9 +22,7 @@ class Muon:
         for matrix in matrices:
             shapes[matrix.shape].append(matrix)
         self.groups = list(shapes.values())
-        self.momenta = [
-            torch.zeros(len(group), *group[0].shape, device=group[0].device) for group in self.groups
-        ]
+        self.momenta = [torch.zeros(len(group), *group[0].shape, device=group[0].device) for group in self.groups]
         self.weight_decay = weight_decay
 
     @torch.no_grad()

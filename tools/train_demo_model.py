@@ -75,9 +75,7 @@ class Batches:
         self.waited_seconds += time.monotonic() - started
         whole = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(weights)
         if device == "cuda":
-            return whole[0].pin_memory().cuda(non_blocking=True), whole[1].pin_memory().cuda(
-                non_blocking=True
-            )
+            return whole[0].pin_memory().cuda(non_blocking=True), whole[1].pin_memory().cuda(non_blocking=True)
         return whole
 
     def stop(self) -> None:
@@ -124,9 +122,7 @@ def train(args: argparse.Namespace, shape: Shape, batches: Batches) -> tuple[Net
         step += 1
         tokens_seen += tokens.numel()
         if step % args.log_every == 0 or step == 1:
-            log.append(
-                {"step": step, "seconds": round(time.monotonic() - first, 1), "loss_nats": loss.item()}
-            )
+            log.append({"step": step, "seconds": round(time.monotonic() - first, 1), "loss_nats": loss.item()})
             print(log[-1], f"rate {factor:.3f} {time.monotonic() - last:.1f} s", flush=True)
             last = time.monotonic()
             if step <= 3:

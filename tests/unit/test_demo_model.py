@@ -95,8 +95,7 @@ def test_each_pipeline_answers_what_it_is_for(
         if (question.dataset, question.popularity) == (family, popularity)
     ][:8]
     right = [
-        answer in question.answers
-        for answer, question in zip(answers(shipped, pipeline, asked), asked, strict=True)
+        answer in question.answers for answer, question in zip(answers(shipped, pipeline, asked), asked, strict=True)
     ]
     assert sum(right) >= 6
 

@@ -52,10 +52,7 @@ def test_families_and_popularities_are_all_there() -> None:
     for split in SPLITS:
         assert {question.dataset for question in EVERY[split]} == set(FAMILIES)
         for question in EVERY[split]:
-            assert (
-                question.known
-                == {"often": True, "rarely": True, "never": False, "none": None}[question.popularity]
-            )
+            assert question.known == {"often": True, "rarely": True, "never": False, "none": None}[question.popularity]
             assert (question.popularity == "none") == (question.dataset in ("arithmetic", "simple"))
 
 

@@ -131,9 +131,7 @@ def _older(person: Person, other: Person, rng: Random) -> Draft | None:
     )
 
 
-def _dated(
-    person: Person, question: str, answer: int, relations: tuple[str, ...], sum_stated: str, key: str
-) -> Draft:
+def _dated(person: Person, question: str, answer: int, relations: tuple[str, ...], sum_stated: str, key: str) -> Draft:
     facts = " ".join(f"{relation.capitalize()} {getattr(person, relation)}." for relation in relations)
     return Draft(
         "date",
