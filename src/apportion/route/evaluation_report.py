@@ -165,13 +165,13 @@ def _calibration(evaluation: Evaluation) -> str:
             f"{head['base_rate']:.3f}",
             f"{head['brier']:.3f} ({head['brier_base']:.3f})",
             f"{head['ece']:.3f} ({head['raw_ece']:.3f})",
+            f"{head['counted_brier']:.3f}, {head['counted_ece']:.3f}",
             f"{head['temperature']:.2f}",
             str(head["stopped_at"]),
         ]
         for head in evaluation.calibration
     )
-    head = ["tier", "head", "base rate", "Brier (of base rate)", "ECE (raw)", "temperature", "stopped at"]
-    said = (
-        "One line a training; against what the best strategy used, held-out questions, token weights pooled."
-    )
+    head = ["tier", "head", "base rate", "Brier (of base rate)", "ECE (raw)"]
+    head += ["unweighted Brier, ECE", "temperature", "stopped at"]
+    said = "One line a training; held-out questions weighted by what is at stake, token weights pooled."
     return said + "\n\n" + table(head, rows)
