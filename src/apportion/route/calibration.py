@@ -98,3 +98,13 @@ def bins(p: Floats, needed: Bools, stake: Floats) -> list[tuple[float, float, fl
 def expected_error(p: Floats, needed: Bools, stake: Floats) -> float:
     """Expected calibration error over the bins."""
     return sum(abs(mean - share) * weight for mean, share, weight in bins(p, needed, stake))
+
+
+def calibrate_heads(logits: Floats, utilities: Floats) -> tuple[Calibration, ...]:
+    """Calibration of each head that has a choice: logits [n, 2] against utilities [n, 4]."""
+    worths = {head: worth_of(head, utilities) for head in HEADS}
+    return tuple(
+        calibrate(head, logits[:, column], worth)
+        for column, (head, worth) in enumerate(worths.items())
+        if worth is not None
+    )

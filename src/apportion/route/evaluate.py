@@ -18,6 +18,7 @@ from apportion.route.contest import Field, Heat, hold
 from apportion.route.contestants import (
     WHAT,
     EvaluationPlan,
+    calibrations_of,
     features_read,
     fit_field,
     plain_field,
@@ -72,7 +73,7 @@ def evaluate(
         savings=savings(judge, [*grid, *extra]),
         left_out=left_out,
         frontier=frontier(judge, extra),
-        calibration=records,
+        calibration=calibrations_of(router, whole) if router else records,
     )
 
 

@@ -157,7 +157,7 @@ def _left_out(evaluation: Evaluation) -> str:
 
 def _calibration(evaluation: Evaluation) -> str:
     if not evaluation.calibration:
-        return "Not measured here: the router was given."
+        return "Not measured: the profile lacks features that the router reads."
     rows = (
         [
             str(head["tier"]),
@@ -167,11 +167,11 @@ def _calibration(evaluation: Evaluation) -> str:
             f"{head['ece']:.3f} ({head['raw_ece']:.3f})",
             f"{head['counted_brier']:.3f}, {head['counted_ece']:.3f}",
             f"{head['temperature']:.2f}",
-            str(head["stopped_at"]),
+            str(head["on"]),
         ]
         for head in evaluation.calibration
     )
     head = ["tier", "head", "base rate", "Brier (of base rate)", "ECE (raw)"]
-    head += ["unweighted Brier, ECE", "temperature", "stopped at"]
-    said = "One line a training; held-out questions weighted by what is at stake, token weights pooled."
+    head += ["unweighted Brier, ECE", "temperature", "questions"]
+    said = "Questions are weighted by what is at stake; token weights pooled; one line a router and head."
     return said + "\n\n" + table(head, rows)

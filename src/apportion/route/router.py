@@ -79,6 +79,11 @@ class Router:
     source: Mapping[str, str | int]
     trained_on: NDArray[np.uint64]
 
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names of the strategies it may choose."""
+        return tuple(STRATEGIES[column] for column in self.columns)
+
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""
         quality, tokens, latency = self.means

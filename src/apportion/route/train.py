@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apportion.core.errors import InputError
-from apportion.route.calibration import HEADS, Calibration, calibrate, worth_of
+from apportion.route.calibration import Calibration, calibrate_heads
 from apportion.route.folds import others, split_folds
 from apportion.route.gate import LATENCY_NODES, TOKEN_NODES, Gate, mean_and_error
 from apportion.route.policy import (
@@ -252,13 +252,7 @@ def _gate(unseen: _Unseen, costed: Costed, plain: Costed, caution: float) -> Gat
 
 
 def _calibrations(unseen: _Unseen, costed: Costed) -> tuple[Calibration, ...]:
-    """The heads that have a choice, on held-out questions, pooled over the token weights."""
+    """The heads on held-out questions, pooled over the token weights."""
     grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
     logits = np.concatenate([unseen.logits(weights) for weights in grid])
-    values = np.concatenate([utility(costed, weights) for weights in grid])
-    worths = {head: worth_of(head, values) for head in HEADS}
-    return tuple(
-        calibrate(head, logits[:, column], worth)
-        for column, (head, worth) in enumerate(worths.items())
-        if worth is not None
-    )
+    return calibrate_heads(logits, np.concatenate([utility(costed, weights) for weights in grid]))
