@@ -14,9 +14,7 @@ LATENCY_MS = np.array([20.0, 60.0, 200.0, 260.0])
 NAMES = ("nqc_top1_k10", "score_top", "question_words", "draft_nll_mean", "draft_nll_max")
 
 
-def needs_profile(
-    n: int, seed: int = 0, *, signal: float = 1.0, noise: float = 0.0, latency: bool = True
-) -> Profile:
+def needs_profile(n: int, seed: int = 0, *, signal: float = 1.0, noise: float = 0.0, latency: bool = True) -> Profile:
     """A profile of n questions.
 
     Args:

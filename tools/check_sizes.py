@@ -20,9 +20,7 @@ def offenders(root: Path) -> list[str]:
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 length = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
                 if length > MAX_FUNCTION_LINES:
-                    found.append(
-                        f"{path}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}"
-                    )
+                    found.append(f"{path}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}")
     return found
 
 

@@ -58,9 +58,7 @@ def _completion(server: Server, body: dict[str, Any], user: str) -> dict[str, An
         "finish_reason": "stop",
     }
     if body.get("logprobs") and server.logprobs == "yes":
-        listed = [
-            {"token": token, "logprob": -0.5 / (1 + n), "bytes": None} for n, token in enumerate(tokens)
-        ]
+        listed = [{"token": token, "logprob": -0.5 / (1 + n), "bytes": None} for n, token in enumerate(tokens)]
         choice["logprobs"] = {"content": listed}
     prompt = sum(len(message["content"]) for message in body["messages"])
     answer = {
@@ -115,7 +113,7 @@ def make_app(server: Server) -> FastAPI:
         user = body["messages"][-1]["content"]
         with server.lock:
             mode = server.mode(len(server.calls))
-            call = {"user": user, "mode": mode, "body": body}
+            call = {"user": user, "mode": mode, "body": body, "headers": dict(request.headers)}
             server.calls.append(call)
             server.running += 1
             server.most_running = max(server.most_running, server.running)

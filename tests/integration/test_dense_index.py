@@ -24,9 +24,9 @@ class WordEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         self.asked += len(texts)
-        return np.stack(
-            [sum((self._word(word) for word in text.split()), np.zeros(64)) for text in texts]
-        ).astype(np.float32)
+        return np.stack([sum((self._word(word) for word in text.split()), np.zeros(64)) for text in texts]).astype(
+            np.float32
+        )
 
     def _word(self, word: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")

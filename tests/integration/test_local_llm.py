@@ -104,6 +104,24 @@ def test_special_tokens_are_neither_text_nor_draft(llm: LocalLLM) -> None:
     assert llm.complete([Request("Tokyo", max_tokens=4)])[0].token_logprobs is None
 
 
+def test_thinking_is_apart_also_when_it_never_ends(llm: LocalLLM) -> None:
+    def read(prompt: list[int], text: str) -> tuple[str, str, int]:
+        tokens = llm._tokenizer(text)["input_ids"]
+        row = Row(prompt, len(tokens), tokens=tokens, logprobs=[-1.0] * len(tokens))
+        found = llm._completion(Request("x", logprobs=True), row, 0)
+        return found.thinking_text, found.text, len(found.token_logprobs or ())
+
+    switched = llm.render(Request("one", thinking=False))
+    plain = llm.render(Request("one", thinking=True))
+    opened = [*plain, *llm._tokenizer("<think>\n")["input_ids"]]
+    seven = len(llm._tokenizer("seven")["input_ids"])
+    assert read(plain, "<think>two</think>seven<|im_end|>") == ("two", "seven", seven)
+    assert read(opened, "two</think>seven") == ("two", "seven", seven)
+    assert read(plain, "<think>two plus") == ("two plus", "", 0)
+    assert read(opened, "two plus") == ("two plus", "", 0)
+    assert read(switched, "seven") == ("", "seven", seven)
+
+
 def test_seeds_choose_the_sample(llm: LocalLLM) -> None:
     def sample(seed: int) -> str:
         return llm.complete([Request("one", max_tokens=12, temperature=2.0, seed=seed)])[0].text

@@ -128,6 +128,14 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.
     assert KEY not in llm.model + llm.name
 
 
+def test_nothing_else_of_the_environment_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "our-organisation")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "our-project")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/other")
+    ask(connect(server))
+    assert not [value for value in server.calls[-1]["headers"].values() if "our-" in value]
+
+
 def test_redirects_are_not_followed(server: Server) -> None:
     llm = connect(server, retries=0)
     server.mode = lambda number: "redirect"

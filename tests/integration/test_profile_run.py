@@ -16,11 +16,12 @@ import pytest
 from chat_server import Server, serve
 from tiny_model import make_tiny_model
 
-from apportion.core.errors import ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
+from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
 from apportion.route.corpus import Passage
 from apportion.route.indexing import build_index
 from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.openai import OpenAILLM
+from apportion.route.lock import sole_writer
 from apportion.route.probes import FEATURES
 from apportion.route.profile_file import read_profile
 from apportion.route.profiling import run_profile
@@ -89,9 +90,7 @@ def test_a_profile_has_every_row_feature_and_source(server: Server, setup: Setup
     assert all(user.count("lies on river") == 3 for user in passages)
 
 
-def test_failures_in_the_middle_are_rows_and_the_rest_is_kept(
-    server: Server, setup: Setup, tmp_path: Path
-) -> None:
+def test_failures_in_the_middle_are_rows_and_the_rest_is_kept(server: Server, setup: Setup, tmp_path: Path) -> None:
     first = len(server.calls)
     server.mode = lambda number: "broken" if first + 8 <= number < first + 12 else "ok"
     report = run_profile(QUESTIONS, setup, tmp_path / "p.parquet")
@@ -114,9 +113,7 @@ def test_failures_in_the_middle_are_rows_and_the_rest_is_kept(
     assert read_profile(tmp_path / "p.parquet").complete.all()
 
 
-def test_a_server_that_dies_stops_the_profile_and_it_resumes(
-    server: Server, setup: Setup, tmp_path: Path
-) -> None:
+def test_a_server_that_dies_stops_the_profile_and_it_resumes(server: Server, setup: Setup, tmp_path: Path) -> None:
     first = len(server.calls)
     many = [replace(question, id=f"{question.id}-{n}") for n in range(5) for question in QUESTIONS]
     server.mode = lambda number: "ok" if number < first + 10 else "500"
@@ -130,9 +127,7 @@ def test_a_server_that_dies_stops_the_profile_and_it_resumes(
     assert len(server.users()) == 120
 
 
-def test_a_killed_profile_resumes_and_asks_nothing_twice(
-    server: Server, index_folder: Path, tmp_path: Path
-) -> None:
+def test_a_killed_profile_resumes_and_asks_nothing_twice(server: Server, index_folder: Path, tmp_path: Path) -> None:
     questions = tmp_path / "q.jsonl"
     questions.write_text(
         "\n".join(
@@ -181,6 +176,18 @@ def test_a_log_of_another_setup_is_refused(setup: Setup, tmp_path: Path) -> None
         run_profile(QUESTIONS[:1], replace(setup, k=2), tmp_path / "p.parquet", resume=True)
 
 
+def test_two_processes_may_not_write_one_profile(server: Server, setup: Setup, tmp_path: Path) -> None:
+    run_profile(QUESTIONS[:1], setup, tmp_path / "p.parquet")
+    asked = len(server.calls)
+    with (
+        sole_writer(tmp_path / "p.parquet.log"),
+        pytest.raises(ArtifactError, match="written by another process"),
+    ):
+        run_profile(QUESTIONS, setup, tmp_path / "p.parquet", resume=True)
+    assert len(server.calls) == asked
+    assert run_profile(QUESTIONS, setup, tmp_path / "p.parquet", resume=True).failed == 0
+
+
 def test_more_questions_may_be_added_on_resume(server: Server, setup: Setup, tmp_path: Path) -> None:
     run_profile(QUESTIONS[:2], setup, tmp_path / "p.parquet")
     report = run_profile(QUESTIONS, setup, tmp_path / "p.parquet", resume=True)
@@ -201,9 +208,7 @@ def test_without_logprobs_the_draft_features_are_missing_and_it_is_said(
     assert any("draft_nll" in one for one in read_profile(tmp_path / "p.parquet").dropped)
 
 
-def test_questions_that_find_nothing_and_k_beyond_the_corpus(
-    server: Server, setup: Setup, tmp_path: Path
-) -> None:
+def test_questions_that_find_nothing_and_k_beyond_the_corpus(server: Server, setup: Setup, tmp_path: Path) -> None:
     questions = [Question("a", "d", "zebra?", ("x",)), Question("b", "d", "city river", ("x",))]
     report = run_profile(questions, replace(setup, k=100), tmp_path / "p.parquet")
     assert report.failed == 0

@@ -28,9 +28,7 @@ def make_tiny_model(folder: Path, *, context: int = 256, seed: int = 0) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator([WORDS] * 3, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = TEMPLATE
     torch.manual_seed(seed)
     config = Qwen3Config(

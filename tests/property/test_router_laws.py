@@ -39,9 +39,7 @@ def test_one_by_one_equals_in_bulk(features: dict[str, float | None], token: flo
 
 @given(rows, weight, weight)
 @settings(max_examples=60, deadline=None)
-def test_a_decision_agrees_with_itself(
-    features: dict[str, float | None], token: float, latency: float
-) -> None:
+def test_a_decision_agrees_with_itself(features: dict[str, float | None], token: float, latency: float) -> None:
     decision = informed().router.decide(features, token, latency)
     assert decision.strategy == strategy_of(decision.need_rag, decision.need_cot)
     assert (decision.tier == STATIC) == (decision.p_rag is None)
@@ -65,9 +63,7 @@ def test_the_order_and_company_of_features_do_not_matter(names: list[str]) -> No
     st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=5),
     st.sets(st.sampled_from(range(4)), min_size=1),
 )
-def test_the_choice_is_the_most_probable_of_those_allowed(
-    pairs: list[tuple[float, float]], allowed: set[int]
-) -> None:
+def test_the_choice_is_the_most_probable_of_those_allowed(pairs: list[tuple[float, float]], allowed: set[int]) -> None:
     logits, columns = np.array(pairs), tuple(sorted(allowed))
     for row, column in zip(logits, choose(logits, columns), strict=True):
         joint = [0.0, row[0], row[1], row[0] + row[1]]

@@ -18,6 +18,7 @@ from apportion.core.errors import (
 )
 from apportion.route.corpus import Passage
 from apportion.route.indexing import add_passages, build_index, delete_passages
+from apportion.route.lock import sole_writer
 from apportion.route.retrieve import MAX_QUERY_TERMS, Bm25Index
 
 CAPITALS = [
@@ -132,6 +133,24 @@ def test_a_change_that_dies_leaves_the_old_state(folder: Path) -> None:
     shutil.copytree(folder / "bm25-1", folder / "bm25-2")
     assert ids(add_passages(folder, [Passage("new", "", "brand new")]), "brand") == ["new"]
     assert sorted(path.name for path in folder.iterdir()) == ["bm25-2", "manifest.json"]
+
+
+def test_two_processes_may_not_change_one_index(folder: Path) -> None:
+    with sole_writer(folder), pytest.raises(ArtifactError, match="written by another process"):
+        delete_passages(folder, ["fr"])
+    assert ids(delete_passages(folder, ["fr"]), "France") == []
+
+
+def test_searching_goes_on_while_the_index_changes(folder: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        changing = threads.submit(lambda: [add_passages(folder, [Passage(f"n{n}", "", f"word{n}")]) for n in range(15)])
+        opened = 0
+        while not changing.done():
+            assert "jp" in ids(Bm25Index.open(folder), "Japan")
+            opened += 1
+        changing.result()
+    assert opened > 3
+    assert ids(Bm25Index.open(folder), "word14") == ["n14"]
 
 
 def test_building_needs_an_empty_folder_and_a_passage(tmp_path: Path, folder: Path) -> None:

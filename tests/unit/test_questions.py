@@ -13,8 +13,7 @@ from apportion.route.scoring import Score, normalise, number_in, score
 def test_questions_are_read_with_defaults(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text(
-        '{"question": "Q1?", "answers": ["a", 2]}\n'
-        '{"id": 5, "dataset": "d", "question": "Q2?", "answer": "b"}\n'
+        '{"question": "Q1?", "answers": ["a", 2]}\n{"id": 5, "dataset": "d", "question": "Q2?", "answer": "b"}\n'
     )
     assert read_questions(path) == [
         Question("1", "set", "Q1?", ("a", "2")),

@@ -28,9 +28,7 @@ def test_a_plain_completion() -> None:
 
 
 def test_only_visible_tokens_count() -> None:
-    listed = tokens(
-        ("<think>", -1.0), ("hm", -1.0), ("</think>", -1.0), ("\n\n", -1.0), ("Hi", -0.5), ("<end>", 0)
-    )
+    listed = tokens(("<think>", -1.0), ("hm", -1.0), ("</think>", -1.0), ("\n\n", -1.0), ("Hi", -0.5), ("<end>", 0))
     assert read_body(body("<think>hm</think>\n\nHi", listed), ASKED, 0).token_logprobs == (-0.5,)
     found = read_body(body("Hi", listed, reasoning_content="hm"), ASKED, 0)
     assert (found.token_logprobs, found.thinking_text) == ((-0.5,), "hm")

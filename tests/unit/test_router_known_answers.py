@@ -62,9 +62,7 @@ def test_noise_does_no_harm(n: int) -> None:
     A gate opens wrongly with probability of about 5 % a node; at the nodes asked here, with these seeds, none
     costs more than its interval.
     """
-    router = (
-        uninformed().router if n == 300 else train_router(needs_profile(n, seed=3, signal=0.0), QUICK).router
-    )
+    router = uninformed().router if n == 300 else train_router(needs_profile(n, seed=3, signal=0.0), QUICK).router
     test = needs_profile(1500, seed=2, signal=0.0)
     for weights in GRID:
         value = utilities(router, test, weights)

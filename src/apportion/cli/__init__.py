@@ -1,32 +1,16 @@
 """The command line: argv -> one frozen config -> one call. Errors are one line and a remedy, no traceback."""
 
-import json
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import typer
 
+from apportion.cli.base import app
 from apportion.core.errors import ApportionError
-
-app = typer.Typer(
-    name="apportion",
-    help="Fit a language model into the memory you have; spend retrieval and reasoning only where needed.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-
-
-def emit(value: Mapping[str, Any], *, as_json: bool, text: str) -> None:
-    """Print one JSON object, or the text for people."""
-    print(json.dumps(value, ensure_ascii=False) if as_json else text)
 
 
 def main() -> None:
     """Entry point of the `apportion` command."""
-    from apportion.cli import bits, route, router  # noqa: F401  (each module adds its commands to app)
+    from apportion.cli import bits, compare, route, router  # noqa: F401  each module adds its commands to app
 
     try:
         app(standalone_mode=False)

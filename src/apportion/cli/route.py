@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apportion.cli import app, emit
+from apportion.cli.base import app, emit
 from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +20,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Index = Annotated[Path, typer.Option("--index", help="Index folder made by `apportion index`.")]
 Llm = Annotated[
     str,
-    typer.Option("--llm", help="A server (http://host:port/v1), a model folder, or a model on the Hub."),
+    typer.Option(
+        "--llm",
+        help="A server (http://host:port/v1; its key from APPORTION_API_KEY or OPENAI_API_KEY), a model folder, "
+        "or a model on the Hub.",
+    ),
 ]
 ServerModel = Annotated[
     str | None, typer.Option("--model", help="The server's name for the model, where it serves several.")
 ]
-Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="TOML file with prompts; the shipped ones without it.")
-]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="TOML file with prompts; the shipped ones without it.")]
 Dense = Annotated[
     str | None,
     typer.Option("--dense", help="Sentence-transformers model (folder or Hub name) for a dense index."),
@@ -39,7 +41,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda, for a 
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16, likewise.")]
 
 
-@app.command()
+@app.command(epilog="Example: apportion index corpus.jsonl --out index")
 def index(
     out: Annotated[Path, typer.Option("--out", help="Folder of the index.")],
     corpus: Annotated[
@@ -55,10 +57,7 @@ def index(
     dense: Dense = None,
     json: Json = False,
 ) -> None:
-    """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing.
-
-    Example: apportion index corpus.jsonl --out index
-    """
+    """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing."""
     from apportion.route.corpus import read_corpus
     from apportion.route.indexing import add_passages, build_index, delete_passages, index_size_bytes
     from apportion.route.retrieve import Bm25Index
@@ -87,7 +86,9 @@ def index(
     emit(value, as_json=json, text=text)
 
 
-@app.command()
+@app.command(
+    epilog="Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet"
+)
 def profile(
     questions: Annotated[Path, typer.Argument(help="JSON lines: id, dataset, question, answers.")],
     index: Index,
@@ -102,19 +103,14 @@ def profile(
         bool, typer.Option("--resume", help="Continue; answers in the log are not asked for again.")
     ] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Calls to a server at once.")] = 8,
-    batch: Annotated[
-        int, typer.Option("--batch", help="Questions decoded together by a model in this process.")
-    ] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Questions decoded together by a model in this process.")] = 16,
     timeout: Timeout = 120.0,
     retries: Retries = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Answer questions by all four pipelines and record quality, tokens, latency and features.
-
-    Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet
-    """
+    """Answer questions by all four pipelines and record quality, tokens, latency and features."""
     from apportion.route.llm.connect import LLMSettings
     from apportion.route.profiling import run_profile
     from apportion.route.prompts import load_prompts
@@ -168,7 +164,9 @@ def _connect(settings: "LLMSettings") -> "LLM":
     return connect(settings)
 
 
-@app.command()
+@app.command(
+    epilog='Example: apportion ask "Who founded Bern?" --router router --index index --llm http://localhost:8000/v1'
+)
 def ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     router: Annotated[Path, typer.Option("--router", help="Folder made by `apportion train-router`.")],
@@ -184,19 +182,14 @@ def ask(
     prompts: Prompts = None,
     model: ServerModel = None,
     dense: Dense = None,
-    k: Annotated[
-        int | None, typer.Option("--k", help="Passages in a prompt; the router's without it.")
-    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Passages in a prompt; the router's without it.")] = None,
     timeout: Timeout = 120.0,
     retries: Retries = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Answer one question by the pipeline that is worth its cost.
-
-    Example: apportion ask "Who founded Bern?" --router router --index index --llm http://localhost:8000/v1
-    """
+    """Answer one question by the pipeline that is worth its cost."""
     from apportion.core.artifact import plain
     from apportion.route.answer import answer
     from apportion.route.llm.connect import LLMSettings
@@ -209,9 +202,7 @@ def ask(
     loaded = load_router(router)
     passages = k if k is not None else int(loaded.source.get("k") or DEFAULT_K)
     retriever = _open_retriever(index, dense)
-    settings = LLMSettings(
-        llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype
-    )
+    settings = LLMSettings(llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype)
     with closing(_connect(settings)) as connected:
         setup = Setup(connected, retriever, load_prompts(prompts), passages)
         unknown = require_trained_on(loaded.source, setup)
@@ -222,9 +213,7 @@ def ask(
 
 def _explained(found: "Answer") -> str:
     decision = found.decision
-    heads = (
-        "" if decision.p_rag is None else f", need RAG {decision.p_rag:.2f}, need CoT {decision.p_cot:.2f}"
-    )
+    heads = "" if decision.p_rag is None else f", need RAG {decision.p_rag:.2f}, need CoT {decision.p_cot:.2f}"
     lines = [found.text, f"  strategy  {found.strategy} (tier {decision.tier}{heads})"]
     lines += [f"  feature   {name} {value:.4g}" for name, value in found.features.items()]
     lines += [

@@ -5,15 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from apportion.cli import app, emit
+from apportion.cli.base import app, emit
 from apportion.core.errors import InputError
 
 ProfileFile = Annotated[Path, typer.Argument(help="A profile: Parquet, one row per question and strategy.")]
 Index = Annotated[
     Path | None,
-    typer.Option(
-        help="Index whose retrieval features are computed from the questions of a recorded profile."
-    ),
+    typer.Option(help="Index whose retrieval features are computed from the questions of a recorded profile."),
 ]
 Out = Annotated[Path, typer.Option(help="New folder for the result.")]
 Quality = Annotated[str, typer.Option(help="Column that is the quality: f1 or em.")]
@@ -86,9 +84,7 @@ def _read(path: Path, index: Path | None, quality: str) -> Any:
     from apportion.route.question_probes import add_probes
 
     if index is not None and not index.exists():
-        raise InputError(
-            f"--index {index}: no such folder", "make it with `apportion index CORPUS --out DIR`"
-        )
+        raise InputError(f"--index {index}: no such folder", "make it with `apportion index CORPUS --out DIR`")
     return add_probes(read_profile(path, quality=quality), index)
 
 

@@ -187,7 +187,5 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Json:
     if verify:
         for name, digest in manifest["files"].items():
             if not (folder / name).exists() or sha256_file(folder / name) != digest:
-                raise ArtifactCorruptError(
-                    f"{folder / name}: is missing or differs from the manifest", "make it again"
-                )
+                raise ArtifactCorruptError(f"{folder / name}: is missing or differs from the manifest", "make it again")
     return manifest

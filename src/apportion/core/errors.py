@@ -15,6 +15,8 @@
 `assert` is for our own invariants only; whatever a user can cause raises one of these.
 """
 
+from collections.abc import Callable
+
 
 class ApportionError(Exception):
     """Base of every error a user can cause.
@@ -32,6 +34,21 @@ class ApportionError(Exception):
 
 class InputError(ApportionError):
     """A value given by the user cannot be used."""
+
+
+def require_all(*checks: Callable[[], object]) -> None:
+    """Run every check and raise one InputError with the problems of all that failed."""
+    failed: list[InputError] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            failed.append(error)
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        lines = [f"{i}. {error}" for i, error in enumerate(failed, start=1)]
+        raise InputError(f"{len(failed)} values cannot be used:\n" + "\n".join(lines))
 
 
 class BudgetError(InputError):

@@ -71,9 +71,7 @@ class AppendLog:
         whole = 0
         if path.exists():
             if not resume:
-                raise ArtifactExistsError(
-                    f"{path}: exists", "continue it with --resume, or choose another --out"
-                )
+                raise ArtifactExistsError(f"{path}: exists", "continue it with --resume, or choose another --out")
             saved, self.records, whole = read_log(path)
             if saved:
                 require_same(saved, header, path)

@@ -95,9 +95,7 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
     )
 
 
-def _complete(
-    question: str, strategy: str, hits: Hits | None, setup: Setup, *, logprobs: bool = False
-) -> Completion:
+def _complete(question: str, strategy: str, hits: Hits | None, setup: Setup, *, logprobs: bool = False) -> Completion:
     passages = hits.passages if hits else ()
     request = build_request(setup.prompts, strategy, question, passages, logprobs=logprobs)
     return setup.llm.complete([request])[0]
@@ -117,8 +115,7 @@ def _calls(draft: Completion | None, final: Completion, strategy: str, reused: b
         made.append(("draft", "direct", draft))
     made.append(("draft and answer" if reused else "answer", strategy, final))
     return tuple(
-        Call(purpose, name, one.prompt_tokens, one.completion_tokens, one.latency_ms)
-        for purpose, name, one in made
+        Call(purpose, name, one.prompt_tokens, one.completion_tokens, one.latency_ms) for purpose, name, one in made
     )
 
 

@@ -60,9 +60,7 @@ class Logistic:
             self.models[weights] = self._fit(weights)
         model = self.models[weights]
         inputs = self.reader.read(profile)
-        return self.reader.choice(
-            np.full(len(inputs), model) if isinstance(model, int) else model.predict(inputs)
-        )
+        return self.reader.choice(np.full(len(inputs), model) if isinstance(model, int) else model.predict(inputs))
 
     def _fit(self, weights: Weights) -> Any:
         """The model; or the one column that is best for every question."""

@@ -31,9 +31,7 @@ class Results:
     tiers: dict[Weights, dict[str, float]]
 
 
-def hold(
-    profile: Profile, heats: Sequence[Heat], grid: Sequence[Weights], extra: Sequence[Weights]
-) -> Results:
+def hold(profile: Profile, heats: Sequence[Heat], grid: Sequence[Weights], extra: Sequence[Weights]) -> Results:
     """Play all heats; their rows together are every row of the profile, each once.
 
     Args:

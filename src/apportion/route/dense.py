@@ -130,9 +130,7 @@ def sync_dense(folder: Path, encoder: Encoder) -> DenseIndex:
     known = _saved_vectors(folder / FOLDER, encoder)
     keys = [sha256_bytes(f"{passage.id}\0{body(passage)}".encode()) for passage in passages]
     missing = [number for number, key in enumerate(keys) if key not in known]
-    known.update(
-        zip((keys[n] for n in missing), _embed([passages[n] for n in missing], encoder), strict=True)
-    )
+    known.update(zip((keys[n] for n in missing), _embed([passages[n] for n in missing], encoder), strict=True))
     vectors = np.stack([known[key] for key in keys])
     target = folder / FOLDER
     state = store.corpus_digest[:16]

@@ -14,10 +14,7 @@ def report(evaluation: Evaluation) -> str:
         _setting(evaluation),
         "## Utility at each weights\n\n" + _utilities(evaluation.weights),
         "## Over all weights\n\n" + _contenders(evaluation),
-        "## Savings against always "
-        + evaluation.protocol["scale"]["strategy"]
-        + "\n\n"
-        + _savings(evaluation),
+        "## Savings against always " + evaluation.protocol["scale"]["strategy"] + "\n\n" + _savings(evaluation),
         "## Strategies in detail (latency weight 0)\n\n" + _details(evaluation.weights),
         "## Families the router never saw\n\n" + _left_out(evaluation),
         "## Calibration of the heads\n\n" + _calibration(evaluation),

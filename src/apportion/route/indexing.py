@@ -23,6 +23,7 @@ from apportion.core.errors import InputError
 from apportion.route.collection import Collection, body
 from apportion.route.corpus import Passage
 from apportion.route.lines import Offenders
+from apportion.route.lock import sole_writer
 from apportion.route.retrieve import KIND, Bm25Index, open_tantivy, read_index_manifest
 
 HEAP_BYTES = 256 << 20
@@ -37,7 +38,8 @@ def build_index(passages: Iterable[Passage], folder: Path) -> Bm25Index:
     Cost: 100,000 passages of 60 words take about 5 s on one core.
     """
     claim_folder(folder, resume=False)
-    return _change(folder, "bm25-1", Collection(), _adding(passages))
+    with sole_writer(folder):
+        return _change(folder, "bm25-1", Collection(), _adding(passages))
 
 
 def add_passages(folder: Path, passages: Iterable[Passage]) -> Bm25Index:
@@ -58,6 +60,12 @@ Work = Callable[[Bm25Index, Any], None]  # current index, tantivy writer
 
 
 def _update(folder: Path, work: Work) -> Bm25Index:
+    read_index_manifest(folder)  # an index, before it is locked
+    with sole_writer(folder):
+        return _update_locked(folder, work)
+
+
+def _update_locked(folder: Path, work: Work) -> Bm25Index:
     manifest = read_index_manifest(folder)
     old = Bm25Index.open(folder)
     state = f"bm25-{int(manifest['state'].split('-')[1]) + 1}"
@@ -111,9 +119,7 @@ def _publish(folder: Path, state: str, collection: Collection) -> None:
     for lock in target.glob(".tantivy-*.lock"):
         lock.unlink()
     small = [f"{state}/{name}" for name in ("meta.json", "terms.json")]
-    segments = {
-        path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.name not in _REWRITTEN
-    }
+    segments = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.name not in _REWRITTEN}
     content = {
         "kind": KIND,
         "retriever": "bm25",

@@ -40,8 +40,7 @@ class Measured:
         draft = draft_features(self.records.get((key, "direct"), {}).get("logprobs"))
         features: Mapping[str, float] = {**probe.get("features", {}), **draft}
         return [
-            _outcome(question, strategy, self.records.get((key, strategy)), probe, features)
-            for strategy in STRATEGIES
+            _outcome(question, strategy, self.records.get((key, strategy)), probe, features) for strategy in STRATEGIES
         ]
 
     def count(self, questions: Sequence[Question], strategies: Sequence[str]) -> int:

@@ -57,9 +57,7 @@ class Fitted:
     layers: tuple[Layers, ...]
 
 
-def fit_members(
-    inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPlan, seed: int
-) -> Fitted:
+def fit_members(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPlan, seed: int) -> Fitted:
     """Fit one member on each set of row numbers; deterministic for a seed (one thread).
 
     Args:
@@ -80,9 +78,7 @@ def _fit(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPla
     x, table, means = torch.from_numpy(inputs), _tables(costed), mean_outcome(costed)
     parameters = _initial(len(members), x.shape[1] + ENCODED, plan.hidden, draw)
     optimiser = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.learning_rate, total_steps=plan.steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, plan.learning_rate, total_steps=plan.steps, pct_start=0.1)
     padded, sizes = _padded(members)
     steps, kept = [0], [_frozen(parameters, plan)]
     for step in range(1, plan.steps + 1):
@@ -93,7 +89,7 @@ def _fit(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPla
         logits = _forward(parameters, inputs_now, weights * plan.conditioned)
         loss = _loss(logits, [part[drawn] for part in table], weights, costed.columns, plan.head_share)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
         if step % plan.check_every == 0:

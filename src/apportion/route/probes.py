@@ -18,6 +18,7 @@ from apportion.route.retrieve import Hits
 Group = Literal["retrieval", "draft", "question"]
 TOP = 10  # scores that most features look at
 CANONICAL_TOP = 100
+SMALLEST_NORMALISER = 1e-9
 
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _QUOTED = re.compile('["“”«»]')
@@ -35,9 +36,7 @@ class Feature:
 _ALL = (
     Feature("nqc_top1_k10", "retrieval", "std of the top 10 scores / top score (default NQC)"),
     Feature("nqc_mean_k10", "retrieval", "std of the top 10 scores / their mean"),
-    Feature(
-        "nqc_canonical_k100", "retrieval", "std of the top 100 scores / |log-likelihood under the corpus|"
-    ),
+    Feature("nqc_canonical_k100", "retrieval", "std of the top 100 scores / |log-likelihood under the corpus|"),
     Feature("score_top", "retrieval", "best score"),
     Feature("score_gap", "retrieval", "best score minus second best"),
     Feature("score_mean", "retrieval", "mean of the top 10 scores"),
@@ -59,7 +58,7 @@ FEATURES: Mapping[str, Feature] = MappingProxyType({feature.name: feature for fe
 def nqc(scores: Sequence[float], normaliser: float, top: int) -> float | None:
     """Normalised query commitment: population standard deviation of the top scores / |normaliser|.
 
-    None with fewer than two scores or a normaliser of zero.
+    None with fewer than two scores or a normaliser of (nearly) zero.
 
     Source: Shtok, Kurland, Carmel, Raiber and Markovits, "Predicting Query Performance by Query-Drift
     Estimation", ACM TOIS 30(2), 2012, equation 7 (NQC), where the normaliser is the corpus's score for the
@@ -68,7 +67,7 @@ def nqc(scores: Sequence[float], normaliser: float, top: int) -> float | None:
     >>> nqc([3.0, 1.0], 2.0, 10)
     0.5
     """
-    if len(scores) < 2 or not normaliser:
+    if len(scores) < 2 or abs(normaliser) < SMALLEST_NORMALISER:
         return None
     return float(np.std(np.asarray(scores[:top], dtype=np.float64))) / abs(normaliser)
 
@@ -85,9 +84,7 @@ def score_entropy(scores: Sequence[float]) -> float | None:
     return float(max(0.0, -(shares * np.log(shares)).sum()))
 
 
-def retrieval_features(
-    scores: Sequence[float], corpus_log_likelihood: float | None = None
-) -> dict[str, float]:
+def retrieval_features(scores: Sequence[float], corpus_log_likelihood: float | None = None) -> dict[str, float]:
     """Features of one retriever's falling scores (any number, also none).
 
     Args:

@@ -79,9 +79,7 @@ def read_profile(path: Path, *, quality: str = "f1") -> Profile:
     if quality not in ("f1", "em"):
         raise InputError(f"quality {quality!r}: expected f1 or em")
     names = tuple(
-        name
-        for name in columns
-        if name not in FIXED and not name.startswith("__") and _is_numeric(columns[name])
+        name for name in columns if name not in FIXED and not name.startswith("__") and _is_numeric(columns[name])
     )
     profile = _assemble(columns, names, quality, ProfileSource(**meta))
     return _drop_missing(profile)
@@ -202,9 +200,7 @@ def _drop_missing(profile: Profile) -> Profile:
     ]
     measured = np.asarray(np.isfinite(profile.features).any(axis=0))
     dropped += [
-        f"feature {name}: not measured"
-        for name, some in zip(profile.feature_names, measured, strict=True)
-        if not some
+        f"feature {name}: not measured" for name, some in zip(profile.feature_names, measured, strict=True) if not some
     ]
     kept = tuple(name for name, some in zip(profile.feature_names, measured, strict=True) if some)
     profile = replace(profile.keep_features(kept), strategies=present)

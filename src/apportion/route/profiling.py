@@ -6,8 +6,9 @@ asked again, except failed rows. Failed calls are rows with an error; a long run
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from apportion.core.errors import ArtifactExistsError, InputError, ServiceError
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
 from apportion.route.llm.protocol import Completion
+from apportion.route.lock import sole_writer
 from apportion.route.measured import Measured, Record, question_key
 from apportion.route.pipelines import build_request, extract, uses_passages
 from apportion.route.probes import features_of_hits, question_features
@@ -58,9 +60,7 @@ class ProfileReport:
     seconds: float
 
 
-def run_profile(
-    questions: Sequence[Question], setup: Setup, out: Path, *, resume: bool = False
-) -> ProfileReport:
+def run_profile(questions: Sequence[Question], setup: Setup, out: Path, *, resume: bool = False) -> ProfileReport:
     """Ask every question in four ways and write the profile.
 
     Raises:
@@ -73,13 +73,11 @@ def run_profile(
     if not questions:
         raise InputError("profile: no question was given", "give at least one question with answers")
     if out.exists() and not resume:
-        raise ArtifactExistsError(
-            f"--out {out}: exists", "continue it with --resume, or choose another --out"
-        )
+        raise ArtifactExistsError(f"--out {out}: exists", "continue it with --resume, or choose another --out")
     source = setup.source()
     header = {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
     measured = Measured()
-    with AppendLog(out.with_name(out.name + ".log"), header, resume=resume) as log:
+    with _sole_log(out.with_name(out.name + ".log"), header, resume=resume) as log:
         for record in log.records:
             measured.add(record)
         resumed = measured.count(questions, STRATEGIES)
@@ -90,6 +88,19 @@ def run_profile(
     outcomes = [row for question in questions for row in measured.outcomes(question)]
     write_profile(out, outcomes, source)
     return _report(questions, setup, measured, out, resumed, time.monotonic() - start)
+
+
+@contextmanager
+def _sole_log(path: Path, header: Mapping[str, object], *, resume: bool) -> Iterator[AppendLog]:
+    """The log, opened by no other process at the same time."""
+    with ExitStack() as stack:
+        existed = path.exists()
+        if existed:  # before it is opened, since opening cuts off an unfinished line
+            stack.enter_context(sole_writer(path))
+        log = stack.enter_context(AppendLog(path, header, resume=resume))
+        if not existed:
+            stack.enter_context(sole_writer(path))
+        yield log
 
 
 def _probe_questions(questions: Sequence[Question], setup: Setup, measured: Measured, log: AppendLog) -> None:
@@ -124,9 +135,7 @@ def _pending(questions: Sequence[Question], measured: Measured, batch_size: int)
                 yield batch
 
 
-def _ask_all(
-    batches: Iterable[Batch], setup: Setup, measured: Measured, log: AppendLog, advance: Advance
-) -> None:
+def _ask_all(batches: Iterable[Batch], setup: Setup, measured: Measured, log: AppendLog, advance: Advance) -> None:
     """Keep `concurrency` batches in flight; this thread alone writes the log.
 
     What was in flight when something stops the loop is waited for and kept too.
@@ -180,18 +189,14 @@ def ask(batch: Batch, setup: Setup) -> list[Record]:
     try:
         completions = setup.llm.complete(requests)
     except ServiceError as error:
-        return [
-            {"question": question_key(one), "strategy": strategy, "error": error.problem} for one, _ in batch
-        ]
+        return [{"question": question_key(one), "strategy": strategy, "error": error.problem} for one, _ in batch]
     return [
         _record(question, strategy, completion, search_ms, setup)
         for (question, _), completion, search_ms in zip(batch, completions, searched_ms, strict=True)
     ]
 
 
-def _record(
-    question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup
-) -> Record:
+def _record(question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup) -> Record:
     extracted = extract(setup.prompts.of(strategy), completion)
     return {
         "question": question_key(question),

@@ -83,9 +83,7 @@ def load_prompts(path: Path | None = None) -> Prompts:
         with path.open("rb") as file:
             sections = tomllib.loads(file.read(MAX_FILE_BYTES).decode())
     except OSError as error:
-        raise ArtifactError(
-            f"--prompts {path}: cannot be read: {error.strerror}", "name a TOML file"
-        ) from error
+        raise ArtifactError(f"--prompts {path}: cannot be read: {error.strerror}", "name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--prompts {path}: is not TOML: {error}", "correct it there") from error
     problems = Offenders(f"--prompts {path}", "see apportion/route/prompts.toml for the schema")
@@ -97,9 +95,7 @@ def load_prompts(path: Path | None = None) -> Prompts:
     return Prompts(passage["template"], **{name: Prompt(**values) for name, values in prompts.items()})
 
 
-def _section(
-    sections: Mapping[str, Any], name: str, keys: Mapping[str, type], problems: Offenders
-) -> dict[str, Any]:
+def _section(sections: Mapping[str, Any], name: str, keys: Mapping[str, type], problems: Offenders) -> dict[str, Any]:
     section = sections.get(name)
     if not isinstance(section, dict):
         problems.add(f"[{name}]", "is missing")

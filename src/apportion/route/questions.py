@@ -65,6 +65,4 @@ def _answers(value: object) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, Sequence):
         return ()
-    return tuple(
-        text for item in value if isinstance(item, str | int | float) and (text := str(item).strip())
-    )
+    return tuple(text for item in value if isinstance(item, str | int | float) and (text := str(item).strip()))

@@ -6,6 +6,7 @@ A saved index is a folder: `manifest.json` (complete and current state, replaced
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ KIND = "apportion.index"
 DEPTH = 100  # scores kept for the probes: the canonical NQC looks at the top 100
 MAX_K = 1000
 MAX_QUERY_TERMS = 256
+OPEN_ATTEMPTS = 3
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -84,10 +86,20 @@ class Bm25Index:
         Raises:
             ArtifactError: no complete index there, another kind of folder, or a missing or changed file.
         """
-        manifest = read_index_manifest(folder)
-        state = folder / manifest["state"]
+        for attempt in range(OPEN_ATTEMPTS):
+            try:
+                manifest = read_index_manifest(folder)
+                return cls._open_state(folder / manifest["state"], manifest["corpus"])
+            except (ArtifactCorruptError, FileNotFoundError):  # perhaps replaced while it was being opened
+                if attempt + 1 == OPEN_ATTEMPTS:
+                    raise
+                time.sleep(0.05)
+        raise AssertionError("the loop returns or raises")
+
+    @classmethod
+    def _open_state(cls, state: Path, corpus: dict[str, Any]) -> "Bm25Index":
         terms = json.loads((state / "terms.json").read_text(encoding="utf-8"))
-        return cls(open_tantivy(state), Collection.from_json(manifest["corpus"], terms))
+        return cls(open_tantivy(state), Collection.from_json(corpus, terms))
 
     @property
     def corpus_digest(self) -> str:

@@ -140,9 +140,7 @@ class Router:
             fallback_reason=reason,
         )
 
-    def decide_many(
-        self, features: Floats, names: tuple[str, ...], weights: Weights
-    ) -> tuple[Ints, tuple[str, ...]]:
+    def decide_many(self, features: Floats, names: tuple[str, ...], weights: Weights) -> tuple[Ints, tuple[str, ...]]:
         """[n] columns chosen for n questions with features [n, f], and the tier that decided each."""
         position = {name: i for i, name in enumerate(names)}
         columns, tiers = np.full(len(features), self.static_column(weights)), [STATIC] * len(features)
@@ -154,9 +152,7 @@ class Router:
         ):
             if chosen and len(rows):
                 missing = np.full(len(rows), np.nan)
-                read = [
-                    features[rows, position[n]] if n in position else missing for n in chosen.policy.names
-                ]
+                read = [features[rows, position[n]] if n in position else missing for n in chosen.policy.names]
                 asked = np.tile([[weights.token, weights.latency]], (len(rows), 1))
                 logits = chosen.policy.logits(np.stack(read, axis=1), asked)
                 columns[rows] = choose(logits, self.columns)

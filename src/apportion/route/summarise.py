@@ -111,9 +111,7 @@ def summarise(judge: Judge, rows: Sequence[AtWeights], contenders: Sequence[str]
         gap_closed_total=gains / gaps if gaps > 1e-9 else None,
         mean_utility={name: float(value.mean()) for name, value in mean.items()},
         mean_gain={
-            name: judge.bootstrap.interval(mean["router"] - value)
-            for name, value in mean.items()
-            if name != "router"
+            name: judge.bootstrap.interval(mean["router"] - value) for name, value in mean.items() if name != "router"
         },
         first_line=first_line(rows),
     )
@@ -167,9 +165,7 @@ def _saving(
     saved, weights = best
     change = judge.results.played["router", weights].quality[rows] - reference.quality[rows]
     interval = Bootstrap(len(rows), 0).interval(change)
-    return Saving(
-        family, len(rows), what, judge.scale.strategy, saved, weights.token, weights.latency, interval
-    )
+    return Saving(family, len(rows), what, judge.scale.strategy, saved, weights.token, weights.latency, interval)
 
 
 def frontier(judge: Judge, extra: Sequence[Weights]) -> dict[str, tuple[Point, ...]]:
@@ -177,13 +173,9 @@ def frontier(judge: Judge, extra: Sequence[Weights]) -> dict[str, tuple[Point, .
 
     def point(played: Played, weights: Weights) -> Point:
         latency = mean_or_none(played.latency_ms)
-        return Point(
-            weights.token, weights.latency, float(played.quality.mean()), float(played.tokens.mean()), latency
-        )
+        return Point(weights.token, weights.latency, float(played.quality.mean()), float(played.tokens.mean()), latency)
 
-    found = {
-        name: tuple(point(judge.results.played[name, w], w) for w in extra) for name in ("router", "oracle")
-    }
+    found = {name: tuple(point(judge.results.played[name, w], w) for w in extra) for name in ("router", "oracle")}
     for column in judge.profile.columns:
         found[STRATEGIES[column]] = (point(Played(*_always(judge.profile, column)), Weights(0.0)),)
     return found

@@ -199,9 +199,7 @@ def _asked(inputs: Singles, weights: Weights, means: Floats) -> Floats:
     return np.concatenate([inputs, encoded.repeat(len(inputs), axis=0)], axis=1)
 
 
-def _regrets(
-    fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int
-) -> Floats:
+def _regrets(fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int) -> Floats:
     """[checks, folds] mean regret on held-out questions over a grid of weights, scaled as in the loss."""
     found = np.zeros((len(fitted.steps), len(held)))
     grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=costed.has_latency)

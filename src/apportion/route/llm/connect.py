@@ -39,6 +39,4 @@ def connect(settings: LLMSettings) -> LLM:
         )
     from apportion.route.llm.local import LocalLLM
 
-    return LocalLLM.open(
-        settings.spec, batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype
-    )
+    return LocalLLM.open(settings.spec, batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype)

@@ -92,9 +92,7 @@ def _choose(logits: Any, rows: Sequence[Row], streams: dict[int, Any]) -> list[t
     return chosen
 
 
-def _record(
-    rows: Sequence[Row], chosen: Sequence[tuple[int, float]], end_ids: frozenset[int], now_ms: float
-) -> None:
+def _record(rows: Sequence[Row], chosen: Sequence[tuple[int, float]], end_ids: frozenset[int], now_ms: float) -> None:
     for row, (token, logprob) in zip(rows, chosen, strict=True):
         row.tokens.append(token)
         row.logprobs.append(logprob)

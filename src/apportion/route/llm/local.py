@@ -10,7 +10,7 @@ from apportion.core.errors import InputError, ModelStructureError
 from apportion.route.llm.cut import fit
 from apportion.route.llm.generate import Row, generate
 from apportion.route.llm.identity import model_identity
-from apportion.route.llm.protocol import THINK_END, Completion, Request, split_thinking
+from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request, split_thinking
 
 DEFAULT_CONTEXT = 2048  # for a configuration that does not say
 
@@ -47,15 +47,12 @@ class LocalLLM:
         self._model, self._tokenizer = model, tokenizer
         self._end_ids = _end_ids(model, tokenizer)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._special = frozenset(tokenizer.all_special_ids)
-        think_end = tokenizer.convert_tokens_to_ids(THINK_END)
-        self._think_end = think_end if think_end not in (None, tokenizer.unk_token_id) else None
+        self._special = _special_ids(tokenizer)
+        self._think_start, self._think_end = (_token_id(tokenizer, mark) for mark in (THINK_START, THINK_END))
         self._lock = threading.Lock()
 
     @classmethod
-    def open(
-        cls, model: str, *, batch_size: int = 16, device: str = "auto", dtype: str = "auto"
-    ) -> "LocalLLM":
+    def open(cls, model: str, *, batch_size: int = 16, device: str = "auto", dtype: str = "auto") -> "LocalLLM":
         """Load a model folder, or a model by its name on the Hub.
 
         Raises:
@@ -101,10 +98,7 @@ class LocalLLM:
             for at in range(0, len(order), self.batch_size):
                 rows = [prepared[number][0] for number in order[at : at + self.batch_size]]
                 generate(self._model, rows, end_ids=self._end_ids, pad_id=self._pad_id)
-        return [
-            self._completion(request, row, cut)
-            for request, (row, cut) in zip(requests, prepared, strict=True)
-        ]
+        return [self._completion(request, row, cut) for request, (row, cut) in zip(requests, prepared, strict=True)]
 
     def close(self) -> None:
         """Nothing is held but memory."""
@@ -125,9 +119,7 @@ class LocalLLM:
         from jinja2 import TemplateError
 
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **switch
-            )
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
         except TemplateError:  # a template that knows no system message (Gemma)
             if len(messages) == 1:
                 raise
@@ -152,9 +144,7 @@ class LocalLLM:
         return row, len(whole) - len(kept)
 
     def _completion(self, request: Request, row: Row, cut_tokens: int) -> Completion:
-        start = 0
-        if self._think_end in row.tokens:
-            start = len(row.tokens) - row.tokens[::-1].index(self._think_end)
+        start = self._visible_from(row)
         visible = [
             logprob
             for token, logprob in zip(row.tokens[start:], row.logprobs[start:], strict=True)
@@ -163,6 +153,7 @@ class LocalLLM:
         text = self._tokenizer.decode(row.tokens[start:], skip_special_tokens=True)
         thought = self._tokenizer.decode(row.tokens[:start], skip_special_tokens=True)
         more_thought, text = split_thinking(text)  # where the marks are no tokens of their own
+        thought = thought.replace(THINK_START, "").replace(THINK_END, "").strip()
         return Completion(
             text=text,
             prompt_tokens=len(row.prompt),
@@ -170,9 +161,31 @@ class LocalLLM:
             latency_ms=row.latency_ms,
             token_logprobs=tuple(visible) if request.logprobs else None,
             finish="stop" if row.stopped else "length",
-            thinking_text=split_thinking(thought)[0] or more_thought,
+            thinking_text=thought or more_thought,
             cut_prompt_tokens=cut_tokens,
         )
+
+    def _visible_from(self, row: Row) -> int:
+        """Number of the first visible token; thinking that never ended hides them all.
+
+        Some templates open the thinking in the prompt, within its last few tokens.
+        """
+        if self._think_end is not None and self._think_end in row.tokens:
+            return len(row.tokens) - row.tokens[::-1].index(self._think_end)
+        last = row.prompt[-3:]
+        opened = self._think_start in row.tokens or (self._think_start in last and self._think_end not in last)
+        return len(row.tokens) if opened and self._think_start is not None else 0
+
+
+def _token_id(tokenizer: Any, text: str) -> int | None:
+    """The id of a mark that is one token; None where it is not."""
+    found = tokenizer.convert_tokens_to_ids(text)
+    return None if found is None or found == tokenizer.unk_token_id else int(found)
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset([*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)])
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -49,9 +49,7 @@ class OpenAILLM:
         backoff_s: float = 0.5,
     ) -> None:
         _check(base_url, concurrency, timeout_s, retries)
-        self._key = api_key or next(
-            (os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none"
-        )
+        self._key = api_key or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
         self._client = _client(base_url, self._key, timeout_s)
         self.base_url, self.concurrency, self.batch_size = base_url, concurrency, 1
         self._retry = Retry(retries, backoff_s, secret=self._key, url=base_url)
@@ -133,9 +131,7 @@ class OpenAILLM:
             raise failure.as_service_error() from failure
         if len(names) != 1:
             shown = ", ".join(names[:20]) or "none"
-            raise InputError(
-                f"--model is not given and {self.base_url} lists {len(names)}: {shown}", "name one"
-            )
+            raise InputError(f"--model is not given and {self.base_url} lists {len(names)}: {shown}", "name one")
         return names[0]
 
     def _probe(self) -> tuple[bool, str]:
@@ -175,11 +171,13 @@ def _check(base_url: str, concurrency: int, timeout_s: float, retries: int) -> N
 def _client(base_url: str, key: str, timeout_s: float) -> Any:
     import openai
 
+    unset: Any = openai.Omit()
     return openai.OpenAI(
         base_url=base_url,
         api_key=key,
         timeout=timeout_s,
         max_retries=0,
+        default_headers={"OpenAI-Organization": unset, "OpenAI-Project": unset},
         http_client=openai.DefaultHttpxClient(follow_redirects=False),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-THINK_END = "</think>"
+THINK_START, THINK_END = "<think>", "</think>"
 Finish = Literal["stop", "length"]
 
 
@@ -102,7 +102,7 @@ def split_thinking(text: str) -> tuple[str, str]:
     """
     before, mark, after = text.rpartition(THINK_END)
     if mark:
-        return before.replace("<think>", "").strip(), after.strip()
-    if text.lstrip().startswith("<think>"):
-        return text.replace("<think>", "").strip(), ""
+        return before.replace(THINK_START, "").strip(), after.strip()
+    if text.lstrip().startswith(THINK_START):
+        return text.replace(THINK_START, "").strip(), ""
     return "", text.strip()

@@ -1,0 +1,174 @@
+"""A plan's checkpoint in the `compressed-tensors` pack-quantized format: one config group per width.
+
+Stock transformers loads it; vLLM's source dispatches these widths. Negative scales are legal there: the sign
+of a group's scale is free. Zero points are not used: they fail to reload in transformers 5.23.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apportion.bits.container import Entry, entry_of, file_bytes, write_tensors
+from apportion.bits.model import StagedModel
+from apportion.bits.plan import Plan
+from apportion.bits.players import Assignment, Player
+from apportion.bits.rounding import Rounded, Rounding
+from apportion.core.artifact import Json, write_bytes, write_json
+
+SHARD_BYTES = 5_000_000_000
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def widths_by_path(staged: StagedModel, players: tuple[Player, ...], assignment: Assignment) -> dict[str, int]:
+    """Bits of every linear, by module path."""
+    return {
+        staged.layout.path(player.block, linear): bits
+        for player, bits in zip(players, assignment, strict=True)
+        for linear in player.linears
+    }
+
+
+def unquantized(staged: StagedModel) -> dict[str, Tensor]:
+    """The checkpoint's tensors that stay as they are: all but the blocks' linear weights."""
+    quantized = {f"{path}.weight" for path in staged.originals}
+    return {name: tensor for name, tensor in staged.checkpoint.items() if name not in quantized}
+
+
+def packed_entries(staged: StagedModel, widths: Mapping[str, int], group_size: int) -> dict[str, Entry]:
+    """Names, dtypes and shapes of every tensor of a plan's compressed-tensors file, known before rounding."""
+    from torch import int32, int64
+
+    found = {name: entry_of(tensor) for name, tensor in unquantized(staged).items()}
+    for path, bits in widths.items():
+        weight = staged.originals[path]
+        rows, columns = weight.shape
+        found[f"{path}.weight_packed"] = Entry(int32, (rows, -(-columns * bits // 32)))
+        found[f"{path}.weight_scale"] = Entry(weight.dtype, (rows, columns // group_size))
+        found[f"{path}.weight_shape"] = Entry(int64, (2,))
+    return found
+
+
+def fixed_bytes(staged: StagedModel, players: tuple[Player, ...], rounding: Rounding, group_size: int) -> int:
+    """Upper bound, within a few header bytes, of what every plan's weight files hold besides the players.
+
+    The header is longest with all players at the highest width: every offset has its most digits there.
+    """
+    widths = widths_by_path(staged, players, (max(rounding.bits),) * len(players))
+    entries = packed_entries(staged, widths, group_size)
+    tensors = sum(entry.nbytes for entry in entries.values())
+    shards = 1 + tensors // SHARD_BYTES
+    rest = sum(entry_of(tensor).nbytes for tensor in unquantized(staged).values())
+    return rest + file_bytes(entries) - tensors + (shards - 1) * 128
+
+
+def config_groups(staged: StagedModel, widths: Mapping[str, int], group_size: int) -> Json:
+    """One group per width, whose targets match exactly its linears."""
+    groups: Json = {}
+    for bits in sorted(set(widths.values())):
+        by_block: dict[int, list[str]] = {}
+        for path in (path for path, own in widths.items() if own == bits):
+            block, _, linear = path.removeprefix(staged.layout.prefix + ".").partition(".")
+            by_block.setdefault(int(block), []).append(re.escape(linear))
+        prefix = re.escape(staged.layout.prefix)
+        groups[f"bits_{bits}"] = {
+            "targets": [f"re:^{prefix}\\.{block}\\.({'|'.join(names)})$" for block, names in by_block.items()],
+            "weights": {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group",
+                "group_size": group_size,
+                "dynamic": False,
+            },
+            "input_activations": None,
+            "output_activations": None,
+        }
+    return groups
+
+
+def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_size: int) -> Json:
+    """The `quantization_config` of config.json."""
+    ignored = [
+        name
+        for name, module in staged.model.named_modules()
+        if type(module).__name__ == "Linear" and name not in staged.originals
+    ]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ignored,
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "config_groups": config_groups(staged, widths, group_size),
+    }
+
+
+def write_checkpoint(
+    folder: Path, staged: StagedModel, plan: Plan, rounded: Mapping[str, Rounded], group_size: int, tokenizer: Any
+) -> tuple[int, list[str]]:
+    """Write a loadable checkpoint; `config.json` comes last, so that a half-written one does not load.
+
+    Args:
+        rounded: each linear's rounded weight at its width in the plan, by module path.
+
+    Returns:
+        Bytes of the weight file(s), and the names of all files written.
+    """
+    widths = widths_by_path(staged, plan.players, plan.assignment)
+    tensors = dict(unquantized(staged))
+    for path in widths:
+        for suffix, tensor in rounded[path].tensors().items():
+            tensors[f"{path}.{suffix}"] = tensor
+    names = write_shards(folder, tensors)
+    weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
+    names += save_companions(folder, staged, tokenizer)
+    config = json.loads(staged.model.config.to_json_string(use_diff=False))
+    config["dtype"] = str(staged.dtype).removeprefix("torch.")
+    config["quantization_config"] = quantization_config(staged, widths, group_size)
+    write_json(folder / "config.json", config)
+    return weight_bytes, [*names, "config.json"]
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Write one file, or several of at most SHARD_BYTES with an index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        write_tensors(folder / WEIGHTS, tensors)
+        return [WEIGHTS]
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard)
+    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    write_json(
+        folder / INDEX, {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    )
+    return [*names, INDEX]
+
+
+def save_companions(folder: Path, staged: StagedModel, tokenizer: Any) -> list[str]:
+    """Tokenizer and generation settings."""
+    saved = [Path(name).name for name in tokenizer.save_pretrained(str(folder)) if Path(name).is_file()]
+    generation = getattr(staged.model, "generation_config", None)
+    if generation is not None:
+        write_bytes(folder / "generation_config.json", generation.to_json_string().encode())
+        saved.append("generation_config.json")
+    return saved
+
+
+def stored_bytes(plan: Plan, rounded: Mapping[str, Rounded], staged: StagedModel) -> int:
+    """Bytes of the packed tensors of a plan, counted on the tensors themselves."""
+    paths = widths_by_path(staged, plan.players, plan.assignment)
+    return sum(tensor.nbytes for path in paths for tensor in rounded[path].tensors().values())

@@ -1,0 +1,356 @@
+"""A causal LM cut into embed -> blocks -> head, run with the model's own code.
+
+The cut needs no knowledge of any architecture. To embed, the model's own forward runs with every block
+replaced by a recorder that passes its input through: what reaches block 0 is the embedded text (Gemma's scale
+included), and what each block is called with besides (masks by layer type, rotary embeddings) is kept.
+To get logits from hidden states, the same forward runs with the last block replaced by one that returns
+those states: final norm, output embedding and soft-capping are the model's own.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from apportion.bits.structure import Layout, find_layout
+from apportion.core.device import Placement
+from apportion.core.errors import InputError, ModelStructureError, NumericError
+
+HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
+BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
+VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Hidden states before block 0 and, per batch size, what each block is called with besides them."""
+
+    hidden: Float[Tensor, "windows tokens hidden"]
+    calls: dict[int, tuple[Call, ...]]
+    batch: int
+
+
+class StagedModel:
+    """A causal LM whose blocks can be run one at a time.
+
+    Attributes:
+        model: the transformers model, in the compute dtype, on the compute device, in eval mode.
+        layout: where its blocks and their linears are.
+        dtype: the dtype of the checkpoint (what unquantized tensors are saved in).
+        checkpoint: its tensors by name, tied ones once, as they were read.
+        originals: the weights of its blocks' linears by module path, as they were read.
+        digest: SHA-256 over names, shapes, dtypes and bytes of all parameters.
+    """
+
+    def __init__(self, model: nn.Module, placement: Placement, *, source: str = "") -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.source = source
+        self.placement = placement
+        self.layout: Layout = find_layout(model)
+        self.dtype: torch.dtype = next(model.parameters()).dtype
+        self.digest = parameter_digest(model)
+        compute = getattr(torch, placement.dtype)
+        self.checkpoint: dict[str, Tensor] = untied(model)
+        self.originals: dict[str, Tensor] = {path: self.checkpoint[f"{path}.weight"] for path in self.layout.paths()}
+        cast_parameters(self.model.to(device=placement.device), compute)
+        self.compute_dtype: torch.dtype = compute
+        self._full = {path: self.model.get_submodule(path).weight.data for path in self.originals}
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.get_submodule(self.layout.prefix))
+
+    def linear(self, block: int, linear: str) -> nn.Linear:
+        module = self.model.get_submodule(self.layout.path(block, linear))
+        assert isinstance(module, nn.Linear)
+        return module
+
+    def restore(self) -> None:
+        """Put the checkpoint's own weights back into every linear."""
+        for path, weight in self._full.items():
+            self.model.get_submodule(path).weight.data = weight
+
+    @contextmanager
+    def replaced(self, functions: Sequence[Any]) -> Iterator[None]:
+        """Run with each block's forward replaced."""
+        blocks = self.blocks
+        for block, function in zip(blocks, functions, strict=True):
+            block.forward = function  # an instance attribute shadows the method
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward
+
+    def _record(self, ids: Int[Tensor, "batch tokens"]) -> tuple[Tensor, tuple[Call, ...]]:
+        seen: list[tuple[Tensor, Call]] = []
+
+        def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            seen.append((hidden_states, (args, kwargs)))
+            return hidden_states
+
+        with self.replaced([recorder] * self.layout.block_count):
+            self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        if len(seen) != self.layout.block_count:
+            raise ModelStructureError(
+                f"the forward pass called {len(seen)} blocks of {self.layout.block_count}",
+                "models that skip or repeat blocks are not supported",
+            )
+        return seen[0][0], tuple(call for _, call in seen)
+
+    @torch.inference_mode()
+    def embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
+        """Hidden states before block 0, and the calls of every block, for batches of at most BLOCK_TOKENS."""
+        windows = windows.to(self.placement.device)
+        device = torch.device(self.placement.device).type
+        batch = max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
+        parts: list[Tensor] = []
+        calls: dict[int, tuple[Call, ...]] = {}
+        for part in windows.split(batch):
+            hidden, call = self._record(part)
+            parts.append(hidden)
+            calls.setdefault(part.shape[0], call)
+        return Embedded(torch.cat(parts), calls, batch)
+
+    @torch.inference_mode()
+    def run_block(
+        self, block: int, hidden: Float[Tensor, "windows tokens hidden"], embedded: Embedded
+    ) -> Float[Tensor, "windows tokens hidden"]:
+        """One block over all windows, in the same batches every time, so that values repeat to the bit."""
+        module = self.blocks[block]
+        parts = []
+        for part in hidden.split(embedded.batch):
+            args, kwargs = embedded.calls[part.shape[0]][block]
+            out = module(part, *args, **kwargs)
+            parts.append(out[0] if isinstance(out, tuple) else out)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Final norm, output embedding and whatever else the model does after its last block.
+
+        It treats tokens one by one, so they are given as sequences of length one: no attention mask is made.
+        """
+        tokens = hidden.flatten(0, 1)[:, None]
+
+        def constant(*args: Any, **kwargs: Any) -> Tensor:
+            return tokens
+
+        ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=hidden.device)
+        with self.replaced([constant] * self.layout.block_count):
+            out: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return out.view(*hidden.shape[:2], -1)
+
+    def nll(
+        self, hidden: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Mean next-token negative log-likelihood of each window, in nats per token."""
+        found: np.ndarray[Any, np.dtype[np.float64]] = self.device_nll(hidden, windows).cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def device_nll(
+        self, hidden: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
+    ) -> Float[Tensor, " windows"]:
+        """`nll` left on the device, so that a GPU need not be waited for.
+
+        Logits are made in chunks of at most HEAD_BYTES, so that the vocabulary never sets the peak.
+        """
+        count, length = windows.shape
+        row_bytes = 4 * int(self.model.config.get_text_config().vocab_size)
+        rows = max(1, HEAD_BYTES.get(hidden.device.type, 32 << 20) // row_bytes)
+        targets = windows.to(hidden.device)[:, 1:]
+        sums = torch.zeros(count, dtype=torch.float64, device=hidden.device)
+        per_chunk, span = max(1, rows // (length - 1)), min(length - 1, rows)
+        for first in range(0, count, per_chunk):
+            for start in range(0, length - 1, span):
+                stop = min(start + span, length - 1)
+                chunk = slice(first, first + per_chunk)
+                logits = self.logits(hidden[chunk, start:stop])
+                sums[chunk] += token_nll(logits, targets[chunk, start:stop]).double().sum(1)
+        return sums / (length - 1)
+
+    def window_nll(self, windows: Int[Tensor, "windows tokens"]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """NLL per window with the weights that are in place now; memory bounded by a few windows."""
+        device = torch.device(self.placement.device).type
+        step = max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
+        found = []
+        for part in windows.split(step):
+            embedded = self.embed(part)
+            hidden = embedded.hidden
+            for block in range(self.layout.block_count):
+                hidden = self.run_block(block, hidden, embedded)
+            found.append(self.nll(hidden, part))
+        return np.concatenate(found)
+
+    @torch.inference_mode()
+    def verify(self, windows: Int[Tensor, "windows tokens"]) -> float:
+        """Relative difference between the staged loss and the model's own on one window.
+
+        Raises:
+            NumericError: the model's own loss is not finite.
+            ModelStructureError: they differ, so the structure is not what it seems.
+        """
+        part = windows[:1].to(self.placement.device)
+        own = float(self.model(input_ids=part, labels=part, use_cache=False).loss)
+        if not np.isfinite(own):
+            raise NumericError(
+                f"the checkpoint's own loss on the first window is {own}, not finite",
+                "check the checkpoint, or use --dtype float32",
+            )
+        staged = float(self.window_nll(part).mean())
+        difference = abs(staged - own) / max(abs(own), 1e-12)
+        if not difference <= VERIFY_TOLERANCE.get(self.compute_dtype, 1e-2):
+            raise ModelStructureError(
+                f"block by block the loss is {staged:.6f}, the model's own is {own:.6f}",
+                "this model does more between its blocks than can be run one by one",
+            )
+        return difference
+
+
+def token_nll(
+    logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens"]:
+    """Negative log-likelihood of each target, in nats, computed in float32."""
+    flat = logits.float().flatten(0, 1)
+    return nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give parameters and saved buffers a dtype, as loading in it would.
+
+    `Module.to(dtype)` would also cast what is computed at construction, such as rotary frequencies: in bfloat16
+    those are off by up to 0.4 %, an error of phase that grows with the position.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    saved = set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        if name in saved and buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+
+
+def untied(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every shared tensor once, under its first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            found[name] = tensor.detach()
+    return found
+
+
+def parameter_digest(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters, tied ones once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_model(model: str, placement: Placement, *, trust_remote_code: bool = False) -> StagedModel:
+    """Load a local folder or a hub name through transformers, safetensors only.
+
+    Raises:
+        InputError: no such folder, no causal LM, or no readable weights.
+        ModelStructureError: blocks of unknown structure.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    require_model(model)
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        extra: dict[str, Any] = {"dtype": "auto"}
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+            extra["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
+        if is_quantized(config):
+            require_readable(model, config)
+            # decode in the compute dtype: in a narrower one, code times scale would be rounded
+            extra["dtype"] = getattr(torch, placement.dtype)
+        with quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                model, use_safetensors=True, trust_remote_code=trust_remote_code, **extra
+            )
+            if is_quantized(config):
+                # compressed-tensors decodes on the first forward pass; CompressedTensorsConfig(dequantize=True)
+                # would decode while loading, but reads every width with one group's bits (transformers 5.23)
+                loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"MODEL {model}: transformers cannot load a causal LM from it: {first_line(error)}",
+            "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
+        ) from error
+    return StagedModel(loaded, placement, source=model)
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a checkpoint's config says that it is already quantized."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def require_readable(model: str, config: Any) -> None:
+    """Refuse a checkpoint that is quantized in a format that this program does not read.
+
+    Raises:
+        InputError: naming the format.
+    """
+    saved = config.quantization_config
+    method = saved.get("quant_method") if isinstance(saved, dict) else getattr(saved, "quant_method", None)
+    name = str(getattr(method, "value", method))
+    if name != "compressed-tensors":
+        raise InputError(f"MODEL {model}: is quantized as {name}, expected full precision or compressed-tensors")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no notices of transformers: our own progress and errors say what matters."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def require_model(model: str) -> None:
+    """Refuse a path that is not there before transformers takes it for a hub name."""
+    path = Path(model)
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(f"MODEL {model}: the folder has no config.json", "give a Hugging Face checkpoint folder")
+    elif looks_local:
+        raise InputError(f"MODEL {model}: no such folder", "give a local checkpoint folder or a hub name owner/name")
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer beside a model."""
+    from transformers import AutoTokenizer
+
+    require_model(model)
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"MODEL {model}: no tokenizer: {first_line(error)}", "add tokenizer.json to it") from error
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

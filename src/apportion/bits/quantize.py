@@ -1,0 +1,280 @@
+"""The main job in one call: checkpoint, text and budget in; a mixed-precision checkpoint and its evidence out."""
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apportion.bits.allocate import allocate
+from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
+from apportion.bits.checkpoint import stored_bytes, write_checkpoint
+from apportion.bits.evaluate import perplexity
+from apportion.bits.formats import Width
+from apportion.bits.model import StagedModel, is_quantized, load_model, load_tokenizer
+from apportion.bits.plan import Plan
+from apportion.bits.report import write_report
+from apportion.bits.rounding import Rounded, rounding_named
+from apportion.bits.sample import Sampling, Table, measure, take_samples
+from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
+from apportion.bits.sensitivity import Sensitivity, estimate
+from apportion.core.artifact import (
+    MANIFEST,
+    Json,
+    claim_folder,
+    plain,
+    read_json,
+    read_manifest,
+    require_same,
+    versions,
+    write_json,
+    write_manifest,
+)
+from apportion.core.device import place
+from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError
+from apportion.core.progress import progress
+
+FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
+PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "pyscipopt", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What is asked of `quantize`, besides the samples' settings.
+
+    Attributes:
+        avg_bits, max_bytes: the budget; exactly one is given.
+        method, alpha: see `sensitivity.estimate`.
+        device, dtype: where the game is played; `auto` chooses and says why.
+    """
+
+    avg_bits: float | None = None
+    max_bytes: int | None = None
+    method: str = "coopq"
+    alpha: float = 0.5
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def budget(self, costs: Costs) -> Budget:
+        """The budget in bytes of players.
+
+        Raises:
+            InputError: none or two budgets. BudgetError: out of range.
+        """
+        if (self.avg_bits is None) == (self.max_bytes is None):
+            raise BudgetError("a budget: expected exactly one of --avg-bits and --max-bytes", "give one of them")
+        if self.avg_bits is not None:
+            return budget_from_bits(costs, self.avg_bits)
+        assert self.max_bytes is not None
+        return budget_from_bytes(costs, self.max_bytes)
+
+
+def open_table(model: str, sampling: Sampling | None = None, ask: Quantization | None = None) -> Table:
+    """Load model and tokenizer and set up the game; refuses a model that is quantized already."""
+    sampling, ask = sampling or Sampling(), ask or Quantization()
+    sampling.check()
+    placement = place(ask.device, ask.dtype)
+    staged = load_model(model, placement, trust_remote_code=ask.trust_remote_code)
+    if is_quantized(staged.model.config):
+        raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
+    return Table(staged, load_tokenizer(model, trust_remote_code=ask.trust_remote_code), sampling)
+
+
+def quantize(
+    model: str, out: Path, ask: Quantization, sampling: Sampling | None = None, *, resume: bool = False
+) -> Json:
+    """Quantize a checkpoint to a budget.
+
+    Args:
+        model: local folder or hub name.
+        out: folder of the new checkpoint; plan, sensitivity, samples, report and manifest lie beside it.
+        resume: continue an interrupted run with the same model, text and settings.
+
+    Returns:
+        The JSON of the command: avg_bits, bytes, nll_fp, nll_high, nll_plan (nats per token on the calibration
+        text, all measured), block_forwards, naive_block_forwards, evaluations, seconds, plan, out, and more.
+
+    Raises:
+        ApportionError: see `core.errors`; nothing half-written is taken for complete.
+    """
+    began = time.monotonic()
+    sampling = sampling or Sampling()
+    sampling.check()
+    out = Path(out)
+    claim_folder(out, resume=resume)
+    asked = plain({"model_source": model, **asdict(ask), **asdict(sampling)})
+    settle(out, asked)
+    if (out / MANIFEST).exists():
+        return dict(read_manifest(out)["result"])
+    table = open_table(model, sampling, ask)
+    budget = ask.budget(table.costs)
+    estimate_check(ask, sampling)
+    samples = take_samples(table, out / "samples", resume=True)
+    sensitivity = estimate(samples, ask.method, alpha=ask.alpha)
+    plan = allocate(sensitivity, budget)
+    frontier = frontier_plans(sensitivity)
+    samples = measure(table, samples, out / "samples", [item.assignment for item in (plan, *frontier)])
+    plan = measured(plan, samples)
+    rounded = chosen(table, plan)
+    assert stored_bytes(plan, rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
+    return finish(
+        out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], rounded, began
+    )
+
+
+def settle(out: Path, asked: Json) -> None:
+    """Record what was asked, or refuse to continue a folder in which something else was asked."""
+    if (out / "run.json").exists():
+        require_same(read_json(out / "run.json"), asked, out)
+    else:
+        write_json(out / "run.json", asked)
+
+
+def estimate_check(ask: Quantization, sampling: Sampling) -> None:
+    """Refuse before the long work what `estimate` would refuse after it."""
+    from apportion.bits.sensitivity import METHODS
+
+    if ask.method not in METHODS:
+        raise InputError(f"--method {ask.method}: unknown", f"choose from {', '.join(METHODS)}")
+    if not 0 <= ask.alpha <= 1:
+        raise InputError(f"--alpha {ask.alpha}: expected a number from 0 to 1")
+    if ask.method == "coopq" and sampling.permutations < 2:
+        raise InputError(f"--permutations {sampling.permutations}: coopq needs at least 2")
+
+
+def frontier_plans(sensitivity: Sensitivity) -> list[Plan]:
+    """Plans at evenly spaced average bits, the ends included: one estimation serves every budget."""
+    low, high = sensitivity.widths[0], sensitivity.widths[-1]
+    budgets = [low + (high - low) * step / FRONTIER for step in range(FRONTIER + 1)]
+    with progress("frontier", len(budgets), "budgets") as advance:
+        found = []
+        for bits in budgets:
+            found.append(allocate(sensitivity, budget_from_bits(sensitivity, bits)))
+            advance()
+    return found
+
+
+def measured(plan: Plan, samples: Samples) -> Plan:
+    """The plan with its measured loss on the calibration text."""
+    return replace(plan, measured_nll=samples.mean(plan.assignment))
+
+
+def chosen(table: Table, plan: Plan) -> dict[str, Rounded]:
+    """Each linear's rounded weight at its width in the plan."""
+    rounded = table.rounded()
+    return {
+        table.staged.layout.path(player.block, linear): rounded[table.staged.layout.path(player.block, linear), bits]
+        for player, bits in zip(plan.players, plan.assignment, strict=True)
+        for linear in player.linears
+    }
+
+
+def finish(
+    out: Path,
+    table: Table,
+    samples: Samples,
+    sensitivity: Sensitivity,
+    plan: Plan,
+    frontier: list[Plan],
+    rounded: Mapping[str, Rounded],
+    began: float,
+) -> Json:
+    """Write the checkpoint, its evidence, the report and, last, the manifest."""
+    weight_bytes, files = write_checkpoint(out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer)
+    assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
+    plan = replace(plan, total_bytes=weight_bytes)
+    write_json(out / "plan.json", plan)
+    write_json(out / "sensitivity.json", sensitivity)
+    write_json(out / "frontier.json", {"plans": frontier})
+    result = {
+        "avg_bits": plan.avg_bits,
+        "bytes": weight_bytes,
+        "player_bytes": plan.player_bytes,
+        "nll_fp": float(samples.nll_fp.mean()),
+        "nll_high": samples.nll_high,
+        "nll_low": samples.nll_low,
+        "nll_plan": plan.measured_nll,
+        "nll_predicted": plan.predicted_nll,
+        "optimal": plan.optimal,
+        "method": plan.method,
+        "calibration": samples.settings["calibration_source"],
+        **samples.counts,
+        "seconds": time.monotonic() - began,
+        "peak_memory_bytes": peak_memory(),
+        "plan": plan.by_name(),
+        "out": str(out),
+    }
+    files += ["run.json", "plan.json", "sensitivity.json", "frontier.json"]
+    files += [f"samples/{name}" for name in (SAMPLES, VALUES, WINDOWS)]
+    write_json(out / "result.json", result)
+    files += ["result.json", *write_report(out)]
+    placement = table.staged.placement
+    write_manifest(
+        out,
+        {
+            "kind": "quantized checkpoint",
+            "model": table.staged.digest,
+            "settings": samples.settings,
+            "placement": {"device": placement.device, "dtype": placement.dtype, "reason": placement.reason},
+            "versions": versions(*PACKAGES),
+            "result": result,
+        },
+        files,
+    )
+    return result
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes (GPU memory where one was used)."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def apply(staged: StagedModel, tokenizer: Any, plan: Plan, out: Path, *, resume: bool = False) -> Json:
+    """Round a model as a plan says and write the checkpoint: the last step alone.
+
+    Raises:
+        ArtifactMismatchError: the plan was made for another model.
+    """
+    if plan.settings["model"] != staged.digest:
+        raise ArtifactMismatchError(
+            f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
+            "apply it to the checkpoint that it was made for",
+        )
+    claim_folder(out, resume=resume)
+    rounding = rounding_named(plan.settings["rounding"])
+    group_size = plan.settings["group_size"]
+    jobs = [
+        (staged.layout.path(player.block, linear), bits)
+        for player, bits in zip(plan.players, plan.assignment, strict=True)
+        for linear in player.linears
+    ]
+    rounded: dict[str, Rounded] = {}
+    with progress(f"rounding ({rounding.name})", len(jobs), "tensors") as advance:
+        for path, bits in jobs:
+            rounded[path] = rounding.round(staged.originals[path], Width(bits, group_size), None)
+            advance()
+    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer)
+    plan = replace(plan, total_bytes=weight_bytes)
+    write_json(out / "plan.json", plan)
+    result = {"avg_bits": plan.avg_bits, "bytes": weight_bytes, "plan": plan.by_name(), "out": str(out)}
+    write_manifest(
+        out,
+        {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
+        [*files, "plan.json"],
+    )
+    return result
+
+
+def measure_perplexity(
+    model: str, text: Path, *, window_tokens: int, windows: int | None, device: str = "auto", dtype: str = "auto"
+) -> Json:
+    """Perplexity of a checkpoint (full precision or quantized by this program) on a text."""
+    staged = load_model(model, place(device, dtype))
+    found = perplexity(staged, load_tokenizer(model), text, window_tokens=window_tokens, windows=windows)
+    return {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "windows": len(found.windows)}

@@ -1,0 +1,94 @@
+"""The report of a quantization, drawn from its saved values alone: a Markdown page and three plots."""
+
+from pathlib import Path
+
+import numpy as np
+
+from apportion.bits.figures import draw_bits, draw_frontier, draw_interactions
+from apportion.bits.plan import Plan, plan_from
+from apportion.bits.sensitivity import Sensitivity, sensitivity_from
+from apportion.core.artifact import Json, read_json, write_bytes
+
+FILES = ("report/report.md", "report/frontier.png", "report/bits.png", "report/interactions.png")
+
+
+def write_report(folder: Path) -> list[str]:
+    """Write `report/` beside a finished plan; returns the files' names within the folder."""
+    plan = plan_from(read_json(folder / "plan.json"))
+    frontier = [plan_from(item) for item in read_json(folder / "frontier.json")["plans"]]
+    sensitivity = sensitivity_from(read_json(folder / "sensitivity.json"))
+    result = read_json(folder / "result.json")
+    (folder / "report").mkdir(exist_ok=True)
+    write_bytes(folder / FILES[1], draw_frontier(frontier, plan, result["nll_fp"]))
+    write_bytes(folder / FILES[2], draw_bits(plan, sensitivity))
+    write_bytes(folder / FILES[3], draw_interactions(sensitivity))
+    write_bytes(folder / FILES[0], page(plan, frontier, sensitivity, result).encode())
+    return list(FILES)
+
+
+def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Json) -> str:
+    """The Markdown page."""
+    settings = plan.settings
+    lines = [
+        f"# {plan.avg_bits:.2f} bits on average ({plan.asked})",
+        "",
+        f"{result['bytes']:,} bytes of weights on disk, {plan.player_bytes:,} of them in the {len(plan.players)} "
+        f"players. Mean NLL on the calibration text ({settings['calibration_source']}), nats per token:",
+        "",
+        "| full precision | all at highest | this plan | all at lowest |",
+        "|---|---|---|---|",
+        "| {nll_fp:.4f} | {nll_high:.4f} | **{nll_plan:.4f}** | {nll_low:.4f} |".format(**result),
+        "",
+        f"Method `{plan.method}`; rounding `{settings['rounding']}`, group {settings['group_size']}; widths "
+        f"{', '.join(map(str, plan.widths))}. "
+        + ("The surrogate's optimum was proved." if plan.optimal else f"The solver stopped {plan.gap:.2%} from proof."),
+        f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
+        f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s.",
+        "",
+        "## Other budgets from the same samples",
+        "",
+        "| average bits | bytes | predicted NLL | measured NLL |",
+        "|---|---|---|---|",
+        *(
+            f"| {item.avg_bits:.2f} | {item.total_bytes:,} | {item.predicted_nll:.4f} | {item.measured_nll:.4f} |"
+            for item in frontier
+        ),
+        "",
+        "![frontier](frontier.png)",
+        "",
+        "## Bits per player",
+        "",
+        "![bits](bits.png)",
+        "",
+        *player_table(plan, sensitivity),
+        "",
+        "## Interactions",
+        "",
+        interaction_note(sensitivity),
+        "",
+        "![interactions](interactions.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def player_table(plan: Plan, sensitivity: Sensitivity) -> list[str]:
+    """Width and cost of every player; the standard error where the estimator has one."""
+    lowest = sensitivity.linear[sensitivity.choices[:, 1] == 0]
+    errors = sensitivity.details.get("phi_se")
+    head = ["| player | bits | cost of the lowest width, nats |" + (" standard error |" if errors else "")]
+    rule = ["|---|---|---|" + ("---|" if errors else "")]
+    rows = [
+        f"| {player.name} | {bits} | {cost:.5f} |" + (f" {errors[i]:.5f} |" if errors else "")
+        for i, (player, bits, cost) in enumerate(zip(plan.players, plan.assignment, lowest, strict=True))
+    ]
+    return head + rule + rows
+
+
+def interaction_note(sensitivity: Sensitivity) -> str:
+    """What the heat map shows."""
+    if not np.any(sensitivity.pair):
+        return "This method uses no interactions."
+    if sensitivity.method == "coopq":
+        return "Twice the shrunk covariance of marginals, as the paper's objective has it (nats squared)."
+    return "Fitted cost of two choices together, beyond the sum of both alone (nats)."

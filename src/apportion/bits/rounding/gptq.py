@@ -1,0 +1,159 @@
+"""GPTQ on the compressed-tensors grid, corrected for what reaches a layer and refined after the loop.
+
+1. Target: the weight itself or, with both streams known, the weight whose outputs on the rounded model's inputs
+   x are nearest to the outputs of the full-precision model on its own inputs f:
+   min_T E|T x - W f|^2, so T = W + c W (C - H) (H + d)^-1 with H = E[x x'], C = E[f x'].
+2. Scales: searched per group (static groups, in the original order of the columns) before the loop, each
+   column's squared error weighted with the diagonal of H.
+3. Loop: column after column is rounded, and its error is fed into those not rounded yet.
+4. Refinement: scales and codes in turn, see `refine`. On llama-mini it takes 11 % (4 bit) to 18 % (2 bit) off
+   the error that the loop leaves.
+
+Sources: GPTQ, arXiv 2210.17323 (step 3; activation order and static groups as in its code); GPTAQ, arXiv
+2504.02692 (that targets should come from the full-precision stream; the closed form here is ours). Steps 2 and 4
+and the choice of the damping by the error that it leaves are ours.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from apportion.bits.formats import BITS, Width
+from apportion.bits.rounding.grid import FORMAT, GridWeight, grid_bytes
+from apportion.bits.rounding.moments import Moments, require_moments
+from apportion.bits.rounding.nearest import search_scale
+from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
+
+BLOCK = 128
+TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq:
+    """`--rounding gptq`.
+
+    Attributes:
+        dampings: ladder of shares of the Hessian's mean diagonal; the one of least error is kept per linear.
+        activation_order: round the columns of largest second moment first.
+        rounds, sweeps: of refinement (scales, then codes) after the loop; 0 rounds is plain GPTQ.
+        correction, correction_damping: c and d (as a share of H's mean diagonal) of the target; 0 takes W itself.
+    """
+
+    name: ClassVar[str] = "gptq"
+    bits: ClassVar[tuple[int, ...]] = BITS
+    format: ClassVar[str] = FORMAT
+    needs_hessian: ClassVar[bool] = True
+
+    dampings: tuple[float, ...] = (0.003, 0.01, 0.03)
+    activation_order: bool = True
+    rounds: int = 2
+    sweeps: int = 4
+    correction: float = 0.0
+    correction_damping: float = 0.03
+
+    def round(self, weight: Float[Tensor, "rows columns"], width: Width, moments: Moments | None = None) -> GridWeight:
+        """Codes and scales of small output error on the calibration text; `evidence` says how small.
+
+        Cost: (len(dampings) + rounds * sweeps + 2) * rows * columns^2 multiply-adds and three factorisations
+        of H per damping.
+        """
+        moments = require_moments(self.name, moments)
+        hessian = moments.hessian.float()
+        target = corrected(weight.float(), moments, self.correction, self.correction_damping)
+        grouped = target.view(len(target), -1, width.group_size)
+        importance = hessian.diagonal().view(1, -1, width.group_size).clamp_min(TINY)
+        scale = search_scale(grouped, importance, width, weight.dtype).float()
+        damping, codes = self._best_loop(target, scale, hessian, width)
+        looped = error_share(target, codes, scale, hessian)
+        for _ in range(self.rounds):
+            scale = fit_scales(target, codes, scale, hessian, weight.dtype)
+            codes = descend(target, codes, scale, hessian, width, self.sweeps)
+        evidence = {
+            "damping": damping,
+            "error_share_loop": looped,
+            "error_share": error_share(target, codes, scale, hessian),
+        }
+        return GridWeight(codes.to(torch.int8), scale.to(weight.dtype), width, evidence)
+
+    def nbytes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> int:
+        return grid_bytes(rows, columns, width, dtype)
+
+    def _best_loop(self, target: Tensor, scale: Tensor, hessian: Tensor, width: Width) -> tuple[float, Tensor]:
+        """The damping of least error, and its codes."""
+        order = column_order(hessian, activation=self.activation_order)
+        found = []
+        for damping in self.dampings:
+            codes = feed_back(target, scale, error_factor(hessian, damping, order), width, order)
+            found.append((error_share(target, codes, scale, hessian), damping, codes))
+        _, damping, codes = min(found, key=lambda item: item[0])
+        return damping, codes
+
+
+def error_share(target: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -> float:
+    """Squared error of the outputs as a share of their second moment: tr (T - Q) H (T - Q)' / tr T H T'."""
+    error = row_error(target, codes * spread(scale, codes.shape[1]), hessian).double().sum()
+    return float(error / row_error(target, torch.zeros_like(target), hessian).double().sum().clamp_min(TINY))
+
+
+def column_order(hessian: Float[Tensor, "columns columns"], *, activation: bool) -> Int[Tensor, " columns"]:
+    """Columns in the order in which they are rounded."""
+    if activation:
+        return torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    return torch.arange(len(hessian), device=hessian.device)
+
+
+def damped(hessian: Float[Tensor, "columns columns"], damping: float) -> Float[Tensor, "columns columns"]:
+    """The Hessian in float64 with a share of its mean diagonal added to the diagonal."""
+    wide = hessian.double()
+    share: Tensor = damping * wide.diagonal().mean().clamp_min(TINY)
+    return wide + torch.diag(share.expand(len(wide)))
+
+
+def corrected(
+    weight: Float[Tensor, "rows columns"], moments: Moments, correction: float, damping: float
+) -> Float[Tensor, "rows columns"]:
+    """The target T = W + c W (C - H) (H + d)^-1; the weight itself where the streams are not told apart."""
+    if moments.cross is None or correction == 0:
+        return weight
+    drift = moments.cross.double() - moments.hessian.double()
+    shift = torch.linalg.solve(damped(moments.hessian, damping), drift.T).T
+    target: Tensor = weight + correction * (weight @ shift.to(weight.dtype))
+    return target
+
+
+def error_factor(
+    hessian: Float[Tensor, "columns columns"], damping: float, order: Int[Tensor, " columns"]
+) -> Float[Tensor, "columns columns"]:
+    """Upper Cholesky factor of the damped, reordered Hessian's inverse: row i says how column i's error spreads."""
+    lower = torch.linalg.cholesky(damped(hessian, damping)[order][:, order])
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return factor.to(hessian.dtype)
+
+
+def feed_back(
+    target: Float[Tensor, "rows columns"],
+    scale: Float[Tensor, "rows groups"],
+    factor: Float[Tensor, "columns columns"],
+    width: Width,
+    order: Int[Tensor, " columns"],
+) -> Float[Tensor, "rows columns"]:
+    """Codes of GPTQ's loop, in the original order of the columns."""
+    columns = target.shape[1]
+    scales = spread(scale, columns)[:, order]
+    divisor = torch.where(scales == 0, torch.ones_like(scales), scales)
+    work, codes = target[:, order].clone(), torch.empty_like(target)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        errors = torch.empty_like(work[:, start:stop])
+        for column in range(start, stop):
+            code = (work[:, column] / divisor[:, column]).round_().clamp_(width.lowest, width.highest)
+            error = (work[:, column] - code * scales[:, column]) / factor[column, column]
+            work[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
+            codes[:, column], errors[:, column - start] = code, error
+        work[:, stop:] -= errors @ factor[start:stop, stop:]
+    restored = torch.empty_like(codes)
+    restored[:, order] = codes
+    return restored

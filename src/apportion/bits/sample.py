@@ -1,0 +1,209 @@
+"""checkpoint + text -> Samples: set up the game, ask it for SPQE's coalitions, save what came back."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apportion.bits.budget import CostTable
+from apportion.bits.calibration import Calibration, calibrate, load_calibration, sample_calibration, save_calibration
+from apportion.bits.checkpoint import fixed_bytes
+from apportion.bits.formats import require_bits, require_groups
+from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
+from apportion.bits.model import StagedModel
+from apportion.bits.players import Player, players_of
+from apportion.bits.rounding import Rounded, Rounding, rounding_named
+from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, save_samples
+from apportion.bits.spqe import coalitions, draw_permutations
+from apportion.bits.weights import WeightBank, bank_of, linear_columns, player_bytes, player_parameters, round_all
+from apportion.core.artifact import Json, claim_folder
+from apportion.core.errors import InputError, require_all
+from apportion.core.log import AppendLog
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Everything that the measured values depend on, besides the model.
+
+    Attributes:
+        widths: bits that players may have, rising; SPQE demotes from the last to the first.
+        players: `blocks` or `linears`; untie: leave q/k/v and gate/up free of each other.
+        calibration: a text file; None samples the windows from the model itself.
+        windows, window_tokens: how much calibration text.
+        permutations: the paper's M. antithetic: follow each permutation by its reverse.
+    """
+
+    widths: tuple[int, ...] = (2, 4)
+    players: str = "blocks"
+    untie: bool = False
+    rounding: str = "nearest"
+    group_size: int = 64
+    calibration: Path | None = None
+    windows: int = 32
+    window_tokens: int = 512
+    permutations: int = 100
+    antithetic: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what can be refused without the model, all at once.
+
+        Raises:
+            InputError: with every offending value. MissingExtraError: the rounding's package is missing.
+        """
+        rounding = rounding_named(self.rounding)
+        require_all(
+            lambda: require_bits(self.widths, rounding.bits, rounding.name),
+            lambda: at_least("--windows", self.windows, 1),
+            lambda: at_least("--window-tokens", self.window_tokens, 2),
+            lambda: at_least("--permutations", self.permutations, 1),
+            lambda: at_least("--group-size", self.group_size, 1),
+            lambda: at_least("--seed", self.seed, 0),
+            lambda: require_text(self.calibration),
+        )
+
+
+def at_least(name: str, value: int, smallest: int) -> None:
+    if value < smallest:
+        raise InputError(f"{name} {value}: expected at least {smallest}")
+
+
+def require_text(path: Path | None) -> None:
+    if path is not None and not path.is_file():
+        raise InputError(f"--calibration {path}: no such file", "give a .txt or .jsonl file, or leave it out")
+
+
+@dataclass
+class Table:
+    """A model set up to be played: players, costs, and rounded weights as they are needed."""
+
+    staged: StagedModel
+    tokenizer: Any
+    sampling: Sampling
+    rounding: Rounding = field(init=False)
+    players: tuple[Player, ...] = field(init=False)
+    costs: CostTable = field(init=False)
+    _rounded: dict[tuple[str, int], Rounded] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sampling.check()
+        staged, sampling = self.staged, self.sampling
+        self.rounding = rounding_named(sampling.rounding)
+        require_groups(linear_columns(staged), sampling.group_size)
+        self.players = players_of(staged.layout, sampling.players, untie=sampling.untie)
+        table = [
+            [player_bytes(staged, player, self.rounding, bits, sampling.group_size) for bits in sampling.widths]
+            for player in self.players
+        ]
+        fixed = fixed_bytes(staged, self.players, self.rounding, sampling.group_size)
+        self.costs = CostTable(sampling.widths, np.asarray(table, dtype=np.int64), fixed)
+
+    def rounded(self) -> Mapping[tuple[str, int], Rounded]:
+        """Every linear at every width, rounded once."""
+        if not self._rounded:
+            self._rounded = round_all(self.staged, self.rounding, self.sampling.widths, self.sampling.group_size)
+        return self._rounded
+
+    def bank(self) -> WeightBank:
+        return bank_of(self.staged, self.players, self.rounded())
+
+    def settings(self, calibration: Calibration) -> Json:
+        """What the values depend on, by digest and by name."""
+        sampling, placement = self.sampling, self.staged.placement
+        return {
+            "model": self.staged.digest,
+            "calibration": calibration.digest,
+            "calibration_source": Path(calibration.source).name,
+            "widths": list(sampling.widths),
+            "players": sampling.players,
+            "untied": sampling.untie,
+            "rounding": sampling.rounding,
+            "group_size": sampling.group_size,
+            "dtype": placement.dtype,
+            "device": placement.device.split(":")[0],
+        }
+
+
+def calibration_for(table: Table, folder: Path) -> Calibration:
+    """The windows asked for; windows sampled by the model itself are sampled once and kept."""
+    sampling, saved = table.sampling, folder / WINDOWS
+    size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
+    if sampling.calibration is not None:
+        found = calibrate(sampling.calibration, table.tokenizer, **size)
+    elif saved.exists():
+        found = load_calibration(saved)
+    else:
+        found = sample_calibration(table.staged, table.tokenizer, **size)
+    if not saved.exists():
+        save_calibration(found, saved)
+    return found
+
+
+def take_samples(table: Table, folder: Path, *, resume: bool = False) -> Samples:
+    """Measure the coalitions of SPQE and save them; a finished folder is read, not measured again.
+
+    Args:
+        folder: where values are appended as they come, so that a kill loses only what was in flight.
+        resume: continue what is there.
+
+    Raises:
+        InputError, ArtifactMismatchError, NumericError, as their steps say.
+    """
+    began = time.monotonic()
+    claim_folder(folder, resume=resume)
+    calibration = calibration_for(table, folder)
+    settings = table.settings(calibration)
+    table.staged.verify(calibration.windows)
+    sampling = table.sampling
+    orders = draw_permutations(len(table.players), sampling.permutations, sampling.seed, antithetic=sampling.antithetic)
+    wanted = coalitions(orders, sampling.widths[0], sampling.widths[-1])
+    with AppendLog(folder / VALUES, settings, resume=resume) as log:
+        if (folder / SAMPLES).exists():
+            saved = load_samples(folder)
+            if np.array_equal(saved.orders, orders):
+                return saved
+        nll_fp = full_precision_nll(table.staged, calibration)
+        game = MeasuredGame(table.bank(), calibration, log)
+        game.values(wanted)
+    samples = Samples(
+        players=table.players,
+        widths=sampling.widths,
+        player_bytes=table.costs.player_bytes,
+        player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
+        fixed_bytes=table.costs.fixed_bytes,
+        orders=orders,
+        values=game.known,
+        nll_fp=nll_fp,
+        settings=settings,
+        counts={
+            "evaluations": game.counts.evaluations,
+            "resumed_evaluations": game.resumed,
+            "block_forwards": game.counts.block_forwards,
+            "naive_block_forwards": game.counts.naive_block_forwards,
+            "seconds": time.monotonic() - began,
+        },
+    )
+    save_samples(samples, folder)
+    return samples
+
+
+def measure(table: Table, samples: Samples, folder: Path, assignments: list[tuple[int, ...]]) -> Samples:
+    """Measure further assignments on the samples' own text, appending them to the same log."""
+    calibration = load_calibration(folder / WINDOWS)
+    with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
+        game = MeasuredGame(table.bank(), calibration, log)
+        game.values(assignments)
+    return replace(samples, values=game.known, counts=added(samples.counts, game.counts))
+
+
+def added(counts: Json, more: Counts) -> Json:
+    """Counts of the samples and of further measurements together."""
+    return {
+        **counts,
+        "evaluations": counts["evaluations"] + more.evaluations,
+        "block_forwards": counts["block_forwards"] + more.block_forwards,
+        "naive_block_forwards": counts["naive_block_forwards"] + more.naive_block_forwards,
+    }

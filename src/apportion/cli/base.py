@@ -1,0 +1,21 @@
+"""The typer application and how results are printed: what every command module stands on."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+app = typer.Typer(
+    name="apportion",
+    help="Fit a language model into the memory you have; spend retrieval and reasoning only where needed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def emit(value: Mapping[str, Any], *, as_json: bool, text: str) -> None:
+    """Print one JSON object, or the text for people."""
+    print(json.dumps(value, ensure_ascii=False) if as_json else text)

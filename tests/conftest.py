@@ -1,0 +1,40 @@
+"""Fixtures for all tests. Shapes in annotations are checked at run time here and nowhere else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+import tests.checked  # noqa: F401  the hook below names it
+
+install_import_hook("apportion.bits", "tests.checked.checked")
+
+import torch  # noqa: E402
+
+from tests.tiny_models import make_checkpoint, make_text  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function (kind, blocks, dtype) -> folder of a tiny checkpoint, made once per session."""
+    made: dict[tuple[object, ...], Path] = {}
+
+    def make(kind: str = "llama", *, blocks: int = 4, dtype: torch.dtype = torch.bfloat16) -> Path:
+        key = (kind, blocks, dtype)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"{kind}-{blocks}")
+            made[key] = make_checkpoint(folder, kind, blocks=blocks, dtype=dtype)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of some thousands of tokens."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(make_text(1500))
+    return path

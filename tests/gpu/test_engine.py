@@ -1,0 +1,35 @@
+"""Recorded blocks give the values of plain ones (run where a CUDA device is)."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apportion.bits import engine
+from apportion.bits.calibration import calibrate
+from apportion.bits.game import MeasuredGame, naive_values
+from apportion.bits.model import load_model, load_tokenizer
+from apportion.bits.sample import Sampling, Table
+from apportion.core.device import place
+from tests.tiny_models import KINDS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_values_equal_naive_ones(kind: str, checkpoint: Callable[..., Path], text_file: Path) -> None:
+    model = str(checkpoint(kind, blocks=4))
+    table = Table(load_model(model, place("cuda", "float32")), load_tokenizer(model), Sampling(group_size=32))
+    windows = calibrate(text_file, table.tokenizer, windows=3, window_tokens=32, seed=0)
+    bank = table.bank()
+    game = MeasuredGame(bank, windows)
+    every = list(product((2, 4), repeat=4))
+    found = game.values(every)
+    assert isinstance(game._engine, engine.ReplayEngine)
+    assert not game._engine.failure
+    assert game._engine.recorded == 9
+    assert np.allclose(found.mean(1), naive_values(bank, windows, every), rtol=1e-5)
+    assert np.array_equal(MeasuredGame(bank, windows).values(every[::-1]), found[::-1])

@@ -1,0 +1,185 @@
+"""`compare`: every method on three architectures, each plan measured once, resumable, refusals."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from apportion.bits.compare import Comparison, compare
+from apportion.bits.formats import Width
+from apportion.bits.game import decode
+from apportion.bits.methods import METHODS, RANDOM_PLANS
+from apportion.bits.plan import average_bits
+from apportion.bits.rounding import ROUNDINGS
+from apportion.bits.rounding.grid import GridWeight
+from apportion.bits.rounding.nearest import Nearest
+from apportion.bits.sample import Sampling
+from apportion.core.errors import ApportionError, ArtifactMismatchError, InputError
+from apportion.core.log import read_log
+from tests.tiny_models import KINDS
+
+Make = Callable[..., Path]
+
+
+class Shrunk(Nearest):
+    """Another rounding: what `nearest` makes of nine tenths of the weight."""
+
+    name = "shrunk"
+
+    def round(self, weight: Tensor, width: Width, *rest: object) -> GridWeight:
+        return super().round(weight * 0.9, width)
+
+
+def ask_for(text_file: Path, **changes: object) -> tuple[Comparison, Sampling]:
+    sampling = Sampling(group_size=32, calibration=text_file, windows=2, window_tokens=24, permutations=3)
+    ask = Comparison(text_file, avg_bits=(2.5, 3.0), text_windows=4, device="cpu", dtype="float32")
+    return replace(ask, **changes), sampling  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Make, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    ask, sampling = ask_for(text_file)
+    compare(str(checkpoint("llama", blocks=4)), out, ask, sampling)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_gives_plans_within_every_budget(
+    kind: str, checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    ask, sampling = ask_for(text_file, curve=False)
+    result = compare(str(checkpoint(kind, blocks=3)), tmp_path / "out", ask, sampling)
+    assert list(result["methods"]) == list(METHODS)
+    for row in result["methods"].values():
+        for bits, cell in zip((2.5, 3.0), row["budgets"], strict=True):
+            assert all(average_bits(decode(item), np.ones(3, dtype=np.int64)) <= bits for item in cell["plans"])
+            assert np.isfinite(cell["perplexity"])
+
+
+def test_linears_as_players_and_three_widths(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    methods = tuple(name for name in METHODS if name not in ("optimum", "regression", "auto"))
+    ask, sampling = ask_for(text_file, curve=False, methods=methods, avg_bits=(3.0,))
+    sampling = replace(sampling, players="linears", widths=(2, 3, 4), permutations=2)
+    result = compare(str(checkpoint("llama", blocks=2)), tmp_path / "out", ask, sampling)
+    for row in result["methods"].values():
+        assert all(cell["avg_bits"] <= 3.0 + 1e-9 for cell in row["budgets"])
+
+
+def test_the_optimum_has_no_regret_and_no_other_method_less(finished: Path) -> None:
+    rows = json.loads((finished / "result.json").read_text())["methods"]
+    assert rows["optimum"]["regret"]["mean"] == 0
+    assert all(min(row["regret"]["curve"]) >= 0 for row in rows.values())
+    assert len(rows["random"]["budgets"][0]["plans"]) == RANDOM_PLANS
+    assert rows["random"]["budgets"][0]["spread"] is not None
+
+
+def test_every_distinct_plan_is_measured_once(finished: Path) -> None:
+    _, records, _ = read_log(finished / "text.log")
+    measured = [record["widths"] for record in records]
+    asked = {
+        item
+        for path in (finished / "plans").glob("*.json")
+        for choice in json.loads(path.read_text())["plans"]
+        for item in choice
+    }
+    assert len(measured) == len(set(measured))
+    assert set(measured) == asked | {"2222", "4444"}
+
+
+def test_shared_values_stay_as_sampled_whatever_methods_measure(finished: Path) -> None:
+    _, records, _ = read_log(finished / "samples" / "values.log")
+    _, more, _ = read_log(finished / "calibration.log")
+    _, all_of_them, _ = read_log(finished / "optimum.log")
+    sampled = {record["widths"] for record in records}
+    assert not sampled & {record["widths"] for record in more}
+    assert len(sampled) + len(all_of_them) == 16
+
+
+def test_the_best_is_bold_and_measured_values_agree_with_the_log(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    _, records, _ = read_log(finished / "text.log")
+    values = {record["widths"]: float(np.mean(record["nll"])) for record in records}
+    for place in range(2):
+        cells = {name: row["budgets"][place] for name, row in result["methods"].items() if name != "optimum"}
+        for cell in cells.values():
+            assert cell["nll"] == pytest.approx(np.mean([values[item] for item in cell["plans"]]))
+        best = min(cells.values(), key=lambda cell: float(cell["nll"]))
+        assert best["best"]
+        assert best["tie"]
+    assert "**" in (finished / "table.md").read_text()
+
+
+def test_excess_is_the_curve_above_all_highest(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    row = result["methods"]["coopq"]
+    assert len(row["curve"]) == 15
+    assert row["excess"]["mean"] == pytest.approx(np.mean([point["excess"] for point in row["curve"]]))
+
+
+def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_numbers(
+    finished: Path, checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, sampling = ask_for(text_file)
+    model, out = str(checkpoint("llama", blocks=4)), tmp_path / "out"
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "lim", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compare(model, out, ask, sampling)
+    done = (out / "plans" / "greedy.json").stat().st_mtime_ns
+    result = compare(model, out, ask, sampling, resume=True)
+    assert (out / "plans" / "greedy.json").stat().st_mtime_ns == done
+    first = json.loads((finished / "result.json").read_text())
+    for name, row in first["methods"].items():
+        assert row["budgets"] == result["methods"][name]["budgets"]
+        assert row["excess"] == result["methods"][name]["excess"]
+    assert compare(model, out, ask, sampling, resume=True)["methods"] == result["methods"]
+    with pytest.raises(ArtifactMismatchError, match="text_windows"):
+        compare(model, out, replace(ask, text_windows=3), sampling, resume=True)
+
+
+def test_plans_of_one_rounding_are_evaluated_with_another(
+    finished: Path, checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROUNDINGS, "shrunk", Shrunk)
+    ask, sampling = ask_for(text_file, methods=("coopq",), curve=False, apply_rounding="shrunk")
+    result = compare(str(checkpoint("llama", blocks=4)), tmp_path / "out", ask, sampling)
+    other = json.loads((finished / "result.json").read_text())["methods"]["coopq"]["budgets"]
+    cells = result["methods"]["coopq"]["budgets"]
+    assert [cell["plans"] for cell in cells] == [cell["plans"] for cell in other]
+    assert cells[0]["perplexity"] != other[0]["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ("coopq", "magic")}, "magic.*\n.*choose from coopq, regression"),
+        ({"methods": ("coopq", "coopq")}, "each method once"),
+        ({"avg_bits": (1.5,)}, "from 2 to 4"),
+        ({"alpha": 2.0}, "from 0 to 1"),
+        ({"text_windows": 0}, "at least 1"),
+        ({"text": Path("absent.txt")}, "no such file"),
+        ({"apply_rounding": "magic"}, "unknown"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    changes: dict[str, object], said: str, text_file: Path, tmp_path: Path
+) -> None:
+    ask, sampling = ask_for(text_file, **changes)
+    with pytest.raises(ApportionError, match=said):
+        compare("/absent", tmp_path / "out", ask, sampling)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_optimum_of_seventeen_blocks_is_refused(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    ask, sampling = ask_for(text_file, methods=("optimum",))
+    with pytest.raises(InputError, match="131,072"):
+        compare(str(checkpoint("llama", blocks=17)), tmp_path / "out", ask, sampling)

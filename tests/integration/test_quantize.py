@@ -1,0 +1,221 @@
+"""The main job, end to end, on tiny checkpoints: files, bytes, reloaded logits, resumption."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import apportion
+from apportion.bits.checkpoint import packed_entries, widths_by_path
+from apportion.bits.container import file_bytes
+from apportion.bits.plan import plan_from
+from apportion.bits.quantize import Quantization, apply, measure_perplexity, open_table, quantize
+from apportion.bits.sample import Sampling, take_samples
+from apportion.bits.samples import load_samples
+from apportion.bits.sensitivity import estimate
+from apportion.bits.weights import bank_of
+from apportion.core.artifact import read_json, read_manifest
+from apportion.core.errors import (
+    ArtifactCorruptError,
+    ArtifactExistsError,
+    ArtifactMismatchError,
+    BudgetError,
+    InputError,
+    NumericError,
+)
+from tests.tiny_models import KINDS
+
+RELOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+with torch.inference_mode():
+    torch.save(model(torch.arange(2, 42).view(2, 20)).logits, sys.argv[2])
+"""
+
+
+def small(text: Path, **changes) -> Sampling:
+    settings = {"calibration": text, "windows": 4, "window_tokens": 24, "permutations": 4, "group_size": 32}
+    return Sampling(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("players", ["blocks", "linears"])
+def test_a_fresh_process_loads_the_same_logits(checkpoint, text_file, tmp_path, kind, players):
+    sampling = small(text_file, widths=(2, 3, 4), players=players)
+    ask = Quantization(avg_bits=2.9)
+    out = tmp_path / "out"
+    result = quantize(str(checkpoint(kind)), out, ask, sampling)
+    plan = plan_from(read_json(out / "plan.json"))
+    table = open_table(str(checkpoint(kind)), sampling, ask)
+    bank_of(table.staged, table.players, table.rounded()).put_all(plan.assignment)
+    with torch.inference_mode():
+        ours = table.staged.model(torch.arange(2, 42).view(2, 20)).logits
+    subprocess.run([sys.executable, "-c", RELOAD, str(out), str(tmp_path / "l.pt")], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "l.pt", weights_only=True), ours)
+    assert len(set(plan.assignment)) > 1
+    assert result["avg_bits"] <= 2.9
+    widths = widths_by_path(table.staged, plan.players, plan.assignment)
+    size = (out / "model.safetensors").stat().st_size
+    assert size == result["bytes"] == plan.total_bytes == file_bytes(packed_entries(table.staged, widths, 32))
+
+
+def test_the_result_says_what_was_measured(checkpoint, text_file, tmp_path):
+    result = quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+    keys = "avg_bits bytes nll_fp nll_high nll_plan block_forwards naive_block_forwards evaluations seconds plan out"
+    assert set(keys.split()) <= set(result)
+    assert result["block_forwards"] < result["naive_block_forwards"]
+    assert set(result["plan"].values()) <= {2, 4}
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["result"] == result
+    assert {"plan.json", "sensitivity.json", "samples/values.log", "report/report.md"} <= set(manifest["files"])
+    plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
+    assert plan.measured_nll == pytest.approx(result["nll_plan"])
+    samples = load_samples(tmp_path / "out" / "samples")
+    assert samples.mean(plan.assignment) == result["nll_plan"]
+    reloaded = measure_perplexity(str(tmp_path / "out"), text_file, window_tokens=24, windows=6, dtype="float32")
+    original = measure_perplexity(str(checkpoint()), text_file, window_tokens=24, windows=6, dtype="float32")
+    assert reloaded["nll"] != original["nll"]
+    assert abs(reloaded["nll"] - original["nll"]) < 2
+
+
+def test_a_byte_budget_holds_for_the_file_on_disk(checkpoint, text_file, tmp_path):
+    limits = {}
+    for bits in (2.0, 4.0):
+        out = tmp_path / f"at{bits}"
+        limits[bits] = quantize(str(checkpoint()), out, Quantization(avg_bits=bits), small(text_file))["bytes"]
+    limit = (limits[2.0] + limits[4.0]) // 2
+    result = quantize(str(checkpoint()), tmp_path / "out", Quantization(max_bytes=limit), small(text_file))
+    assert limits[2.0] < (tmp_path / "out" / "model.safetensors").stat().st_size == result["bytes"] <= limit
+
+
+def test_steps_alone_give_the_same_as_all_at_once(checkpoint, text_file, tmp_path):
+    sampling = small(text_file)
+    whole = quantize(str(checkpoint()), tmp_path / "whole", Quantization(avg_bits=3.0), sampling)
+    table = open_table(str(checkpoint()), sampling)
+    sensitivity = estimate(take_samples(table, tmp_path / "samples"))
+    plan = apportion.allocate(sensitivity, apportion.budget_from_bits(sensitivity, 3.0))
+    apply(table.staged, table.tokenizer, plan, tmp_path / "steps")
+    assert plan.by_name() == whole["plan"]
+    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "steps"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_without_calibration_the_model_writes_its_own_and_says_so(checkpoint, tmp_path):
+    sampling = small(None, permutations=2)
+    first = quantize(str(checkpoint()), tmp_path / "a", Quantization(avg_bits=3.0), sampling)
+    second = quantize(str(checkpoint()), tmp_path / "b", Quantization(avg_bits=3.0), sampling)
+    assert first["calibration"] == "sampled from the model itself"
+    assert first["nll_fp"] == second["nll_fp"]
+    windows = load_samples(tmp_path / "a" / "samples").settings["calibration"]
+    assert windows == load_samples(tmp_path / "b" / "samples").settings["calibration"]
+
+
+def test_resuming_a_finished_run_returns_it_and_another_run_is_refused(checkpoint, text_file, tmp_path):
+    out, model, sampling = tmp_path / "out", str(checkpoint()), small(text_file)
+    first = quantize(model, out, Quantization(avg_bits=3.0), sampling)
+    assert quantize(model, out, Quantization(avg_bits=3.0), sampling, resume=True) == first
+    with pytest.raises(ArtifactExistsError, match="not empty"):
+        quantize(model, out, Quantization(avg_bits=3.0), sampling)
+    with pytest.raises(ArtifactMismatchError, match="another permutations"):
+        quantize(model, out, Quantization(avg_bits=3.0), small(text_file, permutations=5), resume=True)
+
+
+def test_samples_of_another_model_or_text_are_refused_by_digest(checkpoint, text_file, tmp_path):
+    table = open_table(str(checkpoint()), small(text_file))
+    take_samples(table, tmp_path / "s")
+    (tmp_path / "s" / "samples.json").unlink()
+    with pytest.raises(ArtifactMismatchError, match="another model"):
+        take_samples(open_table(str(checkpoint("qwen3")), small(text_file)), tmp_path / "s", resume=True)
+    other = tmp_path / "other.txt"
+    other.write_text("some other words, " * 500)
+    with pytest.raises(ArtifactMismatchError, match="another calibration"):
+        take_samples(open_table(str(checkpoint()), small(other)), tmp_path / "s", resume=True)
+    with pytest.raises(ArtifactMismatchError, match="another group_size"):
+        take_samples(open_table(str(checkpoint()), small(text_file, group_size=16)), tmp_path / "s", resume=True)
+
+
+def test_a_cut_last_line_is_continued_and_a_changed_middle_is_refused(checkpoint, text_file, tmp_path):
+    table = open_table(str(checkpoint()), small(text_file))
+    whole = take_samples(table, tmp_path / "s")
+    log = tmp_path / "s" / "values.log"
+    (tmp_path / "s" / "samples.json").unlink()
+    data = log.read_bytes()
+    log.write_bytes(data[:-7])
+    again = take_samples(table, tmp_path / "s", resume=True)
+    assert again.counts["evaluations"] == 1
+    assert {k: v.tolist() for k, v in again.values.items()} == {k: v.tolist() for k, v in whole.values.items()}
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"nll", b"nlL")
+    log.write_bytes(b"".join(lines))
+    (tmp_path / "s" / "samples.json").unlink()
+    with pytest.raises(ArtifactCorruptError, match="line 4"):
+        take_samples(table, tmp_path / "s", resume=True)
+
+
+def test_a_changed_file_is_found_by_its_digest(checkpoint, text_file, tmp_path):
+    quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+    path = tmp_path / "out" / "plan.json"
+    path.write_text(path.read_text().replace("coopq", "coopQ"))
+    with pytest.raises(ArtifactCorruptError, match=r"plan\.json"):
+        read_manifest(tmp_path / "out")
+
+
+def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
+    model = str(checkpoint())
+    with pytest.raises(InputError, match=r"(?s)3 values cannot be used.*--widths.*--windows 0.*no such file"):
+        quantize(model, tmp_path / "a", Quantization(avg_bits=3.0), small(tmp_path / "no", widths=(2, 5), windows=0))
+    assert not (tmp_path / "a").exists()
+    for wrong in ({"group_size": 48}, {"windows": 10_000}, {"window_tokens": 100_000}):
+        with pytest.raises(InputError):
+            quantize(model, tmp_path / str(wrong), Quantization(avg_bits=3.0), small(text_file, **wrong))
+    with pytest.raises(BudgetError, match="bytes short"):
+        quantize(model, tmp_path / "b", Quantization(max_bytes=1000), small(text_file))
+    assert not (tmp_path / "b" / "samples").exists()
+    with pytest.raises(BudgetError, match="exactly one"):
+        quantize(model, tmp_path / "c", Quantization(), small(text_file))
+    quantize(model, tmp_path / "done", Quantization(avg_bits=3.0), small(text_file))
+    with pytest.raises(InputError, match="quantized already"):
+        open_table(str(tmp_path / "done"), small(text_file))
+
+
+def test_a_plan_is_not_applied_to_another_model(checkpoint, text_file, tmp_path):
+    quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+    plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
+    other = open_table(str(checkpoint("qwen3")), small(text_file))
+    with pytest.raises(ArtifactMismatchError, match="made for the model"):
+        apply(other.staged, other.tokenizer, plan, tmp_path / "x")
+
+
+def test_infinite_weights_are_named(checkpoint, text_file, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(checkpoint(), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericError, match="not finite"):
+        quantize(str(broken), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+
+
+def test_public_names_are_the_documented_ones():
+    assert all(getattr(apportion, name) is not None for name in apportion.__all__)
+    assert 12 <= len(apportion.__all__) <= 20
+    with pytest.raises(AttributeError, match="public names"):
+        _ = apportion.nothing
+
+
+def test_predictions_are_those_of_the_saved_sensitivity(checkpoint, text_file, tmp_path):
+    quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0, method="regression"), small(text_file))
+    frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())["plans"]
+    found = estimate(load_samples(tmp_path / "out" / "samples"), "regression")
+    assert frontier[0]["avg_bits"] == 2.0
+    assert frontier[-1]["avg_bits"] == 4.0
+    assert np.isfinite([item["measured_nll"] for item in frontier]).all()
+    assert set(found.widths) == {2, 4}

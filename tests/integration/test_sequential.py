@@ -1,0 +1,105 @@
+"""The walk over blocks: what moments it hands out, and what it leaves behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from apportion.bits.model import StagedModel, load_model
+from apportion.bits.rounding import Moments
+from apportion.bits.rounding.gptq import Gptq
+from apportion.bits.rounding.nearest import Nearest
+from apportion.bits.sequential import stages_of, walk
+from apportion.bits.weights import round_all, round_plan
+from apportion.core.device import place
+from apportion.core.errors import InputError
+
+WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["llama", "gemma2", "qwen3"])
+def staged(checkpoint: Callable[..., Path], request: pytest.FixtureRequest) -> StagedModel:
+    return load_model(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
+
+
+def inputs_of_model(staged: StagedModel, path: str) -> Tensor:
+    """What a linear is given by a plain forward pass of the whole model."""
+    kept: list[Tensor] = []
+    module = staged.model.get_submodule(path)
+    handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    with torch.inference_mode():
+        staged.model(input_ids=WINDOWS, use_cache=False)
+    handle.remove()
+    return kept[0].flatten(0, -2)
+
+
+def test_stages_are_linears_with_one_input(staged: StagedModel) -> None:
+    embedded = staged.embed(WINDOWS)
+    found = [[name.rsplit(".", 1)[-1] for name in stage] for stage in stages_of(staged, 0, embedded.hidden, embedded)]
+    assert found == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+
+
+def test_moments_are_those_of_whole_model_forwards(staged: StagedModel) -> None:
+    """Every weight becomes 0.9 of itself; each linear must see all earlier ones so, and itself not yet."""
+    seen: dict[str, Moments] = {}
+
+    def visit(path: str, moments: Moments) -> Tensor:
+        seen[path] = moments
+        return staged.originals[path].float() * 0.9
+
+    walk(staged, WINDOWS, visit)
+    assert list(seen) == sorted(seen, key=staged.layout.paths().index)
+    full = {path: inputs_of_model(staged, path) for path in seen}
+    for path in seen:
+        rounded = inputs_of_model(staged, path)
+        tokens = len(rounded)
+        assert torch.allclose(seen[path].hessian, rounded.T @ rounded / tokens, rtol=1e-4, atol=1e-5)
+        cross = seen[path].cross
+        assert cross is not None
+        assert torch.allclose(cross, full[path].T @ rounded / tokens, rtol=1e-4, atol=1e-5)
+        module = staged.model.get_submodule(path)
+        module.weight.data = module.weight.data * 0.9  # stays so for the linears after it
+    staged.restore()
+
+
+def test_weights_are_restored_after_a_walk(staged: StagedModel) -> None:
+    before = staged.window_nll(WINDOWS)
+    walk(staged, WINDOWS, lambda path, _: torch.zeros_like(staged.originals[path]), full_stream=False)
+    assert (staged.window_nll(WINDOWS) == before).all()
+
+
+def test_none_leaves_the_full_stream(staged: StagedModel) -> None:
+    def visit(_: str, moments: Moments) -> None:
+        assert moments.cross is not None
+        assert torch.equal(moments.cross, moments.hessian)
+
+    walk(staged, WINDOWS, visit, staged_blocks=False)
+
+
+def test_a_plan_rounded_in_sequence_beats_nearest(staged: StagedModel) -> None:
+    """On the very text of the moments: closer to the full-precision logits than rounding to nearest."""
+
+    def distance(weights: dict[str, Tensor]) -> float:
+        with torch.inference_mode():
+            full = staged.model(WINDOWS).logits
+            for path, weight in weights.items():
+                staged.model.get_submodule(path).weight.data = weight
+            found = float((staged.model(WINDOWS).logits - full).pow(2).mean())
+        staged.restore()
+        return found
+
+    bits = dict.fromkeys(staged.originals, 3)
+    gptq = round_plan(staged, Gptq(), bits, 32, WINDOWS)
+    nearest = round_plan(staged, Nearest(), bits, 32)
+    assert list(gptq) == list(nearest) == list(bits)
+    ours, theirs = ({path: item.dequantize(torch.float32) for path, item in found.items()} for found in (gptq, nearest))
+    assert distance(ours) < distance(theirs)
+
+
+def test_a_bank_holds_every_width_and_needs_text(staged: StagedModel) -> None:
+    found = round_all(staged, Gptq(rounds=1), (2, 4), 32, WINDOWS)
+    assert set(found) == {(path, bits) for path in staged.originals for bits in (2, 4)}
+    with pytest.raises(InputError, match="needs calibration text"):
+        round_all(staged, Gptq(), (2, 4), 32)

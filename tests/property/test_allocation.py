@@ -1,0 +1,116 @@
+"""The program equals brute force, never exceeds a budget, and is never worse with more."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apportion.bits.allocate import allocate, brute_force
+from apportion.bits.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
+from apportion.bits.plan import plan_from, spent
+from apportion.bits.players import Player
+from apportion.bits.sensitivity import Sensitivity, choices_of
+from apportion.core.artifact import plain
+from apportion.core.errors import BudgetError, InputError
+
+
+def random_sensitivity(seed: int, players: int, widths: tuple[int, ...], scale: float = 1e-2) -> Sensitivity:
+    rng = np.random.default_rng(seed)
+    choices = choices_of(players, len(widths))
+    pair = rng.normal(size=(len(choices), len(choices))) * scale
+    pair = pair + pair.T
+    pair[choices[:, 0][:, None] == choices[:, 0][None, :]] = 0
+    parameters = rng.integers(3, 40, size=players) * 32
+    sizes = np.asarray([[n * bits // 8 + 16 for bits in widths] for n in parameters])
+    return Sensitivity(
+        "test", choices, rng.normal(size=len(choices)) * scale, pair, 2.0, widths,
+        tuple(Player(str(i), i, ("w",)) for i in range(players)), sizes, parameters, 100, {},
+    )  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), players=st.integers(1, 10), share=st.floats(0, 1))
+def test_equals_brute_force_on_two_widths(seed, players, share):
+    found = random_sensitivity(seed, players, (2, 4))
+    check_against_brute_force(found, share)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), players=st.integers(1, 6), share=st.floats(0, 1))
+def test_equals_brute_force_on_three_widths(seed, players, share):
+    check_against_brute_force(random_sensitivity(seed, players, (2, 3, 4)), share)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_brute_force_on_fourteen_blocks(seed):
+    check_against_brute_force(random_sensitivity(seed, 14, (2, 4)), 0.3 + 0.2 * seed)
+
+
+def check_against_brute_force(found: Sensitivity, share: float) -> None:
+    low, high = found.player_bytes[:, 0].sum(), found.player_bytes[:, -1].sum()
+    budget = Budget(int(low + share * (high - low)), "test")
+    plan, reference = allocate(found, budget), brute_force(found, budget)
+    assert plan.player_bytes <= budget.player_bytes
+    assert plan.optimal
+    assert plan.predicted_nll == pytest.approx(reference.predicted_nll, abs=1e-8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_larger_budget_is_never_worse(seed):
+    found = random_sensitivity(seed, 9, (2, 4))
+    plans = [allocate(found, budget_from_bits(found, bits)) for bits in (2, 2.3, 2.6, 2.9, 3.2, 3.5, 4)]
+    losses = [plan.predicted_nll for plan in plans]
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(losses))
+    for plan in plans:
+        assert plan.player_bytes == spent(found, plan.assignment) <= plan.budget_bytes
+
+
+def test_scale_of_the_costs_does_not_matter():
+    small, large = random_sensitivity(1, 8, (2, 4), 1e-9), random_sensitivity(1, 8, (2, 4), 1e3)
+    assert (
+        allocate(small, budget_from_bits(small, 3)).assignment == allocate(large, budget_from_bits(large, 3)).assignment
+    )
+
+
+def test_excluded_plans_give_the_next_best():
+    found = random_sensitivity(4, 6, (2, 4))
+    budget = budget_from_bits(found, 3)
+    first = allocate(found, budget)
+    second = allocate(found, budget, exclude=(first.assignment,))
+    assert second.assignment != first.assignment
+    assert second.predicted_nll >= first.predicted_nll - 1e-9
+
+
+def test_budgets():
+    found = random_sensitivity(2, 5, (2, 4))
+    low, high = int(found.player_bytes[:, 0].sum()), int(found.player_bytes[:, -1].sum())
+    assert budget_from_bits(found, 2).player_bytes == low
+    assert budget_from_bits(found, 4).player_bytes == high
+    assert budget_from_bits(found, 3).player_bytes == (low + high) // 2
+    assert budget_from_bytes(found, low + 100).player_bytes == low
+    with pytest.raises(BudgetError, match="1 bytes short of the smallest plan"):
+        budget_from_bytes(found, low + 99)
+    with pytest.raises(BudgetError, match="1 bytes above the largest plan"):
+        budget_from_bytes(found, high + 101)
+    with pytest.raises(BudgetError, match=r"--avg-bits 4\.5: expected from 2"):
+        budget_from_bits(found, 4.5)
+
+
+@pytest.mark.parametrize(("text", "value"), [("24MB", 24_000_000), ("1 GiB", 1 << 30), ("123", 123), ("1.5kb", 1500)])
+def test_sizes(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-3MB", "3 parsecs", "1e9"])
+def test_what_is_not_a_size(text):
+    with pytest.raises(InputError, match="not a size"):
+        parse_bytes(text)
+
+
+def test_a_plan_reads_back():
+    found = random_sensitivity(2, 5, (2, 3, 4))
+    plan = allocate(found, budget_from_bits(found, 2.7))
+    assert plan_from(plain(plan)) == plan

@@ -1,0 +1,114 @@
+"""The cut model equals the model's own loss, and what does not fit is refused with the reason."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from apportion.bits.model import HEAD_BYTES, StagedModel, load_model
+from apportion.bits.structure import find_layout
+from apportion.core.device import Placement, place
+from apportion.core.errors import InputError, ModelStructureError
+from tests.tiny_models import KINDS, tiny_config
+
+CPU = place("cpu", "float32")
+
+
+def windows(count: int = 5, tokens: int = 24) -> torch.Tensor:
+    return torch.randint(2, 150, (count, tokens), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_staged_loss_equals_the_models_own(checkpoint, kind):
+    staged = load_model(str(checkpoint(kind)), CPU)
+    ids = windows()
+    own = [float(staged.model(input_ids=row[None], labels=row[None]).loss) for row in ids]
+    np.testing.assert_allclose(staged.window_nll(ids), own, rtol=1e-5)
+    assert staged.verify(ids) <= 1e-5
+
+
+def test_soft_capping_and_sliding_window_are_really_in_use(checkpoint):
+    staged = load_model(str(checkpoint("gemma2")), CPU)
+    logits = staged.logits(staged.embed(windows()).hidden * 100)
+    assert float(logits.abs().max()) <= 4.0
+    calls = staged.embed(windows()).calls[5]
+    masks = [call[1]["attention_mask"] for call in calls]
+    assert not torch.equal(masks[0], masks[1])
+    assert staged.model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 14, HEAD_BYTES["cpu"]])
+def test_chunked_logits_do_not_change_the_loss(checkpoint, monkeypatch, limit):
+    staged = load_model(str(checkpoint("llama")), CPU)
+    expected = staged.window_nll(windows())
+    monkeypatch.setitem(HEAD_BYTES, "cpu", limit)
+    np.testing.assert_allclose(staged.window_nll(windows()), expected, rtol=1e-6)
+
+
+def test_a_block_that_the_forward_skips_is_refused(checkpoint):
+    staged = load_model(str(checkpoint("llama")), CPU)
+    staged.model.config.num_hidden_layers = 3  # the forward pass now stops before the last block
+    with pytest.raises(ModelStructureError, match="called 3 blocks of 4"):
+        staged.embed(windows())
+
+
+def test_a_model_that_does_more_between_blocks_is_refused(checkpoint):
+    staged = load_model(str(checkpoint("llama")), CPU)
+    staged.window_nll = lambda ids: np.asarray([0.5])  # stands for a staged pass that went another way
+    with pytest.raises(ModelStructureError, match="block by block"):
+        staged.verify(windows())
+
+
+def test_fused_experts_are_refused_with_the_reason():
+    class Expert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(4, 4)
+            self.experts = nn.Parameter(torch.zeros(8, 16, 16))
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([Expert(), Expert()])
+    model.config = tiny_config("llama", 2)
+    with pytest.raises(ModelStructureError, match=r"block 0 has only 16 of its 2,068 weights"):
+        find_layout(model)
+
+
+def test_several_lists_of_blocks_are_refused():
+    model = nn.Module()
+    model.encoder = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model.decoder = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model.config = tiny_config("llama", 2)
+    with pytest.raises(ModelStructureError, match="exactly one list"):
+        find_layout(model)
+
+
+def test_missing_folder_and_no_causal_lm(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        load_model(str(tmp_path / "absent"), CPU)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_model(str(tmp_path), CPU)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
+    with pytest.raises(InputError, match="cannot load a causal LM"):
+        load_model(str(tmp_path), CPU)
+
+
+def test_restore_puts_back_the_checkpoints_own_weights(checkpoint):
+    staged = load_model(str(checkpoint("qwen3")), CPU)
+    before = staged.window_nll(windows())
+    for path in staged.originals:
+        staged.model.get_submodule(path).weight.data = torch.zeros_like(staged.model.get_submodule(path).weight)
+    assert not np.allclose(staged.window_nll(windows()), before)
+    staged.restore()
+    np.testing.assert_array_equal(staged.window_nll(windows()), before)
+
+
+def test_digest_follows_every_byte(checkpoint):
+    first = load_model(str(checkpoint("llama")), CPU)
+    again = load_model(str(checkpoint("llama")), Placement("cpu", "bfloat16", "asked for"))
+    assert first.digest == again.digest
+    changed = first.model
+    with torch.no_grad():
+        changed.model.norm.weight[0] += 1
+    assert StagedModel(changed, CPU).digest != first.digest
