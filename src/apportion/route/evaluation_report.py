@@ -108,7 +108,7 @@ def _savings(evaluation: Evaluation) -> str:
         [
             saving.family,
             str(saving.questions),
-            "latency" if saving.what == "latency_ms" else saving.what,
+            saving.what,
             "none" if saving.saved is None else f"{saving.saved:.0%}",
             "" if saving.saved is None else f"({saving.token_weight:g}, {saving.latency_weight:g})",
             _span(saving.quality_change) if saving.quality_change else "",
