@@ -178,6 +178,10 @@ def test_savings_are_those_of_the_best_weights_at_no_lower_quality() -> None:
     assert overall.saved is not None
     assert overall.quality_change is not None
     assert overall.quality_change.mean >= 0
+    both, latency = found["all", "both"], found["all", "latency"]
+    assert both.saved is not None
+    assert latency.saved is not None
+    assert 0 < both.saved <= min(overall.saved, latency.saved)
     sums = found["sums", "tokens"]
     assert sums.questions == evaluation.families["sums"]
     assert overall.saved <= 1 - 30 / 450
@@ -210,6 +214,16 @@ def test_a_profile_without_latency_is_compared_on_tokens_alone() -> None:
     assert [row.latency_weight for row in evaluation.weights] == [0.0] * 3
     assert evaluation.weights[0].router.latency_ms is None
     assert {one.what for one in evaluation.savings} == {"tokens"}
+
+
+def test_what_the_test_profile_lacks_is_refused_by_name() -> None:
+    seen, test = needs_profile(80, seed=1), needs_profile(40, seed=2)
+    with pytest.raises(InputError, match="direct, rag not recorded"):
+        evaluate(test.restrict(("cot", "rag+cot")), PLAN, train=seen)
+    bare = test.keep_features(tuple(n for n in test.feature_names if n != "score_top"))
+    fitted = Logistic(seen, scale_of(seen))
+    with pytest.raises(InputError, match="features score_top are missing"):
+        fitted.choose(bare, Weights(0.1))
 
 
 def test_a_router_that_may_choose_what_was_not_recorded_is_refused() -> None:

@@ -121,4 +121,5 @@ def test_two_strategies_restrict_the_choice() -> None:
     features = dict(zip(profile.feature_names, profile.features[0], strict=True))
     chosen = {router.decide(features, w).strategy for w in (0.0, 0.1, 0.5, 3.0)}
     assert chosen <= {"cot", "rag+cot"}
+    assert all(tier.temperatures[1] is None for tier in router.tiers)  # reasoning is no choice here
     assert router.scale.strategy == "rag+cot"

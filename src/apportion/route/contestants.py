@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from apportion.route.baselines import LengthRule, Logistic, Neighbours
+from apportion.route.calibration import calibrate_heads
 from apportion.route.contenders import (
     BestOf,
     BestStatic,
@@ -20,8 +21,8 @@ from apportion.route.policy_training import TrainingPlan
 from apportion.route.profile import Profile
 from apportion.route.router import Router
 from apportion.route.strategy import STRATEGIES
-from apportion.route.train import Trained, needs_search, train_router
-from apportion.route.utility import LATENCY_WEIGHTS, TOKEN_WEIGHTS, Scale
+from apportion.route.train import Trained, needs_search, probed_cost, train_router
+from apportion.route.utility import LATENCY_WEIGHTS, TOKEN_WEIGHTS, Scale, utility, weight_grid
 
 PAIRS = {
     "need_rag_only": (("direct", "rag"), ("cot", "rag+cot")),
@@ -115,10 +116,26 @@ def ablations(seen: Profile, plan: EvaluationPlan, scale: Scale) -> Field:
 
 def _calibrations(trained: Trained) -> list[dict[str, Any]]:
     return [
-        {"tier": tier.name, "stopped_at": tier.stopped_at, **asdict(head)}
+        {"tier": tier.name, "on": "held out in training", **asdict(head)}
         for tier in trained.tiers
         for head in tier.calibration
     ]
+
+
+def calibrations_of(router: Router, test: Profile) -> tuple[dict[str, Any], ...]:
+    """Calibration of a given router's heads on the test questions, token weights pooled."""
+    found: list[dict[str, Any]] = []
+    grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
+    for tier in router.tiers:
+        if not set(tier.policy.names) <= set(test.feature_names):
+            continue
+        features = test.keep_features(tier.policy.names).features
+        costed = probed_cost(test.restrict(router.strategies), router.scale, tier.policy.names)
+        asked = [np.tile([[w.token, w.latency]], (test.n, 1)) for w in grid]
+        logits = np.concatenate([tier.policy.logits(features, weights) for weights in asked])
+        values = np.concatenate([utility(costed, weights) for weights in grid])
+        found += [{"tier": tier.name, "on": "test", **asdict(one)} for one in calibrate_heads(logits, values)]
+    return tuple(found)
 
 
 def features_read(contestants: Field) -> list[str]:

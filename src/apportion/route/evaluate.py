@@ -18,6 +18,7 @@ from apportion.route.contest import Field, Heat, hold
 from apportion.route.contestants import (
     WHAT,
     EvaluationPlan,
+    calibrations_of,
     features_read,
     fit_field,
     plain_field,
@@ -51,10 +52,11 @@ def evaluate(
         InputError: a strategy of the router is not in the profile, or too few questions.
     """
     whole = profile.only_complete()
+    _refuse_unrecorded(whole, router.columns if router else (train or whole).columns)
     scale = router.scale if router else scale_of(train or whole)
     heats, dropped, records = _heats(whole, plan, scale, train, router)
-    grid = weight_grid(plan.token_weights, plan.latency_weights, timed=_timed(whole, router))
-    extra = _frontier_weights(_timed(whole, router))
+    grid = weight_grid(plan.token_weights, plan.latency_weights, timed=_timed(whole, scale))
+    extra = _frontier_weights(_timed(whole, scale))
     judge = Judge(whole, scale, hold(whole, heats, grid, extra), Bootstrap(whole.n, plan.seed))
     contenders = list(heats[0].field)
     rows = [judge.at(weights, contenders) for weights in grid]
@@ -72,8 +74,17 @@ def evaluate(
         savings=savings(judge, [*grid, *extra]),
         left_out=left_out,
         frontier=frontier(judge, extra),
-        calibration=records,
+        calibration=calibrations_of(router, whole) if router else records,
     )
+
+
+def _refuse_unrecorded(profile: Profile, columns: tuple[int, ...]) -> None:
+    wrong = [STRATEGIES[column] for column in columns if column not in profile.columns]
+    if wrong:
+        raise InputError(
+            f"profile: {', '.join(wrong)} not recorded, and what was trained may choose them",
+            "profile all the strategies that the router was trained on",
+        )
 
 
 def _seen_before(profile: Profile, train: Profile | None, router: Router | None) -> int:
@@ -90,8 +101,8 @@ def _lacking(profile: Profile, router: Router | None) -> tuple[str, ...]:
     return (f"features the router reads and the profile lacks: {', '.join(absent)}",) if absent else ()
 
 
-def _timed(profile: Profile, router: Router | None) -> bool:
-    return profile.has_latency and (router is None or router.has_latency)
+def _timed(profile: Profile, scale: Scale) -> bool:
+    return profile.has_latency and scale.latency_ms is not None
 
 
 def _frontier_weights(timed: bool) -> list[Weights]:
@@ -107,10 +118,6 @@ def _heats(
     profile: Profile, plan: EvaluationPlan, scale: Scale, train: Profile | None, router: Router | None
 ) -> tuple[list[Heat], tuple[str, ...], tuple[dict[str, Any], ...]]:
     """Fitted contenders per fold, what was dropped, and the calibration of each trained router."""
-    if router is not None:
-        wrong = [STRATEGIES[c] for c in router.columns if c not in profile.columns]
-        if wrong:
-            raise InputError(f"profile: {', '.join(wrong)} not recorded, and the router may choose them")
     everything = np.arange(profile.n)
     if router is not None and train is None:
         contestants = {**plain_field(profile, scale, plan.seed), "router": Routed(router)}
@@ -175,7 +182,7 @@ def _protocol(
         "training_questions": train.only_complete().n if train else None,
         "seed": plan.seed,
         "scale": asdict(scale),
-        "interval": "95 % bootstrap over questions, 1000 resamples, paired",
+        "interval": "95 % bootstrap over questions, paired; how training might have gone is not in it",
         "best_static": "chosen on training questions at each weights; hindsight: on the test questions",
         "draft_cost": "Direct's tokens and latency, added to every other route that drafted",
         "contenders": {name: WHAT[name] for name in heats[0].field if name in WHAT},

@@ -60,7 +60,8 @@ class AtWeights:
 class Saving:
     """The largest saving against always the reference strategy at no lower quality, in one family.
 
-    The weights are those that save most on these very questions: a best case, as papers report it.
+    what: tokens, latency, or both, where `saved` is the smaller of the two at the same weights. The weights
+    are those that save most on these very questions: a best case, as papers report it.
     saved is None when no weights kept the quality.
     """
 

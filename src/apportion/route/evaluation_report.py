@@ -108,7 +108,7 @@ def _savings(evaluation: Evaluation) -> str:
         [
             saving.family,
             str(saving.questions),
-            "latency" if saving.what == "latency_ms" else saving.what,
+            saving.what,
             "none" if saving.saved is None else f"{saving.saved:.0%}",
             "" if saving.saved is None else f"({saving.token_weight:g}, {saving.latency_weight:g})",
             _span(saving.quality_change) if saving.quality_change else "",
@@ -154,7 +154,7 @@ def _left_out(evaluation: Evaluation) -> str:
 
 def _calibration(evaluation: Evaluation) -> str:
     if not evaluation.calibration:
-        return "Not measured here: the router was given."
+        return "Not measured: the profile lacks features that the router reads."
     rows = (
         [
             str(head["tier"]),
@@ -162,11 +162,13 @@ def _calibration(evaluation: Evaluation) -> str:
             f"{head['base_rate']:.3f}",
             f"{head['brier']:.3f} ({head['brier_base']:.3f})",
             f"{head['ece']:.3f} ({head['raw_ece']:.3f})",
+            f"{head['counted_brier']:.3f}, {head['counted_ece']:.3f}",
             f"{head['temperature']:.2f}",
-            str(head["stopped_at"]),
+            str(head["on"]),
         ]
         for head in evaluation.calibration
     )
-    head = ["tier", "head", "base rate", "Brier (of base rate)", "ECE (raw)", "temperature", "stopped at"]
-    said = "One line a training; against what the best strategy used, held-out questions, token weights pooled."
+    head = ["tier", "head", "base rate", "Brier (of base rate)", "ECE (raw)"]
+    head += ["unweighted Brier, ECE", "temperature", "questions"]
+    said = "Questions are weighted by what is at stake; token weights pooled; one line a router and head."
     return said + "\n\n" + table(head, rows)

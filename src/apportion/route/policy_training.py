@@ -89,7 +89,7 @@ def _fit(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPla
         logits = _forward(parameters, inputs_now, weights * plan.conditioned)
         loss = _loss(logits, [part[drawn] for part in table], weights, costed.columns, plan.head_share)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
         if step % plan.check_every == 0:

@@ -192,6 +192,16 @@ class Profile:
         )
 
     def keep_features(self, names: tuple[str, ...]) -> "Profile":
-        """The same profile with these feature columns only, in this order."""
+        """The same profile with these feature columns only, in this order.
+
+        Raises:
+            InputError: some are not there.
+        """
+        absent = [name for name in names if name not in self.feature_names]
+        if absent:
+            raise InputError(
+                f"profile: features {', '.join(absent)} are missing",
+                "profile again, give --index DIR, or use what was trained without them",
+            )
         columns = [self.feature_names.index(name) for name in names]
         return replace(self, feature_names=names, features=self.features[:, columns])

@@ -23,12 +23,12 @@ STATIC = "static"
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A policy, where it may decide, and the temperatures of its two heads."""
+    """A policy, where it may decide, and the temperatures of its heads; None for a head without a choice."""
 
     name: str
     policy: Policy
     gate: Gate
-    temperatures: tuple[float, float]
+    temperatures: tuple[float | None, float | None]
 
     @property
     def draft_names(self) -> tuple[str, ...]:
@@ -42,7 +42,8 @@ class Decision:
 
     Attributes:
         tier: "full", "lean", or "static" when no policy may decide at these weights.
-        p_rag, p_cot: tempered probabilities of the heads; None when static.
+        p_rag, p_cot: probabilities of the heads, weighted by what is at stake (see `calibration`); None when
+            static, and for a head that has no choice among the strategies recorded.
         features_used: the names read. missing: those among them replaced by their training mean.
         fallback_reason: why a weaker tier decided than the router has; empty when none did.
     """
@@ -77,6 +78,11 @@ class Router:
     has_latency: bool
     source: Mapping[str, str | int]
     trained_on: NDArray[np.uint64]
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names of the strategies it may choose."""
+        return tuple(STRATEGIES[column] for column in self.columns)
 
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""
@@ -185,8 +191,8 @@ class Router:
         return np.asarray(np.isfinite(features[:, [position[name] for name in names]]).all(axis=1))
 
 
-def _tempered(logit: float, temperature: float) -> float:
-    return 0.5 * (1 + math.tanh(logit / temperature / 2))
+def _tempered(logit: float, temperature: float | None) -> float | None:
+    return None if temperature is None else 0.5 * (1 + math.tanh(logit / temperature / 2))
 
 
 def _known(value: float | None) -> bool:

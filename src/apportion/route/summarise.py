@@ -22,7 +22,7 @@ from apportion.route.evaluation import (
 )
 from apportion.route.profile import Floats, Profile
 from apportion.route.strategy import STRATEGIES
-from apportion.route.utility import Scale, Weights
+from apportion.route.utility import Ints, Scale, Weights
 
 NOT_BASELINES = ("router", "oracle", "best_static")
 
@@ -130,36 +130,41 @@ def first_line(rows: Sequence[AtWeights]) -> str:
     )
 
 
-def savings(judge: Judge, played: Sequence[Weights]) -> tuple[Saving, ...]:
-    """Per family and over all, the largest saving in tokens, and in latency, at no lower mean quality."""
+def savings(judge: Judge, grid: Sequence[Weights]) -> tuple[Saving, ...]:
+    """Per family and over all, the largest savings at no lower mean quality: tokens, latency, and both."""
     profile = judge.profile
     names = np.array(profile.dataset)
     groups = {"all": np.ones(profile.n, dtype=bool)}
     groups |= {str(family): names == family for family in np.unique(names)}
-    reference = Played(*_always(profile, STRATEGIES.index(judge.scale.strategy)))
+    kinds: dict[str, tuple[str, ...]] = {"tokens": ("tokens",)}
+    if profile.has_latency:
+        kinds |= {"latency": ("latency_ms",), "both": ("tokens", "latency_ms")}
     return tuple(
-        _saving(judge, reference, played, family, np.flatnonzero(mask), what)
+        _saving(judge, grid, family, np.flatnonzero(mask), (what, costs))
         for family, mask in groups.items()
-        for what in ("tokens", "latency_ms")
-        if what == "tokens" or judge.profile.has_latency
+        for what, costs in kinds.items()
     )
 
 
-def _always(profile: Profile, column: int) -> tuple[Floats, Floats, Floats]:
-    return profile.quality[:, column], profile.tokens[:, column], profile.latency_ms[:, column]
+def always(profile: Profile, name: str) -> Played:
+    """Always one strategy, no probes."""
+    column = STRATEGIES.index(name)
+    return Played(profile.quality[:, column], profile.tokens[:, column], profile.latency_ms[:, column])
 
 
 def _saving(
-    judge: Judge, reference: Played, grid: Sequence[Weights], family: str, rows: np.ndarray, what: str
+    judge: Judge, grid: Sequence[Weights], family: str, rows: Ints, kind: tuple[str, tuple[str, ...]]
 ) -> Saving:
-    base = float(getattr(reference, what)[rows].mean())
+    """The smaller of the savings in the costs of this kind, at the weights where that is largest."""
+    what, costs = kind
+    reference = always(judge.profile, judge.scale.strategy)
     best: tuple[float, Weights] | None = None
     for weights in grid:
         played = judge.results.played["router", weights]
-        saved = 1 - float(getattr(played, what)[rows].mean()) / base
+        saved = min(1 - getattr(played, c)[rows].mean() / getattr(reference, c)[rows].mean() for c in costs)
         kept = played.quality[rows].mean() >= reference.quality[rows].mean() - 1e-12
         if kept and (best is None or saved > best[0]):
-            best = (saved, weights)
+            best = (float(saved), weights)
     if best is None:
         return Saving(family, len(rows), what, judge.scale.strategy, None, None, None, None)
     saved, weights = best
@@ -177,5 +182,5 @@ def frontier(judge: Judge, extra: Sequence[Weights]) -> dict[str, tuple[Point, .
 
     found = {name: tuple(point(judge.results.played[name, w], w) for w in extra) for name in ("router", "oracle")}
     for column in judge.profile.columns:
-        found[STRATEGIES[column]] = (point(Played(*_always(judge.profile, column)), Weights(0.0)),)
+        found[STRATEGIES[column]] = (point(always(judge.profile, STRATEGIES[column]), Weights(0.0)),)
     return found

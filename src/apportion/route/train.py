@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apportion.core.errors import InputError
-from apportion.route.calibration import Calibration, calibrate
+from apportion.route.calibration import Calibration, calibrate_heads
 from apportion.route.folds import others, split_folds
 from apportion.route.gate import LATENCY_NODES, TOKEN_NODES, Gate, mean_and_error
 from apportion.route.policy import (
@@ -25,7 +25,6 @@ from apportion.route.policy import (
 from apportion.route.policy_training import Fitted, TrainingPlan, fit_members
 from apportion.route.profile import Floats, Profile
 from apportion.route.router import Router, Tier
-from apportion.route.strategy import USES_COT, USES_RAG
 from apportion.route.utility import (
     LATENCY_WEIGHTS,
     TOKEN_WEIGHTS,
@@ -35,7 +34,6 @@ from apportion.route.utility import (
     Weights,
     best_static,
     cost,
-    labels,
     scale_of,
     utility,
     weight_grid,
@@ -53,7 +51,7 @@ class TierRecord:
     stopped_at: int
     checks: tuple[int, ...]
     regret: tuple[float, ...]
-    calibration: tuple[Calibration, Calibration]
+    calibration: tuple[Calibration, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +180,10 @@ def _fit_tier(
     own = [int(np.delete(regrets, fold, axis=1).mean(axis=1).argmin()) for fold in range(len(held))]
     unseen = _Unseen(fitted, blank, inputs, held, own, plan.seeds)
     gate = _gate(unseen, costed, plain, caution)
-    heads = _calibration(unseen, costed)
+    heads = _calibrations(unseen, costed)
     policy = replace(blank, layers=fitted.layers[stop])
-    tier = Tier(name, policy, gate, (heads[0].temperature, heads[1].temperature))
+    found = {one.head: one.temperature for one in heads}
+    tier = Tier(name, policy, gate, (found.get("need_rag"), found.get("need_cot")))
     curve = tuple(float(value) for value in regrets.mean(axis=1))
     return tier, TierRecord(name, profile.feature_names, fitted.steps[stop], fitted.steps, curve, heads)
 
@@ -250,15 +249,8 @@ def _gate(unseen: _Unseen, costed: Costed, plain: Costed, caution: float) -> Gat
     return Gate(TOKEN_NODES, latencies, table[0], table[1], caution)
 
 
-def _calibration(unseen: _Unseen, costed: Costed) -> tuple[Calibration, Calibration]:
-    """Both heads against what the best strategy uses, held-out questions, pooled over the token weights."""
-    logits, best = [], []
-    for weights in weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False):
-        logits.append(unseen.logits(weights))
-        best.append(labels(utility(costed, weights), costed.tokens))
-    pooled, column = np.concatenate(logits), np.concatenate(best)
-    uses = np.array([USES_RAG, USES_COT])
-    return (
-        calibrate("need_rag", pooled[:, 0], uses[0][column]),
-        calibrate("need_cot", pooled[:, 1], uses[1][column]),
-    )
+def _calibrations(unseen: _Unseen, costed: Costed) -> tuple[Calibration, ...]:
+    """The heads on held-out questions, pooled over the token weights."""
+    grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
+    logits = np.concatenate([unseen.logits(weights) for weights in grid])
+    return calibrate_heads(logits, np.concatenate([utility(costed, weights) for weights in grid]))
