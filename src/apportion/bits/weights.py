@@ -155,7 +155,8 @@ def player_bytes(staged: StagedModel, player: Player, rounding: Rounding, bits: 
     total = 0
     for linear in player.linears:
         weight = staged.originals[staged.layout.path(player.block, linear)]
-        total += shape_bytes(rounding.shapes(*weight.shape, Width(bits, group_size), weight.dtype))
+        rows, columns = weight.shape
+        total += shape_bytes(rounding.shapes(rows, columns, Width(bits, group_size), weight.dtype))
     return total
 
 

@@ -10,7 +10,7 @@ evaluates dtype names as Python; neither is used.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,7 @@ class HqqWeight:
     width: Width
 
     @classmethod
-    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> Self:
+    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> "HqqWeight":
         """Read back what `tensors` gave."""
         return cls(saved["W_q"], saved["scale"], saved["zero"], shape, width)
 

@@ -6,7 +6,7 @@ quanto itself chooses one silently in its QLinear and does not save it, so ours 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ class QuantoWeight:
     width: Width
 
     @classmethod
-    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> Self:
+    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> "QuantoWeight":
         """Read back what `tensors` gave; the group size is ours to restore, quanto would guess it."""
         from optimum.quanto import WeightQBitsTensor, qint2, qint4
 

@@ -9,7 +9,7 @@ from apportion.bits.rounding.protocol import Rounding
 from apportion.bits.rounding.quanto import Quanto
 from apportion.core.errors import InputError
 
-ROUNDINGS: dict[str, Callable[[], Rounding]] = {"nearest": Nearest, "gptq": Gptq, "quanto": Quanto, "hqq": Hqq}
+ROUNDINGS: dict[str, Callable[[], Rounding]] = {"nearest": Nearest, "quanto": Quanto, "hqq": Hqq, "gptq": Gptq}
 
 
 def rounding_named(name: str) -> Rounding:
