@@ -162,12 +162,11 @@ def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, name, bit
     if bits not in rounding.bits:
         return
     weight = torch.randn(rows, groups * size, generator=torch.Generator().manual_seed(rows)).to(dtype)
-    try:
-        shapes = rounding.shapes(rows, groups * size, width, dtype)
-    except InputError as error:
-        assert "multiple" in str(error)
-        assert rows * groups % (8 // bits)
+    if name == "hqq" and bits in (2, 4) and rows * groups % (8 // bits):
+        with pytest.raises(InputError, match="multiple"):
+            rounding.round(weight, width, None)
         return
+    shapes = rounding.shapes(rows, groups * size, width, dtype)
     rounded = rounding.round(weight, width, None)
     saved = {suffix: tensor.clone() for suffix, tensor in rounded.tensors().items()}
     assert {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in saved.items()} == dict(shapes)

@@ -84,12 +84,29 @@ def read_own(folder: Path, placement: Placement) -> tuple[Any, dict[str, Packed]
     )
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                None, config=config, state_dict={**tensors, **dense}, dtype=dtype, **extra
-            )
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **extra)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"MODEL {folder}: transformers cannot build it: {first_line(error)}") from error
+    fill(model, {**tensors, **dense}, folder)
     return model.eval().requires_grad_(False).to(placement.device), packed
+
+
+def fill(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Load all tensors; only parameters tied to a loaded one may be missing.
+
+    Raises:
+        ArtifactCorruptError: naming what is missing or left over.
+    """
+    found = model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    own = model.state_dict(keep_vars=True)
+    loaded = {own[name].data_ptr() for name in state if name in own}
+    missing = [name for name in found.missing_keys if own[name].data_ptr() not in loaded]
+    if missing or found.unexpected_keys:
+        raise ArtifactCorruptError(
+            f"{folder}: missing tensors {missing[:8]}, unknown tensors {found.unexpected_keys[:8]}",
+            "make the checkpoint again",
+        )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -185,12 +185,18 @@ def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling, round
 def calibration_for(table: Table, folder: Path) -> Calibration:
     """The windows asked for; windows sampled by the model itself are sampled once and kept."""
     sampling, saved = table.sampling, folder / WINDOWS
-    size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
     if sampling.calibration is not None:
-        found = calibrate(sampling.calibration, table.tokenizer, **size)
+        found = calibrate(
+            sampling.calibration,
+            table.tokenizer,
+            windows=sampling.windows,
+            window_tokens=sampling.window_tokens,
+            seed=sampling.seed,
+        )
     elif saved.exists():
         found = load_calibration(saved)
     else:
+        size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
         found = sample_calibration(table.staged, table.tokenizer, **size)
     if not saved.exists():
         save_calibration(found, saved)
