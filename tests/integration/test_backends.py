@@ -87,7 +87,7 @@ def test_transformers_refuses_these_formats_rather_than_guess(checkpoint, text_f
     out = tmp_path / "out"
     sampling = small(text_file, rounding=name)
     quantize(str(checkpoint(blocks=2)), out, Quantization(avg_bits=3, method="shapley"), sampling)
-    with pytest.raises(Exception, match=r"(?i)quant|hqq|support"):
+    with pytest.raises((ValueError, KeyError), match=r"mixed|quant_config"):
         AutoModelForCausalLM.from_pretrained(out)
 
 
@@ -164,6 +164,10 @@ def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, name, bit
     weight = torch.randn(rows, groups * size, generator=torch.Generator().manual_seed(rows)).to(dtype)
     if name == "hqq" and bits in (2, 4) and rows * groups % (8 // bits):
         with pytest.raises(InputError, match="multiple"):
+            rounding.round(weight, width, None)
+        return
+    if name == "quanto" and rows * groups == 1:
+        with pytest.raises(InputError, match="one group"):
             rounding.round(weight, width, None)
         return
     shapes = rounding.shapes(rows, groups * size, width, dtype)

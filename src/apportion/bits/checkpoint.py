@@ -26,7 +26,7 @@ from apportion.core.artifact import Json, write_bytes, write_json
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-QMAP = "quanto_qmap.json"  # what quanto's own loader reads; it guesses the group size, `load` restores ours
+QMAP = "quanto_qmap.json"  # what quanto's own loader asks for: written only where it would guess our group size
 
 
 def widths_by_path(staged: StagedModel, players: tuple[Player, ...], assignment: Assignment) -> dict[str, int]:
@@ -108,7 +108,8 @@ def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_si
     if format != GRID:
         shapes = {path: list(staged.originals[path].shape) for path in widths}
         linears = {path: {"bits": bits, "shape": shapes[path]} for path, bits in widths.items()}
-        return {"quant_method": format, "made_by": "apportion", "group_size": group_size, "linears": linears}
+        own = {"made_by": "apportion", "group_size": group_size, "linears": linears}
+        return {"quant_method": format, "weights": "mixed", **own}  # transformers knows no "mixed" and refuses
     ignored = [
         name
         for name, module in staged.model.named_modules()
@@ -151,7 +152,7 @@ def write_checkpoint(
     names = write_shards(folder, tensors)
     weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
     names += save_companions(folder, staged, tokenizer)
-    if format == "quanto":
+    if format == "quanto" and all(quanto_guess(staged.originals[path].shape[1]) == group_size for path in widths):
         write_json(folder / QMAP, {p: {"weights": f"qint{bits}", "activations": "none"} for p, bits in widths.items()})
         names.append(QMAP)
     config = json.loads(staged.model.config.to_json_string(use_diff=False))
@@ -159,6 +160,12 @@ def write_checkpoint(
     config["quantization_config"] = quantization_config(staged, widths, group_size, format)
     write_json(folder / "config.json", config)
     return weight_bytes, [*names, "config.json"]
+
+
+def quanto_guess(columns: int) -> int | None:
+    """The group size that quanto's QLinear assumes when it loads; it saves none."""
+    sizes = [size for size in (128, 96, 64, 32) if columns % size == 0]
+    return sizes[0] if columns > 128 and sizes else None
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:

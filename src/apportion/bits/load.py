@@ -184,7 +184,7 @@ def hqq_module(weight: HqqWeight, linear: nn.Linear, dtype: torch.dtype, device:
     """An HQQLinear, filled field by field: its own loader would evaluate text from the file."""
     from hqq.core.quantize import HQQLinear
 
-    found = HQQLinear(None, {}, compute_dtype=dtype, device=device, initialize=False)
+    found = HQQLinear(None, None, compute_dtype=dtype, device=device, initialize=False)
     found.W_q = nn.Parameter(weight.codes.to(device), requires_grad=False)
     found.meta = {
         key: value.to(device) if isinstance(value, Tensor) else value for key, value in weight.meta(dtype).items()

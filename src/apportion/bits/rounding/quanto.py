@@ -15,7 +15,7 @@ from torch import Tensor
 from apportion.bits.formats import Width
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.protocol import Shapes
-from apportion.core.errors import MissingExtraError
+from apportion.core.errors import InputError, MissingExtraError
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class Quanto:
         from optimum.quanto import MaxOptimizer, qint2, qint4
         from optimum.quanto.tensor.weights import quantize_weight
 
+        self.shapes(*weight.shape, width, weight.dtype)
         qtype = {2: qint2, 4: qint4}[width.bits]
         weight = weight.contiguous()
         scale, shift = MaxOptimizer()(weight, qtype=qtype, axis=0, group_size=width.group_size)
@@ -88,6 +89,11 @@ class Quanto:
     def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
         """Codes packed along the groups into bytes, and a scale and a shift for each group."""
         groups = rows * columns // width.group_size
+        if groups < 2:
+            raise InputError(
+                f"--rounding quanto: takes a weight of {rows} x {columns} in one group of {width.group_size} for several",
+                "choose a smaller --group-size or another rounding",
+            )
         return {
             "weight._data._data": (torch.uint8, (-(-groups * width.bits // 8), width.group_size)),
             "weight._scale": (dtype, (groups, 1)),
