@@ -1,5 +1,6 @@
 """The main job in one call: checkpoint, text and budget in; a mixed-precision checkpoint and its evidence out."""
 
+import math
 import resource
 import time
 from collections.abc import Mapping
@@ -9,16 +10,19 @@ from typing import Any
 
 from apportion.bits.allocate import allocate
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
-from apportion.bits.checkpoint import stored_bytes, write_checkpoint
+from apportion.bits.calibration import load_calibration
+from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
 from apportion.bits.evaluate import perplexity
-from apportion.bits.formats import Width
+from apportion.bits.formats import require_bits
+from apportion.bits.load import load_staged
 from apportion.bits.model import StagedModel, is_quantized, load_model, load_tokenizer
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
-from apportion.bits.rounding import Rounded, rounding_named
-from apportion.bits.sample import Sampling, Table, measure, take_samples
+from apportion.bits.rounding import Rounded, Rounding, rounding_named
+from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
 from apportion.bits.sensitivity import Sensitivity, estimate
+from apportion.bits.weights import bank_of, player_bytes, round_plan
 from apportion.core.artifact import (
     MANIFEST,
     Json,
@@ -32,11 +36,11 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.device import place
-from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError
+from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError, NumericError
 from apportion.core.progress import progress
 
 FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
-PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "pyscipopt", "numpy")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,9 @@ def quantize(
     frontier = frontier_plans(sensitivity)
     samples = measure(table, samples, out / "samples", [item.assignment for item in (plan, *frontier)])
     plan = measured(plan, samples)
-    rounded = chosen(table, plan)
+    rounded = table.written(plan.assignment)
+    if table.rewrites:
+        plan = replace(plan, measured_nll=written_nll(table, plan, rounded, out / "samples"))
     assert stored_bytes(plan, rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
     return finish(
         out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], rounded, began
@@ -161,14 +167,16 @@ def measured(plan: Plan, samples: Samples) -> Plan:
     return replace(plan, measured_nll=samples.mean(plan.assignment))
 
 
-def chosen(table: Table, plan: Plan) -> dict[str, Rounded]:
-    """Each linear's rounded weight at its width in the plan."""
-    rounded = table.rounded()
-    return {
-        table.staged.layout.path(player.block, linear): rounded[table.staged.layout.path(player.block, linear), bits]
-        for player, bits in zip(plan.players, plan.assignment, strict=True)
-        for linear in player.linears
-    }
+def written_nll(table: Table, plan: Plan, rounded: Mapping[str, Rounded], folder: Path) -> float:
+    """Mean NLL of the weights as they are written, on the samples' own text."""
+    widths = widths_by_path(table.staged, plan.players, plan.assignment)
+    bank = bank_of(table.staged, plan.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+    bank.put_all(plan.assignment)
+    found = float(table.staged.window_nll(load_calibration(folder / WINDOWS).windows).mean())
+    table.staged.restore()
+    if not math.isfinite(found):
+        raise NumericError(f"the loss of the plan as written is {found}", "use --dtype float32 or another rounding")
+    return found
 
 
 def finish(
@@ -182,7 +190,9 @@ def finish(
     began: float,
 ) -> Json:
     """Write the checkpoint, its evidence, the report and, last, the manifest."""
-    weight_bytes, files = write_checkpoint(out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer)
+    weight_bytes, files = write_checkpoint(
+        out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer, table.applied.format
+    )
     assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
@@ -196,7 +206,11 @@ def finish(
         "nll_high": samples.nll_high,
         "nll_low": samples.nll_low,
         "nll_plan": plan.measured_nll,
+        "nll_plan_sampled": samples.mean(plan.assignment),
         "nll_predicted": plan.predicted_nll,
+        "rounding": table.rounding.name,
+        "apply_rounding": table.applied.name,
+        "format": table.applied.format,
         "optimal": plan.optimal,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
@@ -235,34 +249,51 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def apply(staged: StagedModel, tokenizer: Any, plan: Plan, out: Path, *, resume: bool = False) -> Json:
+def apply(
+    staged: StagedModel,
+    tokenizer: Any,
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    rounding: str | None = None,
+    sampling: Sampling | None = None,
+) -> Json:
     """Round a model as a plan says and write the checkpoint: the last step alone.
+
+    Args:
+        rounding: the rounding to write with; the plan's own if None.
+        sampling: where a rounding that needs moments (gptq) takes its text from.
 
     Raises:
         ArtifactMismatchError: the plan was made for another model.
+        BudgetError: in this rounding's format the plan takes more bytes than it may.
     """
     if plan.settings["model"] != staged.digest:
         raise ArtifactMismatchError(
             f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
             "apply it to the checkpoint that it was made for",
         )
-    claim_folder(out, resume=resume)
-    rounding = rounding_named(plan.settings["rounding"])
+    backend = rounding_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
-    jobs = [
-        (staged.layout.path(player.block, linear), bits)
-        for player, bits in zip(plan.players, plan.assignment, strict=True)
-        for linear in player.linears
-    ]
-    rounded: dict[str, Rounded] = {}
-    with progress(f"rounding ({rounding.name})", len(jobs), "tensors") as advance:
-        for path, bits in jobs:
-            rounded[path] = rounding.round(staged.originals[path], Width(bits, group_size), None)
-            advance()
-    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer)
+    require_bits(plan.widths, backend.bits, backend.name)
+    plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend, group_size))
+    claim_folder(out, resume=resume)
+    text = rounding_text(staged, tokenizer, sampling or Sampling(), backend)
+    widths = widths_by_path(staged, plan.players, plan.assignment)
+    rounded = round_plan(staged, backend, widths, group_size, text)
+    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer, backend.format)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
-    result = {"avg_bits": plan.avg_bits, "bytes": weight_bytes, "plan": plan.by_name(), "out": str(out)}
+    result = {
+        "avg_bits": plan.avg_bits,
+        "bytes": weight_bytes,
+        "rounding": plan.settings["rounding"],
+        "apply_rounding": backend.name,
+        "format": backend.format,
+        "plan": plan.by_name(),
+        "out": str(out),
+    }
     write_manifest(
         out,
         {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
@@ -271,10 +302,27 @@ def apply(staged: StagedModel, tokenizer: Any, plan: Plan, out: Path, *, resume:
     return result
 
 
+def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:
+    """Bytes of the plan's players in a rounding's format.
+
+    Raises:
+        BudgetError: more than the plan's budget.
+    """
+    pairs = zip(plan.players, plan.assignment, strict=True)
+    found = sum(player_bytes(staged, player, rounding, bits, group_size) for player, bits in pairs)
+    if found > plan.budget_bytes:
+        raise BudgetError(
+            f"--apply-rounding {rounding.name}: the plan takes {found:,} bytes in its format, "
+            f"{found - plan.budget_bytes:,} more than the {plan.budget_bytes:,} it may spend",
+            "make the samples and the plan with the same --apply-rounding, so that its bytes are counted",
+        )
+    return found
+
+
 def measure_perplexity(
     model: str, text: Path, *, window_tokens: int, windows: int | None, device: str = "auto", dtype: str = "auto"
 ) -> Json:
     """Perplexity of a checkpoint (full precision or quantized by this program) on a text."""
-    staged = load_model(model, place(device, dtype))
+    staged = load_staged(model, place(device, dtype))
     found = perplexity(staged, load_tokenizer(model), text, window_tokens=window_tokens, windows=windows)
     return {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "windows": len(found.windows)}

@@ -7,18 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from apportion.bits.budget import CostTable
 from apportion.bits.calibration import Calibration, calibrate, load_calibration, sample_calibration, save_calibration
-from apportion.bits.checkpoint import fixed_bytes
+from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_bits, require_groups
 from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
-from apportion.bits.players import Player, players_of
+from apportion.bits.players import Assignment, Player, players_of
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, save_samples
 from apportion.bits.spqe import coalitions, draw_permutations
-from apportion.bits.weights import WeightBank, bank_of, linear_columns, player_bytes, player_parameters, round_all
+from apportion.bits.weights import (
+    WeightBank,
+    bank_of,
+    linear_columns,
+    player_bytes,
+    player_parameters,
+    round_all,
+    round_plan,
+)
 from apportion.core.artifact import Json, claim_folder
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog
@@ -34,6 +43,9 @@ class Sampling:
         calibration: a text file; None samples the windows from the model itself.
         windows, window_tokens: how much calibration text.
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
+        rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
+        apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
+            width costs is counted in its format.
     """
 
     widths: tuple[int, ...] = (2, 4)
@@ -47,6 +59,13 @@ class Sampling:
     permutations: int = 100
     antithetic: bool = False
     seed: int = 0
+    rounding_windows: int = 128
+    apply_rounding: str | None = None
+
+    @property
+    def applied(self) -> str:
+        """The rounding that the plan is written with."""
+        return self.apply_rounding or self.rounding
 
     def check(self) -> None:
         """Refuse what can be refused without the model, all at once.
@@ -57,6 +76,8 @@ class Sampling:
         rounding = rounding_named(self.rounding)
         require_all(
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
+            lambda: require_bits(self.widths, rounding_named(self.applied).bits, self.applied),
+            lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--permutations", self.permutations, 1),
@@ -84,6 +105,7 @@ class Table:
     tokenizer: Any
     sampling: Sampling
     rounding: Rounding = field(init=False)
+    applied: Rounding = field(init=False)
     players: tuple[Player, ...] = field(init=False)
     costs: CostTable = field(init=False)
     _rounded: dict[tuple[str, int], Rounded] = field(default_factory=dict)
@@ -91,21 +113,38 @@ class Table:
     def __post_init__(self) -> None:
         self.sampling.check()
         staged, sampling = self.staged, self.sampling
-        self.rounding = rounding_named(sampling.rounding)
+        self.rounding, self.applied = rounding_named(sampling.rounding), rounding_named(sampling.applied)
         require_groups(linear_columns(staged), sampling.group_size)
         self.players = players_of(staged.layout, sampling.players, untie=sampling.untie)
         table = [
-            [player_bytes(staged, player, self.rounding, bits, sampling.group_size) for bits in sampling.widths]
+            [player_bytes(staged, player, self.applied, bits, sampling.group_size) for bits in sampling.widths]
             for player in self.players
         ]
-        fixed = fixed_bytes(staged, self.players, self.rounding, sampling.group_size)
+        fixed = fixed_bytes(staged, self.players, self.applied, sampling.group_size)
         self.costs = CostTable(sampling.widths, np.asarray(table, dtype=np.int64), fixed)
 
     def rounded(self) -> Mapping[tuple[str, int], Rounded]:
         """Every linear at every width, rounded once."""
         if not self._rounded:
-            self._rounded = round_all(self.staged, self.rounding, self.sampling.widths, self.sampling.group_size)
+            windows = rounding_text(self.staged, self.tokenizer, self.sampling, self.rounding)
+            self._rounded = round_all(
+                self.staged, self.rounding, self.sampling.widths, self.sampling.group_size, windows
+            )
         return self._rounded
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether a plan is written with other weights than it was sampled with."""
+        return self.applied.name != self.rounding.name or self.rounding.needs_hessian
+
+    def written(self, assignment: Assignment) -> dict[str, Rounded]:
+        """Each linear's weight as a plan is written: by the applied rounding, in sequence where it sees moments."""
+        widths = widths_by_path(self.staged, self.players, assignment)
+        if not self.rewrites:
+            rounded = self.rounded()
+            return {path: rounded[path, bits] for path, bits in widths.items()}
+        text = rounding_text(self.staged, self.tokenizer, self.sampling, self.applied)
+        return round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
 
     def bank(self) -> WeightBank:
         return bank_of(self.staged, self.players, self.rounded())
@@ -121,21 +160,43 @@ class Table:
             "players": sampling.players,
             "untied": sampling.untie,
             "rounding": sampling.rounding,
+            "apply_rounding": sampling.applied,
             "group_size": sampling.group_size,
             "dtype": placement.dtype,
             "device": placement.device.split(":")[0],
+            **({"rounding_windows": sampling.rounding_windows} if self.rounding.needs_hessian else {}),
         }
+
+
+def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling, rounding: Rounding) -> Tensor | None:
+    """Windows for a rounding that needs moments: of the calibration text, or sampled from the model itself."""
+    if not rounding.needs_hessian:
+        return None
+    length, seed = sampling.window_tokens, sampling.seed
+    if sampling.calibration is None:
+        count = sampling.windows
+        return sample_calibration(staged, tokenizer, windows=count, window_tokens=length, seed=seed).windows
+    count = sampling.rounding_windows
+    return calibrate(
+        sampling.calibration, tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
+    ).windows
 
 
 def calibration_for(table: Table, folder: Path) -> Calibration:
     """The windows asked for; windows sampled by the model itself are sampled once and kept."""
     sampling, saved = table.sampling, folder / WINDOWS
-    size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
     if sampling.calibration is not None:
-        found = calibrate(sampling.calibration, table.tokenizer, **size)
+        found = calibrate(
+            sampling.calibration,
+            table.tokenizer,
+            windows=sampling.windows,
+            window_tokens=sampling.window_tokens,
+            seed=sampling.seed,
+        )
     elif saved.exists():
         found = load_calibration(saved)
     else:
+        size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
         found = sample_calibration(table.staged, table.tokenizer, **size)
     if not saved.exists():
         save_calibration(found, saved)

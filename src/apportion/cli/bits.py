@@ -19,7 +19,11 @@ Widths = Annotated[str, typer.Option(help="Bits that a player may have.")]
 Method = Annotated[str, typer.Option(help="coopq (the paper), regression, or shapley (means alone).")]
 Players = Annotated[str, typer.Option(help="blocks, or linears (q/k/v and gate/up tied).")]
 Untie = Annotated[bool, typer.Option("--untie", help="Leave q/k/v and gate/up free (servers that fuse them refuse).")]
-RoundingName = Annotated[str, typer.Option("--rounding", help="nearest or quanto.")]
+RoundingName = Annotated[str, typer.Option("--rounding", help="nearest, quanto, hqq or gptq.")]
+ApplyRounding = Annotated[
+    str | None, typer.Option(help="Rounding that plans are written with; --rounding if left out.")
+]
+RoundingWindows = Annotated[int, typer.Option(help="Windows of the text that gptq sees, at most.")]
 GroupSize = Annotated[int, typer.Option(help="Weights that share a scale.")]
 Calibration = Annotated[
     Path | None, typer.Option(help=".txt or .jsonl with 'text'; without it the model samples its own text.")
@@ -53,6 +57,8 @@ def quantize(
     players: Players = "blocks",
     untie: Untie = False,
     rounding: RoundingName = "nearest",
+    apply_rounding: ApplyRounding = None,
+    rounding_windows: RoundingWindows = 128,
     group_size: GroupSize = 64,
     calibration: Calibration = None,
     windows: Windows = 32,
@@ -77,7 +83,7 @@ def quantize(
 
     sampling = Sampling(
         parse_widths(widths), players, untie, rounding, group_size, calibration, windows, window_tokens,
-        permutations, False, seed,
+        permutations, False, seed, rounding_windows, apply_rounding,
     )  # fmt: skip
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
     ask = Quantization(avg_bits, limit, method, alpha, device, dtype, trust_remote_code)
@@ -105,6 +111,8 @@ def samples(
     players: Players = "blocks",
     untie: Untie = False,
     rounding: RoundingName = "nearest",
+    apply_rounding: ApplyRounding = None,
+    rounding_windows: RoundingWindows = 128,
     group_size: GroupSize = 64,
     calibration: Calibration = None,
     windows: Windows = 32,
@@ -126,7 +134,7 @@ def samples(
 
     sampling = Sampling(
         parse_widths(widths), players, untie, rounding, group_size, calibration, windows, window_tokens,
-        permutations, False, seed,
+        permutations, False, seed, rounding_windows, apply_rounding,
     )  # fmt: skip
     table = open_table(model, sampling, Quantization(device=device, dtype=dtype, trust_remote_code=trust_remote_code))
     taken = take_samples(table, out, resume=resume)
@@ -186,22 +194,30 @@ def apply(
     model: ModelArg,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File written by `plan`.")],
     out: Out,
+    apply_rounding: ApplyRounding = None,
+    calibration: Calibration = None,
+    rounding_windows: RoundingWindows = 128,
+    window_tokens: WindowTokens = 512,
+    seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the checkpoint of a plan.
+    """Write the checkpoint of a plan, with the rounding it was made for or another.
 
-    Example: apportion apply ./model plan.json --out ./model-3bit
+    Example: apportion apply ./model plan.json --apply-rounding gptq --calibration c4.jsonl --out ./model-3bit
     """
     from apportion.bits.model import load_model, load_tokenizer
     from apportion.bits.plan import plan_from
     from apportion.bits.quantize import apply as run
+    from apportion.bits.sample import Sampling
     from apportion.core.artifact import read_json
     from apportion.core.device import place
 
     loaded = plan_from(read_json(plan_file))
-    result = run(load_model(model, place(device)), load_tokenizer(model), loaded, out, resume=resume)
+    text = Sampling(calibration=calibration, rounding_windows=rounding_windows, window_tokens=window_tokens, seed=seed)
+    staged, tokenizer = load_model(model, place(device)), load_tokenizer(model)
+    result = run(staged, tokenizer, loaded, out, resume=resume, rounding=apply_rounding, sampling=text)
     emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} bytes of weights")
 
 
