@@ -39,6 +39,7 @@ def fit_quadratic(
     mask: Bool[NDArray[np.bool_], "choices choices"] | None = None,
     prior: Prior | None = None,
     weights: Float[Array, " samples"] | None = None,
+    penalties: tuple[float, ...] = PAIR_PENALTIES,
 ) -> Quadratic:
     """Fit on 0/1 choices.
 
@@ -49,10 +50,11 @@ def fit_quadratic(
         mask: pairs to fit (all, if None).
         prior: shrink the linear costs towards it instead of towards zero.
         weights: how much each sample's error counts (all alike, if None).
+        penalties: candidates for `pair_penalty`.
 
     Pairs are penalised `pair_penalty` times as much as single choices; both penalties are those of least
     leave-one-out error, which for ridge is exact from one decomposition.
-    Cost: one eigendecomposition of the smaller Gram matrix for each of the PAIR_PENALTIES.
+    Cost: one eigendecomposition of the smaller Gram matrix for each penalty.
     """
     upper = np.triu(players[:, None] != players[None, :], k=1)
     first, second = np.nonzero(upper if mask is None else upper & mask)
@@ -61,7 +63,7 @@ def fit_quadratic(
     pair_spread = np.sqrt(spread[first] * spread[second])
     target = y - x @ base
     best: tuple[float, float, float, Array, float] | None = None
-    for penalty in PAIR_PENALTIES if len(first) else (1.0,):
+    for penalty in penalties if len(first) else (1.0,):
         shrink = pair_spread / np.sqrt(penalty)
         features = np.concatenate([x * spread, x[:, first] * x[:, second] * shrink], axis=1)
         found, intercept, ridge, error = ridge_loo(features, target, weights)

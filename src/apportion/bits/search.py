@@ -14,6 +14,7 @@ resumed search asks for the same assignments and finds them in the log.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,7 +25,7 @@ from apportion.bits.budget import Budget, Costs
 from apportion.bits.game import Game, Values
 from apportion.bits.plan import spent
 from apportion.bits.players import Assignment, uniform
-from apportion.bits.regression import Prior, fit_quadratic
+from apportion.bits.regression import PAIR_PENALTIES, Prior, fit_quadratic
 from apportion.bits.samples import Samples
 from apportion.bits.sensitivity import Sensitivity, choices_of, shares, surrogate
 from apportion.core.errors import InputError
@@ -34,9 +35,10 @@ ROUNDS = (0.9, 0.6, 0.4, 0.3)  # noise of each round of random plans, in log cos
 ESTIMATION_SHARE = 0.6  # of the evaluations; the rest improves plans
 NEAR_BITS = 0.35  # samples this far from a budget count 1/e^0.5 in its fit
 JITTER_BITS = 0.2
-SWAP_BATCH = 12
+SWAP_BATCH = 16
+SOLVE_EVERY = 3  # turns between two runs of the solver on the fit as it has become
 FULL_PAIRS = 24  # up to so many players all pairs are fitted, beyond only those inside a block
-SOLVER_SECONDS = 5.0
+SOLVER_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +134,13 @@ def search(
 def alone(state: Search) -> Float[NDArray[np.float64], "players widths"]:
     """Cost of every player alone at every width, in nats; unmeasured middle widths are interpolated."""
     samples = state.samples
-    count, columns = len(samples.players), len(samples.widths)
+    players, columns = len(samples.players), len(samples.widths)
     high = uniform(samples.players, samples.high)
-    every = count * (columns - 1)
+    every = players * (columns - 1)
     measured = range(columns - 1) if state.left >= 2.5 * every else [0]
-    single = {(p, w): (*high[:p], samples.widths[w], *high[p + 1 :]) for p in range(count) for w in measured}
+    single = {(p, w): (*high[:p], samples.widths[w], *high[p + 1 :]) for p in range(players) for w in measured}
     state.ask(list(single.values()), "alone")
-    costs = np.zeros((count, columns))
+    costs = np.zeros((players, columns))
     for (player, column), assignment in single.items():
         costs[player, column] = state.mean(assignment) - state.mean(high)
     if len(measured) == 1:
@@ -155,7 +157,7 @@ def explore(state: Search, costs: Float[NDArray[np.float64], "players widths"], 
         quota = share // len(ROUNDS)
         plans = []
         for _ in range(quota):
-            target = budgets[int(rng.integers(len(budgets)))].player_bytes
+            target = float(budgets[int(rng.integers(len(budgets)))].player_bytes)
             target += rng.normal() * JITTER_BITS * bytes_per_bit(state.samples)
             noisy = (
                 floor
@@ -231,7 +233,12 @@ def linear_table(found: Sensitivity) -> Float[NDArray[np.float64], "players widt
     return table
 
 
-def fit(state: Search, costs: Float[NDArray[np.float64], "players widths"], budget: Budget | None) -> Sensitivity:
+def fit(
+    state: Search,
+    costs: Float[NDArray[np.float64], "players widths"],
+    budget: Budget | None,
+    penalties: tuple[float, ...] = PAIR_PENALTIES,
+) -> Sensitivity:
     """Regress all that was measured, near a budget if one is given, shrinking towards the prior."""
     samples = state.samples
     choices = choices_of(len(samples.players), len(samples.widths))
@@ -247,7 +254,13 @@ def fit(state: Search, costs: Float[NDArray[np.float64], "players widths"], budg
     prior = costs[choices[:, 0], choices[:, 1]]
     spread = np.abs(prior) + 0.25 * float(np.abs(prior).mean()) + 1e-9
     found = fit_quadratic(
-        x, y, choices[:, 0], mask=pair_mask(samples, choices), prior=Prior(prior, spread), weights=weights
+        x,
+        y,
+        choices[:, 0],
+        mask=pair_mask(samples, choices),
+        prior=Prior(prior, spread),
+        weights=weights,
+        penalties=penalties,
     )
     details = {
         "ridge": found.ridge,
@@ -270,16 +283,19 @@ def improve(state: Search, costs: Float[NDArray[np.float64], "players widths"], 
     """Propose by the fit, measure, learn, until the quota is spent or nothing new is promising."""
     stop = max(state.left - quota, 0)
     found = fit(state, costs, budget)
-    while state.left > stop:
+    penalties = (found.details["pair_penalty"],)
+    for turn in count():
+        if state.left <= stop:
+            break
         before = len(state.seen)
-        proposals = [allocate(found, budget, seconds=SOLVER_SECONDS).assignment]
-        state.ask([item for item in proposals if state.left > stop], "surrogate")
+        if turn % SOLVE_EVERY == 0:
+            state.ask([allocate(found, budget, seconds=SOLVER_SECONDS).assignment], "surrogate")
         best = state.within(budget)[0]
         swaps = promising(found, state, best, budget)[: min(SWAP_BATCH, state.left - stop)]
         state.ask(swaps, "swap")
         if len(state.seen) == before:
             break
-        found = fit(state, costs, budget)
+        found = fit(state, costs, budget, penalties)
     best = state.within(budget)[0]
     return Found(best, state.mean(best), found, (), state.sources[best])
 
