@@ -1,12 +1,14 @@
 """checkpoint + text -> Samples: set up the game, ask it for SPQE's coalitions, save what came back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.budget import CostTable
@@ -15,7 +17,7 @@ from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_bits, require_groups
 from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
-from apportion.bits.players import Assignment, Player, players_of
+from apportion.bits.players import Assignment, Player, players_of, uniform
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, save_samples
 from apportion.bits.spqe import coalitions, draw_permutations
@@ -31,6 +33,8 @@ from apportion.bits.weights import (
 from apportion.core.artifact import Json, claim_folder
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog
+
+STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Sampling:
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
-            lambda: at_least("--permutations", self.permutations, 1),
+            lambda: at_least("--permutations", self.permutations, 0),
             lambda: at_least("--group-size", self.group_size, 1),
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
@@ -203,12 +207,23 @@ def calibration_for(table: Table, folder: Path) -> Calibration:
     return found
 
 
-def take_samples(table: Table, folder: Path, *, resume: bool = False) -> Samples:
+def orders_of(table: Table) -> Int[NDArray[np.int64], "permutations players"]:
+    """The permutations asked for; none at all for methods that choose their own assignments."""
+    sampling, players = table.sampling, len(table.players)
+    if sampling.permutations == 0:
+        return np.zeros((0, players), dtype=np.int64)
+    return draw_permutations(players, sampling.permutations, sampling.seed, antithetic=sampling.antithetic)
+
+
+def take_samples(
+    table: Table, folder: Path, *, resume: bool = False, stop: Callable[[Samples], bool] | None = None
+) -> Samples:
     """Measure the coalitions of SPQE and save them; a finished folder is read, not measured again.
 
     Args:
         folder: where values are appended as they come, so that a kill loses only what was in flight.
         resume: continue what is there.
+        stop: asked after every few permutations whether they are enough; all are used if None.
 
     Raises:
         InputError, ArtifactMismatchError, NumericError, as their steps say.
@@ -219,35 +234,58 @@ def take_samples(table: Table, folder: Path, *, resume: bool = False) -> Samples
     settings = table.settings(calibration)
     table.staged.verify(calibration.windows)
     sampling = table.sampling
-    orders = draw_permutations(len(table.players), sampling.permutations, sampling.seed, antithetic=sampling.antithetic)
-    wanted = coalitions(orders, sampling.widths[0], sampling.widths[-1])
+    orders = orders_of(table)
     with AppendLog(folder / VALUES, settings, resume=resume) as log:
         if (folder / SAMPLES).exists():
             saved = load_samples(folder)
-            if np.array_equal(saved.orders, orders):
+            if np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders):
                 return saved
         nll_fp = full_precision_nll(table.staged, calibration)
         game = MeasuredGame(table.bank(), calibration, log)
-        game.values(wanted)
-    samples = Samples(
-        players=table.players,
-        widths=sampling.widths,
-        player_bytes=table.costs.player_bytes,
-        player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
-        fixed_bytes=table.costs.fixed_bytes,
-        orders=orders,
-        values=game.known,
-        nll_fp=nll_fp,
-        settings=settings,
-        counts={
-            "evaluations": game.counts.evaluations,
-            "resumed_evaluations": game.resumed,
-            "block_forwards": game.counts.block_forwards,
-            "naive_block_forwards": game.counts.naive_block_forwards,
-            "seconds": time.monotonic() - began,
-        },
-    )
+        ends = [uniform(table.players, sampling.widths[-1]), uniform(table.players, sampling.widths[0])]
+        game.values([ends[0]] if len(orders) else ends)
+        samples = Samples(
+            players=table.players,
+            widths=sampling.widths,
+            player_bytes=table.costs.player_bytes,
+            player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
+            fixed_bytes=table.costs.fixed_bytes,
+            orders=orders[:0],
+            values=game.known,
+            nll_fp=nll_fp,
+            settings=settings,
+            counts={"asked": len(orders)},
+        )
+        samples = play(samples, game, orders, stop)
+    counts = {
+        "asked": len(orders),
+        "permutations": len(samples.orders),
+        "evaluations": game.counts.evaluations,
+        "resumed_evaluations": game.resumed,
+        "block_forwards": game.counts.block_forwards,
+        "naive_block_forwards": game.counts.naive_block_forwards,
+        "seconds": time.monotonic() - began,
+    }
+    samples = replace(samples, counts=counts)
     save_samples(samples, folder)
+    return samples
+
+
+def play(
+    samples: Samples,
+    game: MeasuredGame,
+    orders: Int[NDArray[np.int64], "permutations players"],
+    stop: Callable[[Samples], bool] | None,
+) -> Samples:
+    """Measure all permutations, or batch after batch until they are enough."""
+    step = len(orders) if stop is None else STOP_BATCH
+    for count in range(step, len(orders) + step, step) if len(orders) else ():
+        taken = orders[:count]
+        fresh = coalitions(orders[count - step : count], samples.low, samples.high)
+        game.values(fresh[1:])  # the first of them, all at the highest width, is known
+        samples = replace(samples, orders=taken, values=dict(game.known))
+        if stop is not None and stop(samples):
+            break
     return samples
 
 

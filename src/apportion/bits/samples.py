@@ -103,7 +103,8 @@ def load_samples(folder: Path) -> Samples:
     """
     content = read_json(folder / SAMPLES)
     _, records, _ = read_log(folder / VALUES)
-    values = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
+    taken = records[: content["coalitions"]]  # later ones were measured for plans, and no estimator saw them
+    values = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in taken}
     if len(values) < content["coalitions"]:
         raise ArtifactCorruptError(
             f"{folder / VALUES}: holds {len(values)} coalitions, expected {content['coalitions']}",

@@ -49,6 +49,7 @@ class Found:
         assignment, nll: the best measured plan within the budget, and its loss in nats per token.
         surrogate: the fit it was searched with.
         tried: the best distinct plans measured within this budget, with their losses, best first.
+        uniform: uniform plans that fit the budget, best first.
         source: which step proposed it: `uniform`, `random`, `surrogate` or `swap`.
     """
 
@@ -57,6 +58,7 @@ class Found:
     surrogate: Sensitivity
     tried: tuple[tuple[Assignment, float], ...]
     source: str
+    uniform: tuple[Assignment, ...] = ()
 
 
 @dataclass
@@ -346,4 +348,5 @@ def settle(state: Search, found: Found, budget: Budget) -> Found:
     ranked = state.within(budget)
     best = ranked[0]
     tried = tuple((item, state.mean(item)) for item in ranked[:10])
-    return Found(best, state.mean(best), found.surrogate, tried, state.sources[best])
+    level = tuple(item for item in ranked if len(set(item)) == 1)
+    return Found(best, state.mean(best), found.surrogate, tried, state.sources[best], level)

@@ -18,6 +18,15 @@ MaxBytes = Annotated[str | None, typer.Option(help="Budget as bytes of the weigh
 Widths = Annotated[str, typer.Option(help="Bits that a player may have.")]
 Method = Annotated[str, typer.Option(help="coopq (the paper), regression, or shapley (means alone).")]
 Players = Annotated[str, typer.Option(help="blocks, or linears (q/k/v and gate/up tied).")]
+MethodOrAuto = Annotated[str, typer.Option(help="auto (measured search), coopq (the paper), regression or shapley.")]
+Evaluations = Annotated[int, typer.Option(help="Plans that auto may measure.")]
+Finalists = Annotated[int, typer.Option(help="Plans that auto writes and measures again.")]
+UntilStable = Annotated[bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing.")]
+MaybeWidths = Annotated[str | None, typer.Option("--widths", help="Bits of a player [auto: 2,3,4; else 2,4].")]
+MaybePlayers = Annotated[
+    str | None,
+    typer.Option("--players", help="blocks, or linears with q/k/v and gate/up tied [auto: linears; else blocks]."),
+]
 Untie = Annotated[bool, typer.Option("--untie", help="Leave q/k/v and gate/up free (servers that fuse them refuse).")]
 RoundingName = Annotated[str, typer.Option("--rounding", help="nearest, quanto, hqq or gptq.")]
 ApplyRounding = Annotated[
@@ -52,9 +61,10 @@ def quantize(
     out: Out,
     avg_bits: AvgBits = None,
     max_bytes: MaxBytes = None,
-    widths: Widths = "2,4",
-    method: Method = "coopq",
-    players: Players = "blocks",
+    method: MethodOrAuto = "auto",
+    evaluations: Evaluations = 500,
+    widths: MaybeWidths = None,
+    players: MaybePlayers = None,
     untie: Untie = False,
     rounding: RoundingName = "nearest",
     apply_rounding: ApplyRounding = None,
@@ -64,7 +74,9 @@ def quantize(
     windows: Windows = 32,
     window_tokens: WindowTokens = 512,
     permutations: Permutations = 100,
+    until_stable: UntilStable = False,
     alpha: Alpha = 0.5,
+    finalists: Finalists = 3,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -76,17 +88,23 @@ def quantize(
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
     """
+    from apportion.bits.auto import default_widths
     from apportion.bits.budget import parse_bytes
     from apportion.bits.quantize import Quantization
     from apportion.bits.quantize import quantize as run
+    from apportion.bits.rounding import rounding_named
     from apportion.bits.sample import Sampling
 
+    searched = method == "auto"
+    own = default_widths(rounding_named(rounding).bits) if searched else (2, 4)
     sampling = Sampling(
-        parse_widths(widths), players, untie, rounding, group_size, calibration, windows, window_tokens,
-        permutations, False, seed, rounding_windows, apply_rounding,
+        parse_widths(widths) if widths else own, players or ("linears" if searched else "blocks"), untie, rounding,
+        group_size, calibration, windows, window_tokens, permutations, False, seed, rounding_windows, apply_rounding,
     )  # fmt: skip
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
-    ask = Quantization(avg_bits, limit, method, alpha, device, dtype, trust_remote_code)
+    ask = Quantization(
+        avg_bits, limit, method, alpha, evaluations, finalists, until_stable, device, dtype, trust_remote_code
+    )
     result = run(model, out, ask, sampling, resume=resume)
     emit(result, as_json=as_json, text=quantize_text(result))
 
