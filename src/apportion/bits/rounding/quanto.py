@@ -79,7 +79,7 @@ class Quanto:
         from optimum.quanto import MaxOptimizer, qint2, qint4
         from optimum.quanto.tensor.weights import quantize_weight
 
-        self.shapes(*weight.shape, width, weight.dtype)
+        self.shapes(weight.shape[0], weight.shape[1], width, weight.dtype)
         qtype = {2: qint2, 4: qint4}[width.bits]
         weight = weight.contiguous()
         scale, shift = MaxOptimizer()(weight, qtype=qtype, axis=0, group_size=width.group_size)
@@ -91,7 +91,7 @@ class Quanto:
         groups = rows * columns // width.group_size
         if groups < 2:
             raise InputError(
-                f"--rounding quanto: takes a weight of {rows} x {columns} in one group of {width.group_size} for several",
+                f"--rounding quanto: cannot hold a weight of {rows} x {columns} in a single group",
                 "choose a smaller --group-size or another rounding",
             )
         return {
