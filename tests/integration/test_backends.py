@@ -1,5 +1,6 @@
 """Every rounding end to end: bytes as predicted, the same logits in a fresh process, plans applied across roundings."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,9 @@ RELOAD = """
 import sys, torch, apportion
 ids = torch.arange(2, 42).view(2, 20)
 with torch.inference_mode():
-    torch.save([apportion.load(sys.argv[1], dense=dense)(ids).logits for dense in (False, True)], sys.argv[2])
+    for folder in sys.argv[1:]:
+        found = [apportion.load(folder, dense=dense)(ids).logits for dense in (False, True)]
+        torch.save(found, folder + ".pt")
 """
 
 
@@ -56,19 +59,36 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "dtype"), CASES)
-def test_a_fresh_process_loads_the_same_logits(checkpoint, text_file, tmp_path, name, kind, dtype):
-    widths = (2, 4) if name == "quanto" else (2, 3, 4)
-    sampling = small(text_file, rounding=name, widths=widths, players="linears")
-    model, out = str(checkpoint(kind, blocks=2, dtype=dtype)), tmp_path / "out"
-    result = quantize(model, out, Quantization(avg_bits=2.9, method="shapley"), sampling)
-    plan = plan_from(read_json(out / "plan.json"))
+def case_name(case: tuple[str, str, torch.dtype]) -> str:
+    return f"{case[0]}-{case[1]}-{str(case[2]).removeprefix('torch.')}"
+
+
+def case_sampling(case: tuple[str, str, torch.dtype], text: Path) -> Sampling:
+    widths = (2, 4) if case[0] == "quanto" else (2, 3, 4)
+    return small(text, rounding=case[0], widths=widths, players="linears")
+
+
+@pytest.fixture(scope="module")
+def reloaded(checkpoint, text_file, tmp_path_factory) -> Path:
+    """A folder for every case, and beside each the logits that one fresh process had of it."""
+    root = tmp_path_factory.mktemp("backends")
+    for case in CASES:
+        model = str(checkpoint(case[1], blocks=2, dtype=case[2]))
+        ask = Quantization(avg_bits=2.9, method="shapley")
+        quantize(model, root / case_name(case), ask, case_sampling(case, text_file))
+    folders = [str(root / case_name(case)) for case in CASES]
+    subprocess.run([sys.executable, "-c", RELOAD, *folders], check=True, capture_output=True)
+    return root
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+def test_a_fresh_process_loads_the_same_logits(reloaded, checkpoint, text_file, case):
+    out = reloaded / case_name(case)
+    plan, result = plan_from(read_json(out / "plan.json")), read_json(out / "result.json")
     assert len(set(plan.assignment)) > 1
-    table = open_table(model, sampling)
+    table = open_table(str(checkpoint(case[1], blocks=2, dtype=case[2])), case_sampling(case, text_file))
     ours = logits_with(table.staged, table.written(plan.assignment))
-    command = [sys.executable, "-c", RELOAD, str(out), str(tmp_path / "l.pt")]
-    subprocess.run(command, check=True, capture_output=True)
-    packed, dense = torch.load(tmp_path / "l.pt", weights_only=True)
+    packed, dense = torch.load(f"{out}.pt", weights_only=True)
     assert torch.equal(dense, ours)
     assert torch.equal(packed, ours)
     paths = widths_by_path(table.staged, plan.players, plan.assignment)
@@ -76,29 +96,24 @@ def test_a_fresh_process_loads_the_same_logits(checkpoint, text_file, tmp_path, 
     assert (out / "model.safetensors").stat().st_size == result["bytes"] == plan.total_bytes == predicted
     assert result["bytes"] <= plan.budget_bytes + table.costs.fixed_bytes
     assert result["format"] == table.applied.format
-    found = measure_perplexity(str(out), sampling.calibration, window_tokens=24, windows=4, dtype="float32")
+    found = measure_perplexity(str(out), text_file, window_tokens=24, windows=4, dtype="float32")
     assert 0 < found["nll"] < 12
 
 
 @pytest.mark.parametrize("name", ["quanto", "hqq"])
-def test_transformers_refuses_these_formats_rather_than_guess(checkpoint, text_file, tmp_path, name):
+def test_transformers_refuses_these_formats_rather_than_guess(reloaded, name):
     from transformers import AutoModelForCausalLM
 
-    out = tmp_path / "out"
-    sampling = small(text_file, rounding=name)
-    quantize(str(checkpoint(blocks=2)), out, Quantization(avg_bits=3, method="shapley"), sampling)
     with pytest.raises((ValueError, KeyError), match=r"mixed|quant_config"):
-        AutoModelForCausalLM.from_pretrained(out)
+        AutoModelForCausalLM.from_pretrained(reloaded / f"{name}-llama-bfloat16")
 
 
-def test_libraries_own_modules_hold_the_packed_weights(checkpoint, text_file, tmp_path):
+def test_libraries_own_modules_hold_the_packed_weights(reloaded):
     from hqq.core.quantize import HQQLinear
     from optimum.quanto import QLinear
 
     for name, kind in (("quanto", QLinear), ("hqq", HQQLinear)):
-        out = tmp_path / name
-        sampling = small(text_file, rounding=name)
-        quantize(str(checkpoint(blocks=2)), out, Quantization(avg_bits=3, method="shapley"), sampling)
+        out = reloaded / f"{name}-llama-bfloat16"
         assert sum(isinstance(module, kind) for module in load(out).modules()) == 14
         assert not any(isinstance(module, kind) for module in load(out, dense=True).modules())
 
@@ -167,7 +182,7 @@ def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, name, bit
             rounding.round(weight, width, None)
         return
     if name == "quanto" and rows * groups == 1:
-        with pytest.raises(InputError, match="one group"):
+        with pytest.raises(InputError, match="single group"):
             rounding.round(weight, width, None)
         return
     shapes = rounding.shapes(rows, groups * size, width, dtype)
@@ -191,10 +206,8 @@ def test_a_missing_package_names_its_extra(monkeypatch):
             rounding_named(name)
 
 
-def test_damaged_folders_are_refused(checkpoint, text_file, tmp_path):
-    out = tmp_path / "out"
-    sampling = small(text_file, rounding="hqq")
-    quantize(str(checkpoint(blocks=2)), out, Quantization(avg_bits=3, method="shapley"), sampling)
+def test_damaged_folders_are_refused(reloaded, tmp_path):
+    out = Path(shutil.copytree(reloaded / "hqq-llama-bfloat16", tmp_path / "out"))
     config = (out / "config.json").read_text()
     (out / "config.json").write_text(config.replace('"bits": 2', '"bits": 3'))
     with pytest.raises(ArtifactCorruptError, match="differs from the manifest"):

@@ -91,7 +91,7 @@ class Quanto:
         groups = rows * columns // width.group_size
         if groups < 2:
             raise InputError(
-                f"--rounding quanto: {rows} x {columns} weights are one group of {width.group_size}, expected two",
+                f"--rounding quanto: cannot hold a weight of {rows} x {columns} in a single group",
                 "choose a smaller --group-size or another rounding",
             )
         return {
