@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apportion.bits.optimum import assignment_at, demoted_counts, index_of
 from apportion.bits.players import Player
 from apportion.bits.samples import Samples
 from apportion.bits.sensitivity import Sensitivity, estimate
 from apportion.bits.spqe import coalitions, draw_permutations
+from apportion.core.arrays import NDArray
 
 METHODS = ("coopq", "shapley", "regression")
 COUNTS = (5, 10, 20, 50, 100)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-ALL = "coopq,regression,shapley,one-at-a-time,greedy,llm-mq,lim,zd,zd-two-sided,activation,random,optimum"
+ALL = "auto,coopq,regression,shapley,one-at-a-time,greedy,llm-mq,lim,zd,zd-two-sided,activation,random,optimum"
 
 
 def options() -> argparse.Namespace:
@@ -35,6 +35,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--text-windows", type=int, default=128)
     parser.add_argument("--permutations", type=int, default=100)
     parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--widths", default="2,4")
+    parser.add_argument("--players", default="blocks")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--apply-rounding", default=None)
     parser.add_argument("--job-limit-s", type=float, default=280.0)
@@ -63,14 +65,17 @@ def main() -> None:
 def run_job(asked: argparse.Namespace, model: str, folder: str, rounding: str, limit_s: float) -> None:
     """One compare in its own process, so that a failure or a time limit costs this job alone."""
     applied = f"_on_{asked.apply_rounding}" if asked.apply_rounding else ""
-    name = f"{model}_{rounding}{applied}"
+    finer = "" if asked.widths == "2,4" else "_w" + asked.widths.replace(",", "")
+    finer += "" if asked.players == "blocks" else f"_{asked.players}"
+    name = f"{model}_{rounding}{applied}{finer}"
     work = asked.work / name
     command = [
         sys.executable, "-m", "apportion", "compare", folder, "--out", str(work), "--resume",
         "--text", str(asked.text), "--calibration", str(asked.calibration), "--methods", asked.methods,
         "--rounding", rounding, "--windows", str(asked.windows), "--window-tokens", str(asked.window_tokens),
         "--text-windows", str(asked.text_windows), "--permutations", str(asked.permutations),
-        "--group-size", str(asked.group_size), "--dtype", asked.dtype,
+        "--group-size", str(asked.group_size), "--dtype", asked.dtype, "--widths", asked.widths,
+        "--players", asked.players,
     ]  # fmt: skip
     command += ["--apply-rounding", asked.apply_rounding] if asked.apply_rounding else []
     began = time.monotonic()

@@ -8,7 +8,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.calibration import Calibration, calibrate
@@ -19,6 +18,7 @@ from apportion.bits.players import Assignment
 from apportion.bits.sample import Sampling, Table
 from apportion.bits.spqe import coalitions, draw_permutations, marginals
 from apportion.bits.weights import WeightBank
+from apportion.core.arrays import NDArray
 from apportion.core.device import place
 
 SKIPPED = 0  # the width of a block that is left out

@@ -6,6 +6,7 @@ command), `ablation_*.json` (of benchmarks/ablations.py), and any other file tha
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def page(files: Mapping[str, Json]) -> str:
         "the calibration NLL above the exhaustive optimum's, nats.",
         "",
         *main,
+        *finer_part(compares),
         *(["### Further comparisons", "", *further] if further else []),
         "## Ablations",
         "",
@@ -195,6 +197,43 @@ def verdict(results: Sequence[Json]) -> list[str]:
             "",
         ]
     return lines
+
+
+def finer_part(compares: Mapping[str, Json]) -> list[str]:
+    """More widths and finer players: mean over the grid's budgets, and its share of what the paper's setting gives."""
+    lines = [
+        "### More widths and finer players",
+        "",
+        "Mean over the grid's budgets of the log-perplexity above all-highest (4-bit), nats, and its ratio to CoopQ's "
+        "with blocks and widths 2,4 on the same model and rounding.",
+        "",
+    ]
+    rows = []
+    for model in MODELS:
+        for rounding in dict.fromkeys(rounding_name(item) for item in compares.values()):
+            own = [item for item in compares.values() if item["model"] == model and rounding_name(item) == rounding]
+            paper = [item for item in own if kind_of(item) == "blocks, 2,4" and "coopq" in item["methods"]]
+            for item in own:
+                for method in (name for name in ("coopq", "regression", "auto") if name in item["methods"]):
+                    mean = above_highest(item, method)
+                    ratio = f"{mean / above_highest(paper[0], 'coopq'):.2f}" if paper else "–"
+                    rows.append([model, rounding, kind_of(item), method, f"{mean:.4f}", ratio])
+    table = markdown(["model", "rounding", "players, widths", "method", "mean", "of CoopQ's"], rows)
+    return [*lines, *(table if rows else [NOT_RUN]), ""]
+
+
+def kind_of(result: Json) -> str:
+    """Players and widths."""
+    settings = result["settings"]
+    return f"{settings.get('players', 'blocks')}, {','.join(map(str, settings.get('widths', (2, 4))))}"
+
+
+def above_highest(result: Json, method: str) -> float:
+    """Mean over the grid of a method's log-perplexity above all at the highest width."""
+    uniform = result["perplexity_uniform"]
+    highest = math.log(uniform[max(uniform, key=int)])
+    cells = result["methods"][method]["budgets"]
+    return sum(math.log(cell["perplexity"]) - highest for cell in cells) / len(cells)
 
 
 def ablation_part(ablation: str, files: Mapping[str, Json]) -> list[str]:

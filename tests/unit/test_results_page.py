@@ -40,7 +40,7 @@ def comparison(coopq: float, lim: float) -> dict[str, object]:
 
 def test_nothing_saved_is_said(maker: ModuleType) -> None:
     text = maker.page({})
-    assert text.count(maker.NOT_RUN) == 1 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
+    assert text.count(maker.NOT_RUN) == 2 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
 
 
 def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(maker: ModuleType) -> None:
@@ -57,6 +57,15 @@ def test_the_claim_is_counted_where_it_is_seen(maker: ModuleType) -> None:
     text = maker.page({"compare_llama-mini_nearest": comparison(30.0, 40.0)})
     assert "below the best baseline in 1 of 1 cells, and by 20 % or more in 1" in text
     assert "Where the paper's ordering was not seen" not in text
+
+
+def test_finer_choices_are_put_beside_the_papers(maker: ModuleType) -> None:
+    finer = comparison(40.0, 45.0)
+    finer["settings"] = {**finer["settings"], "widths": [2, 3, 4]}  # type: ignore[dict-item]
+    finer["methods"] = {"auto": finer["methods"]["coopq"]}  # type: ignore[index]
+    text = maker.page({"compare_llama-mini_nearest": comparison(50.0, 40.0), "compare_llama-mini_nearest_w234": finer})
+    assert "| llama-mini | nearest | blocks, 2,4 | coopq | 0.2744 | 1.00 |" in text
+    assert "| llama-mini | nearest | blocks, 2,3,4 | auto | 0.0513 | 0.19 |" in text
 
 
 def test_ablations_and_other_tables_are_shown(maker: ModuleType) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apportion.bits.budget import Budget
 from apportion.bits.plan import Plan, average_bits, spent
 from apportion.bits.players import Assignment
 from apportion.bits.sensitivity import Sensitivity
+from apportion.core.arrays import NDArray
 from apportion.core.errors import BudgetError
 
 TIME_LIMIT_S = 60.0

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apportion.bits.budget import Costs
 from apportion.bits.players import Assignment, Player
 from apportion.bits.samples import player_from
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactCorruptError
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
+
+from apportion.core.arrays import NDArray
 
 RIDGES = tuple(10.0**power for power in np.arange(-10.0, 1.01, 0.5))
 PAIR_PENALTIES = (1.0, 4.0, 16.0, 64.0)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.budget import CostTable
@@ -30,6 +29,7 @@ from apportion.bits.weights import (
     round_all,
     round_plan,
 )
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from apportion.bits.game import Values, decode
 from apportion.bits.players import Assignment, Player, uniform
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.errors import ArtifactCorruptError
 from apportion.core.log import read_log

@@ -18,7 +18,6 @@ from itertools import count
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from apportion.bits.allocate import allocate
 from apportion.bits.budget import Budget, Costs
@@ -28,6 +27,7 @@ from apportion.bits.players import Assignment, uniform
 from apportion.bits.regression import PAIR_PENALTIES, Prior, fit_quadratic
 from apportion.bits.samples import Samples
 from apportion.bits.sensitivity import Sensitivity, choices_of, shares, surrogate
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.core.seeds import stream
 
