@@ -99,6 +99,11 @@ def at_least(name: str, value: int, smallest: int) -> None:
         raise InputError(f"{name} {value}: expected at least {smallest}")
 
 
+def require_applied(widths: tuple[int, ...], rounding: str, applied: str) -> None:
+    if applied != rounding:
+        require_bits(widths, rounding_named(applied).bits, applied)
+
+
 def require_text(path: Path | None) -> None:
     if path is not None and not path.is_file():
         raise InputError(f"--calibration {path}: no such file", "give a .txt or .jsonl file, or leave it out")
