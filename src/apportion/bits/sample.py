@@ -80,10 +80,7 @@ class Sampling:
         rounding = rounding_named(self.rounding)
         require_all(
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
-            lambda: (
-                self.applied == self.rounding
-                or require_bits(self.widths, rounding_named(self.applied).bits, self.applied)
-            ),
+            lambda: require_applied(self.widths, self.rounding, self.applied),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
