@@ -18,6 +18,7 @@ from apportion.bits.rounding import ROUNDINGS
 from apportion.bits.rounding.grid import GridWeight
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.sample import Sampling
+from apportion.cli import main
 from apportion.core.errors import ApportionError, ArtifactMismatchError, InputError
 from apportion.core.log import read_log
 from tests.tiny_models import KINDS
@@ -183,3 +184,39 @@ def test_the_optimum_of_seventeen_blocks_is_refused(checkpoint: Make, text_file:
     ask, sampling = ask_for(text_file, methods=("optimum",))
     with pytest.raises(InputError, match="131,072"):
         compare(str(checkpoint("llama", blocks=17)), tmp_path / "out", ask, sampling)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["apportion", "compare", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_command_prints_one_json_object(
+    checkpoint: Make,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = f"--group-size 32 --windows 2 --window-tokens 24 --permutations 2 --text-windows 2 --text {text_file}"
+    model = checkpoint("llama", blocks=3)
+    code = run_command(
+        monkeypatch, model, *asked.split(), "--calibration", text_file, "--methods", "coopq,lim", "--avg-bits", "3",
+        "--no-curve", "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["methods"]) == ["coopq", "lim"]
+    assert result["out"] == str(tmp_path / "out")
+
+
+def test_the_command_refuses_an_unknown_method_and_lists_the_known(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run_command(monkeypatch, "x", "--text", text_file, "--methods", "magic", "--out", tmp_path / "out")
+    assert code == 1
+    assert "choose from" in capsys.readouterr().err
