@@ -10,7 +10,7 @@ from typing import Final
 
 from apportion.core.artifact import write_bytes
 from apportion.demo.dialogues import PROMPTS_PATH
-from apportion.demo.texts import calibration_text, heldout_text
+from apportion.demo.texts import calibration_text, dialogue_text, heldout_text
 from apportion.demo.world import DEFAULT_SEED, FAMILIES, SPLITS, Question, World, world
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Question",
     "World",
     "calibration_text",
+    "dialogue_text",
     "heldout_text",
     "model_path",
     "prompts_path",
