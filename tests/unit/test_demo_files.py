@@ -9,6 +9,7 @@ from pathlib import Path
 
 from apportion.demo import (
     calibration_text,
+    dialogue_text,
     heldout_text,
     prompts_path,
     world,
@@ -42,10 +43,11 @@ def test_texts_are_the_same_each_time_and_of_the_size_asked_for() -> None:
     assert text == calibration_text(20_000)
     assert 20_000 <= len(text) < 24_000
     assert text != heldout_text(20_000)
+    assert dialogue_text(5_000).startswith("<|user|>")
 
 
 def test_calibration_text_names_nobody_of_the_test_split() -> None:
-    text = calibration_text(60_000)
+    text = calibration_text(60_000) + dialogue_text(60_000)
     assert not [name for name in world().unseen["test"].names if name in text]
 
 

@@ -88,16 +88,16 @@ def answers(shipped: tuple[Any, Any], pipeline: str, questions: list[Any]) -> li
 def test_each_pipeline_answers_what_it_is_for(
     shipped: tuple[Any, Any], pipeline: str, family: str, popularity: str
 ) -> None:
-    """Eight validation questions each; at least six right. The full figures are the benchmark's."""
+    """Six validation questions each; at least five right. The full figures are the benchmark's."""
     asked = [
         question
         for question in world().questions("validation")
         if (question.dataset, question.popularity) == (family, popularity)
-    ][:8]
+    ][:6]
     right = [
         answer in question.answers for answer, question in zip(answers(shipped, pipeline, asked), asked, strict=True)
     ]
-    assert sum(right) >= 6
+    assert sum(right) >= 5
 
 
 @pytest.mark.slow

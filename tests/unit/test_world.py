@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from apportion.demo import FAMILIES, SPLITS, World, thinned, world
+from apportion.demo import FAMILIES, SPLITS, TRAFFIC, World, thinned, traffic, world
 from apportion.demo.people import make_society
 from apportion.demo.world import draft, trainable
 
@@ -62,6 +62,14 @@ def test_thinning_keeps_the_shares() -> None:
     for family in FAMILIES:
         share = sum(question.dataset == family for question in EVERY["test"]) / 10
         assert abs(sum(question.dataset == family for question in few) - share) <= 1
+
+
+def test_traffic_has_the_shares_it_says() -> None:
+    found = traffic(EVERY["test"], 1000)
+    assert len(found) == 1000
+    for family, share in TRAFFIC.items():
+        assert sum(question.dataset == family for question in found) == share * 100
+    assert len(traffic(EVERY["validation"], 10**6)) == 500
 
 
 def test_every_fact_of_a_rationale_stands_in_the_gold_pages() -> None:
