@@ -147,15 +147,17 @@ class Router:
             InputError: a weight below 0 or not finite; a latency weight for a router that knows no latency.
         """
         weights = Weights(token_weight, latency_weight)
+        pair = (weights.token, weights.latency)
         tier, reason = self.tier_at(weights), ""
-        if tier and tier.asks and self.wants_draft(features, weights):
-            tier = self._full
+        found = tier.policy.logits_of(features, pair) if tier and tier.asks else None
+        if found and found[0][2] > 0:  # the draft is worth its cost
+            tier, found = self._full, None
         if tier and any(not _known(features.get(name)) for name in tier.draft_names):
             reason = f"no draft features, so not the {tier.name} tier"
             tier = self.tier_at(weights, draft=False)
         if tier is None:
             return self._static(weights, reason)
-        (rag, cot, *_), missing = tier.policy.logits_of(features, (weights.token, weights.latency))
+        (rag, cot, *_), missing = found or tier.policy.logits_of(features, pair)
         column = choose_one(rag, cot, self.columns)
         return Decision(
             strategy=STRATEGIES[column],
