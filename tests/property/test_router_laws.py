@@ -121,6 +121,12 @@ def test_a_draft_is_wanted_for_some_questions_and_the_full_tier_decides_those() 
             assert router.decide(row, 0.3, 0.1).tier == "lean"
 
 
+def test_a_tier_that_asks_needs_one_that_reads_the_draft() -> None:
+    router = informed().router
+    with pytest.raises(InputError, match="no full tier"):
+        replace(router, tiers=router.tiers[1:])
+
+
 def test_without_a_draft_the_lean_tier_decides_and_says_so() -> None:
     router = _with_full_preferred(informed().router)
     values = dict(zip(NAMES, needs_profile(1, seed=9).features[0].tolist(), strict=True))

@@ -96,6 +96,11 @@ class Router:
         """Names of the strategies it may choose."""
         return tuple(STRATEGIES[column] for column in self.columns)
 
+    def __post_init__(self) -> None:
+        names = [tier.name for tier in self.tiers]
+        if any(tier.asks for tier in self.tiers) and FULL not in names:
+            raise InputError(f"router: tiers {names}: one asks for a draft that no full tier reads")
+
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""
         quality, tokens, latency = self.means
