@@ -32,5 +32,8 @@ fix: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/prefix_sharing.py --out out/bench
 
+results: $(STAMP)
+	$(BIN)/python tools/make_results.py
+
 clean:
 	rm -rf $(VENV) out

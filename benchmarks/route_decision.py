@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
-from synthetic_profiles import needs_profile  # noqa: E402
 
 from apportion.route.router import Router  # noqa: E402
 from apportion.route.router_file import load_router  # noqa: E402
 from apportion.route.train import train_router  # noqa: E402
+from tests.synthetic_profiles import needs_profile  # noqa: E402
 
 
 def wide_router() -> Router:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apportion.bits.budget import CostTable
 from apportion.bits.players import Assignment, Player
+from apportion.core.arrays import NDArray
 
 
 class KnownGame:

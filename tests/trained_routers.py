@@ -2,10 +2,9 @@
 
 from functools import cache
 
-from synthetic_profiles import either_profile, needs_profile
-
 from apportion.route.policy_training import TrainingPlan
 from apportion.route.train import Trained, train_router
+from tests.synthetic_profiles import either_profile, needs_profile
 
 QUICK = TrainingPlan(folds=4, seeds=1, steps=300, check_every=50)
 

@@ -21,6 +21,7 @@ _HOMES = {
     "budget_from_bits": "bits.budget",
     "budget_from_bytes": "bits.budget",
     "estimate": "bits.sensitivity",
+    "load": "bits.load",
     "open_table": "bits.quantize",
     "perplexity": "bits.evaluate",
     "quantize": "bits.quantize",

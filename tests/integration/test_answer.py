@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from chat_server import Server, serve
 
 from apportion.core.errors import ArtifactMismatchError, InputError, ServiceError
 from apportion.route.answer import answer
@@ -16,6 +15,7 @@ from apportion.route.prompts import load_prompts
 from apportion.route.router import Decision
 from apportion.route.setup import Setup, require_trained_on
 from apportion.route.utility import Weights
+from tests.integration.chat_server import Server, serve
 
 WEIGHTS = Weights(0.2)
 

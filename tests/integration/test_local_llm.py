@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import make_tiny_model
 
 from apportion.core.errors import InputError, ModelStructureError
 from apportion.route.llm.generate import Row, generate
 from apportion.route.llm.identity import model_identity
 from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.protocol import Request
+from tests.integration.tiny_model import make_tiny_model
 
 QUESTIONS = ["What is the capital?", "one plus two", "Tokyo", "What " * 30, "seven and not three plus 1"]
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from chat_server import KEY, Mode, Server, serve
 
 from apportion.core.errors import InputError, ServiceError
 from apportion.route.llm.openai import OpenAILLM
 from apportion.route.llm.protocol import Request
+from tests.integration.chat_server import KEY, Mode, Server, serve
 
 opened: list[OpenAILLM] = []
 

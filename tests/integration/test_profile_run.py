@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
-from chat_server import Server, serve
-from tiny_model import make_tiny_model
 
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
 from apportion.route.corpus import Passage
@@ -30,6 +28,8 @@ from apportion.route.questions import Question
 from apportion.route.retrieve import Bm25Index
 from apportion.route.setup import Setup
 from apportion.route.strategy import STRATEGIES
+from tests.integration.chat_server import Server, serve
+from tests.integration.tiny_model import make_tiny_model
 
 CORPUS = [Passage(f"p{n}", f"City {n}", f"City {n} lies on river {n % 3} near hill {n}.") for n in range(12)]
 QUESTIONS = [Question(f"q{n}", "cities", f"Which river is at city {n}", (str(n),)) for n in range(6)]

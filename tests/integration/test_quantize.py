@@ -12,6 +12,7 @@ import torch
 import apportion
 from apportion.bits.checkpoint import packed_entries, widths_by_path
 from apportion.bits.container import file_bytes
+from apportion.bits.game import encode
 from apportion.bits.plan import plan_from
 from apportion.bits.quantize import Quantization, apply, measure_perplexity, open_table, quantize
 from apportion.bits.sample import Sampling, take_samples
@@ -27,6 +28,7 @@ from apportion.core.errors import (
     InputError,
     NumericError,
 )
+from apportion.core.log import read_log
 from tests.tiny_models import KINDS
 
 RELOAD = """
@@ -43,11 +45,15 @@ def small(text: Path, **changes) -> Sampling:
     return Sampling(**{**settings, **changes})
 
 
+def paper(**settings) -> Quantization:
+    return Quantization(method="coopq", **settings)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("players", ["blocks", "linears"])
 def test_a_fresh_process_loads_the_same_logits(checkpoint, text_file, tmp_path, kind, players):
     sampling = small(text_file, widths=(2, 3, 4), players=players)
-    ask = Quantization(avg_bits=2.9)
+    ask = paper(avg_bits=2.9)
     out = tmp_path / "out"
     result = quantize(str(checkpoint(kind)), out, ask, sampling)
     plan = plan_from(read_json(out / "plan.json"))
@@ -65,7 +71,7 @@ def test_a_fresh_process_loads_the_same_logits(checkpoint, text_file, tmp_path, 
 
 
 def test_the_result_says_what_was_measured(checkpoint, text_file, tmp_path):
-    result = quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+    result = quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file))
     keys = "avg_bits bytes nll_fp nll_high nll_plan block_forwards naive_block_forwards evaluations seconds plan out"
     assert set(keys.split()) <= set(result)
     assert result["block_forwards"] < result["naive_block_forwards"]
@@ -75,27 +81,59 @@ def test_the_result_says_what_was_measured(checkpoint, text_file, tmp_path):
     assert {"plan.json", "sensitivity.json", "samples/values.log", "report/report.md"} <= set(manifest["files"])
     plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
     assert plan.measured_nll == pytest.approx(result["nll_plan"])
-    samples = load_samples(tmp_path / "out" / "samples")
-    assert samples.mean(plan.assignment) == result["nll_plan"]
+    records = read_log(tmp_path / "out" / "samples" / "values.log")[1]
+    values = {record["widths"]: float(np.mean(record["nll"])) for record in records}
+    assert values[encode(plan.assignment)] == result["nll_plan"]
     reloaded = measure_perplexity(str(tmp_path / "out"), text_file, window_tokens=24, windows=6, dtype="float32")
     original = measure_perplexity(str(checkpoint()), text_file, window_tokens=24, windows=6, dtype="float32")
     assert reloaded["nll"] != original["nll"]
     assert abs(reloaded["nll"] - original["nll"]) < 2
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path, rounding):
+    sampling = small(text_file, widths=(2, 3, 4), players="linears", rounding=rounding, rounding_windows=8)
+    ask = Quantization(avg_bits=3.0, evaluations=60, finalists=2)
+    result = quantize(str(checkpoint()), tmp_path / "out", ask, sampling)
+    plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
+    assert result["method"] == "auto"
+    assert plan.avg_bits <= 3.0
+    records = read_log(tmp_path / "out" / "samples" / "values.log")[1]
+    values = {record["widths"]: float(np.mean(record["nll"])) for record in records}
+    tried = {item["widths"]: item["nll"] for item in plan.tried if "nll" in item}
+    assert all(values[widths] == nll for widths, nll in tried.items())
+    assert "3" * 16 in values  # the uniform plan is among the candidates
+    if rounding == "nearest":
+        assert result["nll_plan"] == min(tried.values()) <= values["3" * 16]
+        assert result["evaluations"] <= 60 + 10  # and the frontier of the report
+    else:
+        written = {item["widths"]: item["nll_written"] for item in plan.tried if "nll_written" in item}
+        assert "3" * 16 in written
+        assert result["nll_plan"] == min(written.values())
+    again = quantize(str(checkpoint()), tmp_path / "again", ask, sampling)
+    assert again["plan"] == result["plan"]
+
+
+def test_sampling_stops_by_itself_when_plans_no_longer_change(checkpoint, text_file, tmp_path):
+    ask = paper(avg_bits=3.0, until_stable=True)
+    result = quantize(str(checkpoint()), tmp_path / "out", ask, small(text_file, permutations=200))
+    assert 20 <= result["permutations"] < 200
+    assert result["permutations"] % 5 == 0
+
+
 def test_a_byte_budget_holds_for_the_file_on_disk(checkpoint, text_file, tmp_path):
     limits = {}
     for bits in (2.0, 4.0):
         out = tmp_path / f"at{bits}"
-        limits[bits] = quantize(str(checkpoint()), out, Quantization(avg_bits=bits), small(text_file))["bytes"]
+        limits[bits] = quantize(str(checkpoint()), out, paper(avg_bits=bits), small(text_file))["bytes"]
     limit = (limits[2.0] + limits[4.0]) // 2
-    result = quantize(str(checkpoint()), tmp_path / "out", Quantization(max_bytes=limit), small(text_file))
+    result = quantize(str(checkpoint()), tmp_path / "out", paper(max_bytes=limit), small(text_file))
     assert limits[2.0] < (tmp_path / "out" / "model.safetensors").stat().st_size == result["bytes"] <= limit
 
 
 def test_steps_alone_give_the_same_as_all_at_once(checkpoint, text_file, tmp_path):
     sampling = small(text_file)
-    whole = quantize(str(checkpoint()), tmp_path / "whole", Quantization(avg_bits=3.0), sampling)
+    whole = quantize(str(checkpoint()), tmp_path / "whole", paper(avg_bits=3.0), sampling)
     table = open_table(str(checkpoint()), sampling)
     sensitivity = estimate(take_samples(table, tmp_path / "samples"))
     plan = apportion.allocate(sensitivity, apportion.budget_from_bits(sensitivity, 3.0))
@@ -107,8 +145,8 @@ def test_steps_alone_give_the_same_as_all_at_once(checkpoint, text_file, tmp_pat
 
 def test_without_calibration_the_model_writes_its_own_and_says_so(checkpoint, tmp_path):
     sampling = small(None, permutations=2)
-    first = quantize(str(checkpoint()), tmp_path / "a", Quantization(avg_bits=3.0), sampling)
-    second = quantize(str(checkpoint()), tmp_path / "b", Quantization(avg_bits=3.0), sampling)
+    first = quantize(str(checkpoint()), tmp_path / "a", paper(avg_bits=3.0), sampling)
+    second = quantize(str(checkpoint()), tmp_path / "b", paper(avg_bits=3.0), sampling)
     assert first["calibration"] == "sampled from the model itself"
     assert first["nll_fp"] == second["nll_fp"]
     windows = load_samples(tmp_path / "a" / "samples").settings["calibration"]
@@ -117,12 +155,12 @@ def test_without_calibration_the_model_writes_its_own_and_says_so(checkpoint, tm
 
 def test_resuming_a_finished_run_returns_it_and_another_run_is_refused(checkpoint, text_file, tmp_path):
     out, model, sampling = tmp_path / "out", str(checkpoint()), small(text_file)
-    first = quantize(model, out, Quantization(avg_bits=3.0), sampling)
-    assert quantize(model, out, Quantization(avg_bits=3.0), sampling, resume=True) == first
+    first = quantize(model, out, paper(avg_bits=3.0), sampling)
+    assert quantize(model, out, paper(avg_bits=3.0), sampling, resume=True) == first
     with pytest.raises(ArtifactExistsError, match="not empty"):
-        quantize(model, out, Quantization(avg_bits=3.0), sampling)
+        quantize(model, out, paper(avg_bits=3.0), sampling)
     with pytest.raises(ArtifactMismatchError, match="another permutations"):
-        quantize(model, out, Quantization(avg_bits=3.0), small(text_file, permutations=5), resume=True)
+        quantize(model, out, paper(avg_bits=3.0), small(text_file, permutations=5), resume=True)
 
 
 def test_samples_of_another_model_or_text_are_refused_by_digest(checkpoint, text_file, tmp_path):
@@ -158,7 +196,7 @@ def test_a_cut_last_line_is_continued_and_a_changed_middle_is_refused(checkpoint
 
 
 def test_a_changed_file_is_found_by_its_digest(checkpoint, text_file, tmp_path):
-    quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+    quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file))
     path = tmp_path / "out" / "plan.json"
     path.write_text(path.read_text().replace("coopq", "coopQ"))
     with pytest.raises(ArtifactCorruptError, match=r"plan\.json"):
@@ -168,23 +206,28 @@ def test_a_changed_file_is_found_by_its_digest(checkpoint, text_file, tmp_path):
 def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
     model = str(checkpoint())
     with pytest.raises(InputError, match=r"(?s)3 values cannot be used.*--widths.*--windows 0.*no such file"):
-        quantize(model, tmp_path / "a", Quantization(avg_bits=3.0), small(tmp_path / "no", widths=(2, 5), windows=0))
+        quantize(
+            model,
+            tmp_path / "a",
+            paper(avg_bits=3.0),
+            small(tmp_path / "no", widths=(2, 5), windows=0),
+        )
     assert not (tmp_path / "a").exists()
     for wrong in ({"group_size": 48}, {"windows": 10_000}, {"window_tokens": 100_000}):
         with pytest.raises(InputError):
-            quantize(model, tmp_path / str(wrong), Quantization(avg_bits=3.0), small(text_file, **wrong))
+            quantize(model, tmp_path / str(wrong), paper(avg_bits=3.0), small(text_file, **wrong))
     with pytest.raises(BudgetError, match="bytes short"):
-        quantize(model, tmp_path / "b", Quantization(max_bytes=1000), small(text_file))
+        quantize(model, tmp_path / "b", paper(max_bytes=1000), small(text_file))
     assert not (tmp_path / "b" / "samples").exists()
     with pytest.raises(BudgetError, match="exactly one"):
-        quantize(model, tmp_path / "c", Quantization(), small(text_file))
-    quantize(model, tmp_path / "done", Quantization(avg_bits=3.0), small(text_file))
+        quantize(model, tmp_path / "c", paper(), small(text_file))
+    quantize(model, tmp_path / "done", paper(avg_bits=3.0), small(text_file))
     with pytest.raises(InputError, match="quantized already"):
         open_table(str(tmp_path / "done"), small(text_file))
 
 
 def test_a_plan_is_not_applied_to_another_model(checkpoint, text_file, tmp_path):
-    quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+    quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file))
     plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
     other = open_table(str(checkpoint("qwen3")), small(text_file))
     with pytest.raises(ArtifactMismatchError, match="made for the model"):
@@ -201,7 +244,7 @@ def test_infinite_weights_are_named(checkpoint, text_file, tmp_path):
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericError, match="not finite"):
-        quantize(str(broken), tmp_path / "out", Quantization(avg_bits=3.0), small(text_file))
+        quantize(str(broken), tmp_path / "out", paper(avg_bits=3.0), small(text_file))
 
 
 def test_public_names_are_the_documented_ones():
@@ -212,7 +255,7 @@ def test_public_names_are_the_documented_ones():
 
 
 def test_predictions_are_those_of_the_saved_sensitivity(checkpoint, text_file, tmp_path):
-    quantize(str(checkpoint()), tmp_path / "out", Quantization(avg_bits=3.0, method="regression"), small(text_file))
+    quantize(str(checkpoint()), tmp_path / "out", Quantization(method="regression", avg_bits=3.0), small(text_file))
     frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())["plans"]
     found = estimate(load_samples(tmp_path / "out" / "samples"), "regression")
     assert frontier[0]["avg_bits"] == 2.0

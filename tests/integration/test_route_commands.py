@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chat_server import KEY, Server, serve
 
 from apportion.cli import main
 from apportion.route.policy_training import TrainingPlan
 from apportion.route.profile_file import read_profile
 from apportion.route.router_file import save_router
 from apportion.route.train import train_router
+from tests.integration.chat_server import KEY, Server, serve
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_profiles import needs_profile
-from trained_routers import uninformed
 
 from apportion.cli import main
 from apportion.core.artifact import read_manifest
@@ -17,6 +15,8 @@ from apportion.route.profile import Outcome, Profile, ProfileSource
 from apportion.route.profile_file import write_profile
 from apportion.route.router_file import save_router
 from apportion.route.strategy import STRATEGIES
+from tests.synthetic_profiles import needs_profile
+from tests.trained_routers import uninformed
 
 
 def save(profile: Profile, path: Path, model: str = "tiny") -> Path:

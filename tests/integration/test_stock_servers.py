@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_gguf import write_gguf
-from tiny_model import make_tiny_model
 
 from apportion.route.corpus import Passage
 from apportion.route.indexing import build_index
@@ -26,6 +24,8 @@ from apportion.route.profiling import run_profile
 from apportion.route.prompts import Prompts, load_prompts
 from apportion.route.questions import Question
 from apportion.route.setup import Setup
+from tests.integration.tiny_gguf import write_gguf
+from tests.integration.tiny_model import make_tiny_model
 
 ASKED = [
     Request(text, max_tokens=6, thinking=False, logprobs=True)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tiny_model import TEMPLATE
+from tests.integration.tiny_model import TEMPLATE
 
 LAYER = {
     "input_layernorm": "attn_norm",

@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_profiles import NAMES, needs_profile
-from trained_routers import informed
 
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, InputError
 from apportion.route.policy import choose, choose_one, encode_weights
@@ -20,6 +18,8 @@ from apportion.route.router_file import load_router, save_router
 from apportion.route.strategy import STRATEGIES, strategy_of
 from apportion.route.training_report import training_record
 from apportion.route.utility import Weights
+from tests.synthetic_profiles import NAMES, needs_profile
+from tests.trained_routers import informed
 
 weight = st.one_of(st.just(0.0), st.floats(0.001, 20))
 feature = st.one_of(st.none(), st.floats(-50, 50), st.just(float("nan")))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_profiles import needs_profile
 
 from apportion.core.errors import InputError
 from apportion.route.profile import Profile
@@ -20,6 +19,7 @@ from apportion.route.utility import (
     scale_of,
     utility,
 )
+from tests.synthetic_profiles import needs_profile
 
 weights = st.builds(Weights, st.floats(0, 10), st.floats(0, 10))
 profiles = st.builds(needs_profile, st.integers(1, 30), st.integers(0, 99), noise=st.sampled_from([0.0, 0.3]))

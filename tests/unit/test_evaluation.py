@@ -5,8 +5,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from synthetic_profiles import needs_profile
-from trained_routers import QUICK, informed, uninformed
 
 from apportion.core.artifact import plain
 from apportion.core.errors import InputError
@@ -22,6 +20,8 @@ from apportion.route.policy_training import TrainingPlan
 from apportion.route.profile import Profile
 from apportion.route.summarise import judged
 from apportion.route.utility import Weights, cost, scale_of, utility
+from tests.synthetic_profiles import needs_profile
+from tests.trained_routers import QUICK, informed, uninformed
 
 PLAN = EvaluationPlan(
     folds=2,

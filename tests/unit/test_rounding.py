@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.bits.formats import BITS, Width, require_bits, require_groups
-from apportion.bits.rounding import ROUNDINGS, rounding_named
+from apportion.bits.rounding import ROUNDINGS, rounding_named, shape_bytes
 from apportion.bits.rounding.nearest import Nearest
 from apportion.core.errors import InputError, MissingExtraError
 
@@ -45,7 +45,7 @@ def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, bits, see
     unpacked = unpack_from_int32(tensors["weight_packed"], bits, torch.Size(tensors["weight_shape"].tolist()))
     assert torch.equal(unpacked, rounded.codes)
     assert tensors["weight_scale"].dtype == dtype
-    predicted = Nearest().nbytes(rows, groups * size, Width(bits, size), dtype)
+    predicted = shape_bytes(Nearest().shapes(rows, groups * size, Width(bits, size), dtype))
     assert sum(tensor.nbytes for tensor in tensors.values()) == predicted
 
 
@@ -102,7 +102,7 @@ def test_quanto_equals_its_own_formula_and_predicts_its_bytes(bits, group):
         rounded.dequantize(torch.float32).view(-1, group), codes * scale + low, atol=2e-2 * 2**-bits
     )
     stored = sum(tensor.nbytes for tensor in rounded.tensors().values())
-    assert stored == rounding_named("quanto").nbytes(48, 256, Width(bits, group), torch.float32)
+    assert stored == shape_bytes(rounding_named("quanto").shapes(48, 256, Width(bits, group), torch.float32))
 
 
 def test_unknown_names_and_widths_list_the_known_ones(monkeypatch):

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_profiles import draft_profile, either_profile, needs_profile
-from trained_routers import QUICK, exclusive, informed, uninformed
 
 from apportion.core.errors import InputError
 from apportion.route.contenders import Oracle, Routed, RouterStatic, play
@@ -13,6 +11,8 @@ from apportion.route.profile import Floats, Profile
 from apportion.route.router import STATIC, Router
 from apportion.route.train import train_router
 from apportion.route.utility import Weights, weight_grid
+from tests.synthetic_profiles import draft_profile, either_profile, needs_profile
+from tests.trained_routers import QUICK, exclusive, informed, uninformed
 
 GRID = weight_grid((0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0), (0.0, 0.3), timed=True)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.model import StagedModel
+from apportion.core.arrays import NDArray
 
 
 @dataclass(frozen=True, slots=True)

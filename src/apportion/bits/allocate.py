@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apportion.bits.budget import Budget
 from apportion.bits.plan import Plan, average_bits, spent
 from apportion.bits.players import Assignment
 from apportion.bits.sensitivity import Sensitivity
+from apportion.core.arrays import NDArray
 from apportion.core.errors import BudgetError
 
 TIME_LIMIT_S = 60.0
@@ -22,16 +22,23 @@ NEGLIGIBLE = 1e-9  # pairs this small relative to the largest coefficient cannot
 TIE = 1e-7  # relative price of the whole byte range: of equal plans the one with more bits is taken
 
 
-def allocate(sensitivity: Sensitivity, budget: Budget, *, exclude: tuple[Assignment, ...] = ()) -> Plan:
+def allocate(
+    sensitivity: Sensitivity,
+    budget: Budget,
+    *,
+    exclude: tuple[Assignment, ...] = (),
+    seconds: float = TIME_LIMIT_S,
+) -> Plan:
     """The plan of least predicted loss within a budget.
 
     Args:
         exclude: assignments that are not to be chosen again (for the next best plans).
+        seconds: time limit of the solver; a plan that is not proved optimal by then says so.
 
     Raises:
         BudgetError: nothing fits.
     """
-    assignment, gap = solve(sensitivity, budget.player_bytes, exclude)
+    assignment, gap = solve(sensitivity, budget.player_bytes, exclude, seconds)
     return plan_of(sensitivity, budget, assignment, gap)
 
 
@@ -65,7 +72,7 @@ def savings_of(sensitivity: Sensitivity) -> NDArray[np.int64]:
 
 
 def solve(
-    sensitivity: Sensitivity, budget_bytes: int, exclude: tuple[Assignment, ...] = ()
+    sensitivity: Sensitivity, budget_bytes: int, exclude: tuple[Assignment, ...] = (), seconds: float = TIME_LIMIT_S
 ) -> tuple[Assignment, float]:
     """Assignment and relative gap (0 if proved optimal)."""
     from pyscipopt import Model, quicksum
@@ -77,7 +84,7 @@ def solve(
     linear, pair = sensitivity.linear / unit * 1e3, sensitivity.pair / unit * 1e3
     model = Model("allocation")
     model.hideOutput()
-    model.setParam("limits/time", TIME_LIMIT_S)
+    model.setParam("limits/time", seconds)
     model.setParam("limits/gap", 0.0)
     model.setParam("randomization/randomseedshift", 0)
     x = [model.addVar(vtype="B") for _ in linear]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.core.seeds import stream
 
 Array = NDArray[np.float64]

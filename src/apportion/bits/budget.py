@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.core.errors import BudgetError, InputError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

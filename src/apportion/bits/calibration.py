@@ -92,13 +92,19 @@ def cut(prefix: list[int], ids: Int[Tensor, " stream"], window_tokens: int) -> I
     return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(count, -1), windows], dim=1)
 
 
-def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Calibration:
+def calibrate(
+    path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int, fewer: bool = False
+) -> Calibration:
     """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
+
+    Args:
+        fewer: take what there is where the text has fewer windows.
 
     Raises:
         InputError: the text has fewer windows than asked for.
     """
     available = cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens)
+    windows = min(windows, len(available)) if fewer else windows
     if len(available) < windows:
         raise InputError(
             f"--windows {windows}: {path} has only {len(available)} windows of {window_tokens} tokens",

@@ -1,7 +1,9 @@
-"""A plan's checkpoint in the `compressed-tensors` pack-quantized format: one config group per width.
+"""A plan's checkpoint, in the format of the rounding that made its weights; safetensors only.
 
-Stock transformers loads it; vLLM's source dispatches these widths. Negative scales are legal there: the sign
-of a group's scale is free. Zero points are not used: they fail to reload in transformers 5.23.
+`compressed-tensors` (nearest, gptq): pack-quantized, one config group per width. Stock transformers loads
+it; vLLM's source dispatches these widths. Negative scales are legal there: the sign of a group's scale is free.
+Zero points are not used: they fail to reload in transformers 5.23.
+`quanto`, `hqq`: their own packed tensors under the names that these libraries give them; read by `load`.
 """
 
 import json
@@ -13,15 +15,18 @@ from typing import Any
 from torch import Tensor
 
 from apportion.bits.container import Entry, entry_of, file_bytes, write_tensors
+from apportion.bits.formats import Width
 from apportion.bits.model import StagedModel
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment, Player
-from apportion.bits.rounding import Rounded, Rounding
+from apportion.bits.rounding import Rounded, Rounding, rounding_named
+from apportion.bits.rounding.grid import FORMAT as GRID
 from apportion.core.artifact import Json, write_bytes, write_json
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+QMAP = "quanto_qmap.json"  # what quanto's own loader asks for: written only where it would guess our group size
 
 
 def widths_by_path(staged: StagedModel, players: tuple[Player, ...], assignment: Assignment) -> dict[str, int]:
@@ -39,17 +44,21 @@ def unquantized(staged: StagedModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in staged.checkpoint.items() if name not in quantized}
 
 
-def packed_entries(staged: StagedModel, widths: Mapping[str, int], group_size: int) -> dict[str, Entry]:
-    """Names, dtypes and shapes of every tensor of a plan's compressed-tensors file, known before rounding."""
-    from torch import int32, int64
+def packed_entries(
+    staged: StagedModel, widths: Mapping[str, int], group_size: int, rounding: Rounding | None = None
+) -> dict[str, Entry]:
+    """Names, dtypes and shapes of every tensor of a plan's weight files, known before rounding.
 
+    Args:
+        rounding: whose format the file has; the grid of compressed-tensors if None.
+    """
+    rounding = rounding or rounding_named("nearest")
     found = {name: entry_of(tensor) for name, tensor in unquantized(staged).items()}
     for path, bits in widths.items():
         weight = staged.originals[path]
         rows, columns = weight.shape
-        found[f"{path}.weight_packed"] = Entry(int32, (rows, -(-columns * bits // 32)))
-        found[f"{path}.weight_scale"] = Entry(weight.dtype, (rows, columns // group_size))
-        found[f"{path}.weight_shape"] = Entry(int64, (2,))
+        for suffix, (dtype, shape) in rounding.shapes(rows, columns, Width(bits, group_size), weight.dtype).items():
+            found[f"{path}.{suffix}"] = Entry(dtype, shape)
     return found
 
 
@@ -59,7 +68,7 @@ def fixed_bytes(staged: StagedModel, players: tuple[Player, ...], rounding: Roun
     The header is longest with all players at the highest width: every offset has its most digits there.
     """
     widths = widths_by_path(staged, players, (max(rounding.bits),) * len(players))
-    entries = packed_entries(staged, widths, group_size)
+    entries = packed_entries(staged, widths, group_size, rounding)
     tensors = sum(entry.nbytes for entry in entries.values())
     shards = 1 + tensors // SHARD_BYTES
     rest = sum(entry_of(tensor).nbytes for tensor in unquantized(staged).values())
@@ -91,8 +100,16 @@ def config_groups(staged: StagedModel, widths: Mapping[str, int], group_size: in
     return groups
 
 
-def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_size: int) -> Json:
-    """The `quantization_config` of config.json."""
+def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_size: int, format: str) -> Json:
+    """The `quantization_config` of config.json: compressed-tensors' own, or what `load` reads.
+
+    Transformers refuses to load the other formats instead of filling in random weights.
+    """
+    if format != GRID:
+        shapes = {path: list(staged.originals[path].shape) for path in widths}
+        linears = {path: {"bits": bits, "shape": shapes[path]} for path, bits in widths.items()}
+        own = {"made_by": "apportion", "group_size": group_size, "linears": linears}
+        return {"quant_method": format, "weights": "mixed", **own}  # transformers knows no "mixed" and refuses
     ignored = [
         name
         for name, module in staged.model.named_modules()
@@ -110,12 +127,19 @@ def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_si
 
 
 def write_checkpoint(
-    folder: Path, staged: StagedModel, plan: Plan, rounded: Mapping[str, Rounded], group_size: int, tokenizer: Any
+    folder: Path,
+    staged: StagedModel,
+    plan: Plan,
+    rounded: Mapping[str, Rounded],
+    group_size: int,
+    tokenizer: Any,
+    format: str = GRID,
 ) -> tuple[int, list[str]]:
     """Write a loadable checkpoint; `config.json` comes last, so that a half-written one does not load.
 
     Args:
         rounded: each linear's rounded weight at its width in the plan, by module path.
+        format: of the rounding that made them.
 
     Returns:
         Bytes of the weight file(s), and the names of all files written.
@@ -128,11 +152,20 @@ def write_checkpoint(
     names = write_shards(folder, tensors)
     weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
     names += save_companions(folder, staged, tokenizer)
+    if format == "quanto" and all(quanto_guess(staged.originals[path].shape[1]) == group_size for path in widths):
+        write_json(folder / QMAP, {p: {"weights": f"qint{bits}", "activations": "none"} for p, bits in widths.items()})
+        names.append(QMAP)
     config = json.loads(staged.model.config.to_json_string(use_diff=False))
     config["dtype"] = str(staged.dtype).removeprefix("torch.")
-    config["quantization_config"] = quantization_config(staged, widths, group_size)
+    config["quantization_config"] = quantization_config(staged, widths, group_size, format)
     write_json(folder / "config.json", config)
     return weight_bytes, [*names, "config.json"]
+
+
+def quanto_guess(columns: int) -> int | None:
+    """The group size that quanto's QLinear assumes when it loads; it saves none."""
+    sizes = [size for size in (128, 96, 64, 32) if columns % size == 0]
+    return sizes[0] if columns > 128 and sizes else None
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -13,7 +13,7 @@ from apportion.bits.compare_page import write_page
 from apportion.bits.evaluate import first_windows
 from apportion.bits.game import MeasuredGame, Values, decode, encode, full_precision_nll
 from apportion.bits.methods import METHODS, Choice, Context, require_methods
-from apportion.bits.optimum import require_exhaustible
+from apportion.bits.optimum import Exhaustive, require_exhaustible
 from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_memory, settle
 from apportion.bits.rounding import rounding_named
@@ -230,10 +230,17 @@ def result_of(
         },
         "samples": {**samples.counts, "coalitions": len(samples.values)},
         "distinct_plans": len(judged.values),
+        "optimum": summary(exhaustive) if exhaustive is not None else None,
         "methods": rows,
         "peak_memory_bytes": peak_memory(),
         "versions": versions(*PACKAGES),
     }
+
+
+def summary(exhaustive: Exhaustive) -> Json:
+    """The best plan and its calibration NLL for each number of demoted players."""
+    best = exhaustive.best_by_demoted()
+    return {"best_by_demoted": [{"plan": encode(item), "nll": exhaustive.value(item)} for item in best]}
 
 
 def finish(out: Path, result: Json, chosen: Mapping[str, Json]) -> Json:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.calibration import cut, encode, read_text
 from apportion.bits.model import StagedModel
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError, NumericError
 from apportion.core.progress import progress
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from apportion.core.errors import InputError
 
 BITS = (2, 3, 4, 8)
-SHAPE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,16 +31,6 @@ class Width:
     def highest(self) -> int:
         """Largest code."""
         return (1 << (self.bits - 1)) - 1
-
-
-def packed_bytes(rows: int, columns: int, width: Width, scale_bytes: int) -> int:
-    """Bytes of one linear's three packed tensors.
-
-    >>> packed_bytes(384, 384, Width(3, 64), 2)
-    59920
-    """
-    codes = 4 * rows * math.ceil(columns * width.bits / 32)
-    return codes + rows * (columns // width.group_size) * scale_bytes + SHAPE_BYTES
 
 
 def require_bits(widths: tuple[int, ...], supported: tuple[int, ...], rounding: str) -> None:

@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.calibration import Calibration
@@ -21,6 +20,7 @@ from apportion.bits.engine import Engine, engine_for
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player
 from apportion.bits.weights import WeightBank
+from apportion.core.arrays import NDArray
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress

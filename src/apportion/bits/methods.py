@@ -20,6 +20,7 @@ from apportion.bits.players import Assignment, uniform
 from apportion.bits.sample import Table
 from apportion.bits.samples import Samples
 from apportion.bits.scores import activation, lim, llm_mq, one_at_a_time, zd
+from apportion.bits.search import search
 from apportion.bits.sensitivity import Sensitivity, estimate
 from apportion.bits.weights import WeightBank
 from apportion.core.errors import InputError
@@ -42,7 +43,7 @@ class Context:
         samples: the values of SPQE that all methods share.
         folder: where further values are appended as they are measured.
         alpha: shrinkage of coopq's covariance. seed: of random plans.
-        evaluations: coalitions measured so far beyond the samples.
+        evaluations: coalitions measured so far beyond the samples. allowed: that `auto` may ask for, of all budgets.
     """
 
     table: Table
@@ -53,6 +54,7 @@ class Context:
     alpha: float = 0.5
     seed: int = 0
     evaluations: int = 0
+    allowed: int = 2000
 
     @contextmanager
     def measuring(self, log: str = "calibration") -> Iterator[MeasuredGame]:
@@ -119,12 +121,20 @@ def random_plan(context: Context, budget: Budget, draw: int) -> Assignment:
     return tuple(widths)
 
 
+def auto(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
+    """Plans found by measuring, `context.allowed` evaluations for all budgets together."""
+    with context.measuring("auto") as game:
+        found, _ = search(game, context.samples, budgets, evaluations=context.allowed, seed=context.seed)
+    return [(item.assignment,) for item in found]
+
+
 def optimum(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
     """The best of all coalitions on the calibration text."""
     return [(context.exhaustive.best(budget),) for budget in budgets]
 
 
 METHODS: dict[str, Method] = {
+    "auto": auto,
     "coopq": surrogate_of(lambda c: estimate(c.samples, "coopq", alpha=c.alpha)),
     "regression": surrogate_of(lambda c: estimate(c.samples, "regression")),
     "shapley": surrogate_of(lambda c: estimate(c.samples, "shapley")),

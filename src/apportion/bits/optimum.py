@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from apportion.bits.budget import Budget, Costs
 from apportion.bits.game import Game
 from apportion.bits.players import Assignment
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 
 MAX_PLAYERS = 16

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apportion.bits.budget import Costs
 from apportion.bits.players import Assignment, Player
 from apportion.bits.samples import player_from
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactCorruptError
 
@@ -26,7 +26,8 @@ class Plan:
         measured_nll: of the real model on the calibration text; None if it was not measured.
         optimal: the solver proved the surrogate's optimum; otherwise `gap` says how far it may be.
         method, settings: the estimator, and model, text and rounding by digest and name.
-        tried: other assignments measured for this plan, with their values.
+        tried: assignments measured for this plan, with their values.
+        source: what proposed it: `program` (the surrogate's optimum), or a step of the search.
     """
 
     players: tuple[Player, ...]
@@ -44,6 +45,7 @@ class Plan:
     settings: Json
     measured_nll: float | None = None
     tried: tuple[Json, ...] = ()
+    source: str = "program"
 
     def by_name(self) -> dict[str, int]:
         """Width by player's name."""

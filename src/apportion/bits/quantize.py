@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from apportion.bits.allocate import allocate
+from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
-from apportion.bits.checkpoint import stored_bytes, write_checkpoint
+from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
 from apportion.bits.evaluate import perplexity
-from apportion.bits.formats import Width
+from apportion.bits.formats import require_bits
+from apportion.bits.load import load_staged
 from apportion.bits.model import StagedModel, is_quantized, load_model, load_tokenizer
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
-from apportion.bits.rounding import Rounded, rounding_named
-from apportion.bits.sample import Sampling, Table, measure, take_samples
+from apportion.bits.rounding import Rounded, Rounding, rounding_named
+from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
-from apportion.bits.sensitivity import Sensitivity, estimate
+from apportion.bits.sensitivity import METHODS, Sensitivity, estimate
+from apportion.bits.stopping import PlansStable
+from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     MANIFEST,
     Json,
@@ -32,11 +36,12 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.device import place
-from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError
+from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError, require_all
 from apportion.core.progress import progress
 
+FRONTIER_SECONDS = 5.0  # of the solver for each of them
 FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
-PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "pyscipopt", "numpy")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +50,20 @@ class Quantization:
 
     Attributes:
         avg_bits, max_bytes: the budget; exactly one is given.
-        method, alpha: see `sensitivity.estimate`.
+        method: `auto` (see `bits.auto`), or one of `sensitivity.estimate`. alpha: shrinkage of coopq.
+        evaluations: coalitions that `auto` may measure. finalists: plans that it writes and measures again, where
+            the written weights differ from the sampled ones.
+        until_stable: stop sampling permutations when the plans have stopped changing (see `bits.stopping`).
         device, dtype: where the game is played; `auto` chooses and says why.
     """
 
     avg_bits: float | None = None
     max_bytes: int | None = None
-    method: str = "coopq"
+    method: str = "auto"
     alpha: float = 0.5
+    evaluations: int = 500
+    finalists: int = 3
+    until_stable: bool = False
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
@@ -100,8 +111,8 @@ def quantize(
         ApportionError: see `core.errors`; nothing half-written is taken for complete.
     """
     began = time.monotonic()
-    sampling = sampling or Sampling()
-    sampling.check()
+    sampling = sampling_for(ask.method, sampling)
+    require_all(sampling.check, lambda: estimate_check(ask, sampling))
     out = Path(out)
     claim_folder(out, resume=resume)
     asked = plain({"model_source": model, **asdict(ask), **asdict(sampling)})
@@ -110,18 +121,54 @@ def quantize(
         return dict(read_manifest(out)["result"])
     table = open_table(model, sampling, ask)
     budget = ask.budget(table.costs)
-    estimate_check(ask, sampling)
-    samples = take_samples(table, out / "samples", resume=True)
-    sensitivity = estimate(samples, ask.method, alpha=ask.alpha)
-    plan = allocate(sensitivity, budget)
+    choose = by_search if ask.method == "auto" else by_estimate
+    samples, sensitivity, plan, rounded = choose(table, ask, budget, out / "samples")
     frontier = frontier_plans(sensitivity)
     samples = measure(table, samples, out / "samples", [item.assignment for item in (plan, *frontier)])
-    plan = measured(plan, samples)
-    rounded = chosen(table, plan)
     assert stored_bytes(plan, rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
     return finish(
         out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], rounded, began
     )
+
+
+Chosen = tuple[Samples, Sensitivity, Plan, Mapping[str, Rounded]]
+
+
+def sampling_for(method: str, sampling: Sampling | None) -> Sampling:
+    """The settings given, or the method's own: `auto` plays linears at 2, 3 and 4 bits, the paper blocks at 2 and 4."""
+    if sampling is None:
+        sampling = Sampling(widths=WIDTHS, players="linears") if method == "auto" else Sampling()
+    return replace(sampling, permutations=0) if method == "auto" else sampling
+
+
+def by_estimate(table: Table, ask: Quantization, budget: Budget, folder: Path) -> Chosen:
+    """SPQE's samples, an estimator, and the program's optimum: the paper's way."""
+
+    def estimator(samples: Samples) -> Sensitivity:
+        return estimate(samples, ask.method, alpha=ask.alpha)
+
+    stop = PlansStable(estimator, (budget, *frontier_budgets(table.costs))) if ask.until_stable else None
+    samples = take_samples(table, folder, resume=True, stop=stop)
+    sensitivity = estimator(samples)
+    plan = allocate(sensitivity, budget)
+    samples = measure(table, samples, folder, [plan.assignment])
+    if not table.rewrites:
+        return samples, sensitivity, measured(plan, samples), table.written(plan.assignment)
+    final = written(table, plan.assignment, folder)
+    return samples, sensitivity, replace(plan, measured_nll=final.nll), final.rounded
+
+
+def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> Chosen:
+    """Plans found by measuring; where written weights differ from sampled ones, the best of them as written."""
+    samples = take_samples(table, folder, resume=True)
+    samples, (found,) = searched_plans(table, samples, folder, [budget], evaluations=ask.evaluations)
+    if not table.rewrites:
+        return samples, found.surrogate, plan_found(found, samples, budget), table.written(found.assignment)
+    best, tried = best_written(table, samples, found, folder, ask.finalists)
+    kept = replace(found, assignment=best.assignment)
+    plan = plan_found(kept, samples, budget)
+    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried))
+    return samples, found.surrogate, plan, best.rounded
 
 
 def settle(out: Path, asked: Json) -> None:
@@ -134,41 +181,37 @@ def settle(out: Path, asked: Json) -> None:
 
 def estimate_check(ask: Quantization, sampling: Sampling) -> None:
     """Refuse before the long work what `estimate` would refuse after it."""
-    from apportion.bits.sensitivity import METHODS
-
-    if ask.method not in METHODS:
-        raise InputError(f"--method {ask.method}: unknown", f"choose from {', '.join(METHODS)}")
+    if ask.method not in ("auto", *METHODS):
+        raise InputError(f"--method {ask.method}: unknown", f"choose from auto, {', '.join(METHODS)}")
     if not 0 <= ask.alpha <= 1:
         raise InputError(f"--alpha {ask.alpha}: expected a number from 0 to 1")
-    if ask.method == "coopq" and sampling.permutations < 2:
-        raise InputError(f"--permutations {sampling.permutations}: coopq needs at least 2")
+    needed = {"auto": 0, "coopq": 2}.get(ask.method, 1)
+    if sampling.permutations < needed:
+        raise InputError(f"--permutations {sampling.permutations}: {ask.method} needs at least {needed}")
+    if ask.finalists < 1:
+        raise InputError(f"--finalists {ask.finalists}: expected at least 1")
 
 
 def frontier_plans(sensitivity: Sensitivity) -> list[Plan]:
     """Plans at evenly spaced average bits, the ends included: one estimation serves every budget."""
-    low, high = sensitivity.widths[0], sensitivity.widths[-1]
-    budgets = [low + (high - low) * step / FRONTIER for step in range(FRONTIER + 1)]
+    budgets = frontier_budgets(sensitivity)
     with progress("frontier", len(budgets), "budgets") as advance:
         found = []
-        for bits in budgets:
-            found.append(allocate(sensitivity, budget_from_bits(sensitivity, bits)))
+        for budget in budgets:
+            found.append(allocate(sensitivity, budget, seconds=FRONTIER_SECONDS))
             advance()
     return found
+
+
+def frontier_budgets(costs: Costs) -> list[Budget]:
+    """Evenly spaced average bits, the ends included."""
+    low, high = costs.widths[0], costs.widths[-1]
+    return [budget_from_bits(costs, low + (high - low) * step / FRONTIER) for step in range(FRONTIER + 1)]
 
 
 def measured(plan: Plan, samples: Samples) -> Plan:
     """The plan with its measured loss on the calibration text."""
     return replace(plan, measured_nll=samples.mean(plan.assignment))
-
-
-def chosen(table: Table, plan: Plan) -> dict[str, Rounded]:
-    """Each linear's rounded weight at its width in the plan."""
-    rounded = table.rounded()
-    return {
-        table.staged.layout.path(player.block, linear): rounded[table.staged.layout.path(player.block, linear), bits]
-        for player, bits in zip(plan.players, plan.assignment, strict=True)
-        for linear in player.linears
-    }
 
 
 def finish(
@@ -182,7 +225,9 @@ def finish(
     began: float,
 ) -> Json:
     """Write the checkpoint, its evidence, the report and, last, the manifest."""
-    weight_bytes, files = write_checkpoint(out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer)
+    weight_bytes, files = write_checkpoint(
+        out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer, table.applied.format
+    )
     assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
@@ -196,8 +241,14 @@ def finish(
         "nll_high": samples.nll_high,
         "nll_low": samples.nll_low,
         "nll_plan": plan.measured_nll,
+        "nll_plan_sampled": samples.mean(plan.assignment),
         "nll_predicted": plan.predicted_nll,
+        "rounding": table.rounding.name,
+        "apply_rounding": table.applied.name,
+        "format": table.applied.format,
         "optimal": plan.optimal,
+        "source": plan.source,
+        "tried": len(plan.tried),
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
         **samples.counts,
@@ -235,34 +286,51 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def apply(staged: StagedModel, tokenizer: Any, plan: Plan, out: Path, *, resume: bool = False) -> Json:
+def apply(
+    staged: StagedModel,
+    tokenizer: Any,
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    rounding: str | None = None,
+    sampling: Sampling | None = None,
+) -> Json:
     """Round a model as a plan says and write the checkpoint: the last step alone.
+
+    Args:
+        rounding: the rounding to write with; the plan's own if None.
+        sampling: where a rounding that needs moments (gptq) takes its text from.
 
     Raises:
         ArtifactMismatchError: the plan was made for another model.
+        BudgetError: in this rounding's format the plan takes more bytes than it may.
     """
     if plan.settings["model"] != staged.digest:
         raise ArtifactMismatchError(
             f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
             "apply it to the checkpoint that it was made for",
         )
-    claim_folder(out, resume=resume)
-    rounding = rounding_named(plan.settings["rounding"])
+    backend = rounding_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
-    jobs = [
-        (staged.layout.path(player.block, linear), bits)
-        for player, bits in zip(plan.players, plan.assignment, strict=True)
-        for linear in player.linears
-    ]
-    rounded: dict[str, Rounded] = {}
-    with progress(f"rounding ({rounding.name})", len(jobs), "tensors") as advance:
-        for path, bits in jobs:
-            rounded[path] = rounding.round(staged.originals[path], Width(bits, group_size), None)
-            advance()
-    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer)
+    require_bits(plan.widths, backend.bits, backend.name)
+    plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend, group_size))
+    claim_folder(out, resume=resume)
+    text = rounding_text(staged, tokenizer, sampling or Sampling(), backend)
+    widths = widths_by_path(staged, plan.players, plan.assignment)
+    rounded = round_plan(staged, backend, widths, group_size, text)
+    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer, backend.format)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
-    result = {"avg_bits": plan.avg_bits, "bytes": weight_bytes, "plan": plan.by_name(), "out": str(out)}
+    result = {
+        "avg_bits": plan.avg_bits,
+        "bytes": weight_bytes,
+        "rounding": plan.settings["rounding"],
+        "apply_rounding": backend.name,
+        "format": backend.format,
+        "plan": plan.by_name(),
+        "out": str(out),
+    }
     write_manifest(
         out,
         {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
@@ -271,10 +339,27 @@ def apply(staged: StagedModel, tokenizer: Any, plan: Plan, out: Path, *, resume:
     return result
 
 
+def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:
+    """Bytes of the plan's players in a rounding's format.
+
+    Raises:
+        BudgetError: more than the plan's budget.
+    """
+    pairs = zip(plan.players, plan.assignment, strict=True)
+    found = sum(player_bytes(staged, player, rounding, bits, group_size) for player, bits in pairs)
+    if found > plan.budget_bytes:
+        raise BudgetError(
+            f"--apply-rounding {rounding.name}: the plan takes {found:,} bytes in its format, "
+            f"{found - plan.budget_bytes:,} more than the {plan.budget_bytes:,} it may spend",
+            "make the samples and the plan with the same --apply-rounding, so that its bytes are counted",
+        )
+    return found
+
+
 def measure_perplexity(
     model: str, text: Path, *, window_tokens: int, windows: int | None, device: str = "auto", dtype: str = "auto"
 ) -> Json:
     """Perplexity of a checkpoint (full precision or quantized by this program) on a text."""
-    staged = load_model(model, place(device, dtype))
+    staged = load_staged(model, place(device, dtype))
     found = perplexity(staged, load_tokenizer(model), text, window_tokens=window_tokens, windows=windows)
     return {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "windows": len(found.windows)}

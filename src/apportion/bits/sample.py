@@ -1,27 +1,40 @@
 """checkpoint + text -> Samples: set up the game, ask it for SPQE's coalitions, save what came back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+from torch import Tensor
 
 from apportion.bits.budget import CostTable
 from apportion.bits.calibration import Calibration, calibrate, load_calibration, sample_calibration, save_calibration
-from apportion.bits.checkpoint import fixed_bytes
+from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_bits, require_groups
 from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
-from apportion.bits.players import Player, players_of
+from apportion.bits.players import Assignment, Player, players_of, uniform
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, save_samples
 from apportion.bits.spqe import coalitions, draw_permutations
-from apportion.bits.weights import WeightBank, bank_of, linear_columns, player_bytes, player_parameters, round_all
+from apportion.bits.weights import (
+    WeightBank,
+    bank_of,
+    linear_columns,
+    player_bytes,
+    player_parameters,
+    round_all,
+    round_plan,
+)
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog
+
+STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,9 @@ class Sampling:
         calibration: a text file; None samples the windows from the model itself.
         windows, window_tokens: how much calibration text.
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
+        rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
+        apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
+            width costs is counted in its format.
     """
 
     widths: tuple[int, ...] = (2, 4)
@@ -47,6 +63,13 @@ class Sampling:
     permutations: int = 100
     antithetic: bool = False
     seed: int = 0
+    rounding_windows: int = 128
+    apply_rounding: str | None = None
+
+    @property
+    def applied(self) -> str:
+        """The rounding that the plan is written with."""
+        return self.apply_rounding or self.rounding
 
     def check(self) -> None:
         """Refuse what can be refused without the model, all at once.
@@ -57,9 +80,14 @@ class Sampling:
         rounding = rounding_named(self.rounding)
         require_all(
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
+            lambda: (
+                self.applied == self.rounding
+                or require_bits(self.widths, rounding_named(self.applied).bits, self.applied)
+            ),
+            lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
-            lambda: at_least("--permutations", self.permutations, 1),
+            lambda: at_least("--permutations", self.permutations, 0),
             lambda: at_least("--group-size", self.group_size, 1),
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
@@ -69,6 +97,11 @@ class Sampling:
 def at_least(name: str, value: int, smallest: int) -> None:
     if value < smallest:
         raise InputError(f"{name} {value}: expected at least {smallest}")
+
+
+def require_applied(widths: tuple[int, ...], rounding: str, applied: str) -> None:
+    if applied != rounding:
+        require_bits(widths, rounding_named(applied).bits, applied)
 
 
 def require_text(path: Path | None) -> None:
@@ -84,6 +117,7 @@ class Table:
     tokenizer: Any
     sampling: Sampling
     rounding: Rounding = field(init=False)
+    applied: Rounding = field(init=False)
     players: tuple[Player, ...] = field(init=False)
     costs: CostTable = field(init=False)
     _rounded: dict[tuple[str, int], Rounded] = field(default_factory=dict)
@@ -91,21 +125,38 @@ class Table:
     def __post_init__(self) -> None:
         self.sampling.check()
         staged, sampling = self.staged, self.sampling
-        self.rounding = rounding_named(sampling.rounding)
+        self.rounding, self.applied = rounding_named(sampling.rounding), rounding_named(sampling.applied)
         require_groups(linear_columns(staged), sampling.group_size)
         self.players = players_of(staged.layout, sampling.players, untie=sampling.untie)
         table = [
-            [player_bytes(staged, player, self.rounding, bits, sampling.group_size) for bits in sampling.widths]
+            [player_bytes(staged, player, self.applied, bits, sampling.group_size) for bits in sampling.widths]
             for player in self.players
         ]
-        fixed = fixed_bytes(staged, self.players, self.rounding, sampling.group_size)
+        fixed = fixed_bytes(staged, self.players, self.applied, sampling.group_size)
         self.costs = CostTable(sampling.widths, np.asarray(table, dtype=np.int64), fixed)
 
     def rounded(self) -> Mapping[tuple[str, int], Rounded]:
         """Every linear at every width, rounded once."""
         if not self._rounded:
-            self._rounded = round_all(self.staged, self.rounding, self.sampling.widths, self.sampling.group_size)
+            windows = rounding_text(self.staged, self.tokenizer, self.sampling, self.rounding)
+            self._rounded = round_all(
+                self.staged, self.rounding, self.sampling.widths, self.sampling.group_size, windows
+            )
         return self._rounded
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether a plan is written with other weights than it was sampled with."""
+        return self.applied.name != self.rounding.name or self.rounding.needs_hessian
+
+    def written(self, assignment: Assignment) -> dict[str, Rounded]:
+        """Each linear's weight as a plan is written: by the applied rounding, in sequence where it sees moments."""
+        widths = widths_by_path(self.staged, self.players, assignment)
+        if not self.rewrites:
+            rounded = self.rounded()
+            return {path: rounded[path, bits] for path, bits in widths.items()}
+        text = rounding_text(self.staged, self.tokenizer, self.sampling, self.applied)
+        return round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
 
     def bank(self) -> WeightBank:
         return bank_of(self.staged, self.players, self.rounded())
@@ -121,33 +172,66 @@ class Table:
             "players": sampling.players,
             "untied": sampling.untie,
             "rounding": sampling.rounding,
+            "apply_rounding": sampling.applied,
             "group_size": sampling.group_size,
             "dtype": placement.dtype,
             "device": placement.device.split(":")[0],
+            **({"rounding_windows": sampling.rounding_windows} if self.rounding.needs_hessian else {}),
         }
+
+
+def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling, rounding: Rounding) -> Tensor | None:
+    """Windows for a rounding that needs moments: of the calibration text, or sampled from the model itself."""
+    if not rounding.needs_hessian:
+        return None
+    length, seed = sampling.window_tokens, sampling.seed
+    if sampling.calibration is None:
+        count = sampling.windows
+        return sample_calibration(staged, tokenizer, windows=count, window_tokens=length, seed=seed).windows
+    count = sampling.rounding_windows
+    return calibrate(
+        sampling.calibration, tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
+    ).windows
 
 
 def calibration_for(table: Table, folder: Path) -> Calibration:
     """The windows asked for; windows sampled by the model itself are sampled once and kept."""
     sampling, saved = table.sampling, folder / WINDOWS
-    size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
     if sampling.calibration is not None:
-        found = calibrate(sampling.calibration, table.tokenizer, **size)
+        found = calibrate(
+            sampling.calibration,
+            table.tokenizer,
+            windows=sampling.windows,
+            window_tokens=sampling.window_tokens,
+            seed=sampling.seed,
+        )
     elif saved.exists():
         found = load_calibration(saved)
     else:
+        size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
         found = sample_calibration(table.staged, table.tokenizer, **size)
     if not saved.exists():
         save_calibration(found, saved)
     return found
 
 
-def take_samples(table: Table, folder: Path, *, resume: bool = False) -> Samples:
+def orders_of(table: Table) -> Int[NDArray[np.int64], "permutations players"]:
+    """The permutations asked for; none at all for methods that choose their own assignments."""
+    sampling, players = table.sampling, len(table.players)
+    if sampling.permutations == 0:
+        return np.zeros((0, players), dtype=np.int64)
+    return draw_permutations(players, sampling.permutations, sampling.seed, antithetic=sampling.antithetic)
+
+
+def take_samples(
+    table: Table, folder: Path, *, resume: bool = False, stop: Callable[[Samples], bool] | None = None
+) -> Samples:
     """Measure the coalitions of SPQE and save them; a finished folder is read, not measured again.
 
     Args:
         folder: where values are appended as they come, so that a kill loses only what was in flight.
         resume: continue what is there.
+        stop: asked after every few permutations whether they are enough; all are used if None.
 
     Raises:
         InputError, ArtifactMismatchError, NumericError, as their steps say.
@@ -158,35 +242,58 @@ def take_samples(table: Table, folder: Path, *, resume: bool = False) -> Samples
     settings = table.settings(calibration)
     table.staged.verify(calibration.windows)
     sampling = table.sampling
-    orders = draw_permutations(len(table.players), sampling.permutations, sampling.seed, antithetic=sampling.antithetic)
-    wanted = coalitions(orders, sampling.widths[0], sampling.widths[-1])
+    orders = orders_of(table)
     with AppendLog(folder / VALUES, settings, resume=resume) as log:
         if (folder / SAMPLES).exists():
             saved = load_samples(folder)
-            if np.array_equal(saved.orders, orders):
+            if np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders):
                 return saved
         nll_fp = full_precision_nll(table.staged, calibration)
         game = MeasuredGame(table.bank(), calibration, log)
-        game.values(wanted)
-    samples = Samples(
-        players=table.players,
-        widths=sampling.widths,
-        player_bytes=table.costs.player_bytes,
-        player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
-        fixed_bytes=table.costs.fixed_bytes,
-        orders=orders,
-        values=game.known,
-        nll_fp=nll_fp,
-        settings=settings,
-        counts={
-            "evaluations": game.counts.evaluations,
-            "resumed_evaluations": game.resumed,
-            "block_forwards": game.counts.block_forwards,
-            "naive_block_forwards": game.counts.naive_block_forwards,
-            "seconds": time.monotonic() - began,
-        },
-    )
+        ends = [uniform(table.players, sampling.widths[-1]), uniform(table.players, sampling.widths[0])]
+        game.values([ends[0]] if len(orders) else ends)
+        samples = Samples(
+            players=table.players,
+            widths=sampling.widths,
+            player_bytes=table.costs.player_bytes,
+            player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
+            fixed_bytes=table.costs.fixed_bytes,
+            orders=orders[:0],
+            values=game.known,
+            nll_fp=nll_fp,
+            settings=settings,
+            counts={"asked": len(orders)},
+        )
+        samples = play(samples, game, orders, stop)
+    counts = {
+        "asked": len(orders),
+        "permutations": len(samples.orders),
+        "evaluations": game.counts.evaluations,
+        "resumed_evaluations": game.resumed,
+        "block_forwards": game.counts.block_forwards,
+        "naive_block_forwards": game.counts.naive_block_forwards,
+        "seconds": time.monotonic() - began,
+    }
+    samples = replace(samples, counts=counts)
     save_samples(samples, folder)
+    return samples
+
+
+def play(
+    samples: Samples,
+    game: MeasuredGame,
+    orders: Int[NDArray[np.int64], "permutations players"],
+    stop: Callable[[Samples], bool] | None,
+) -> Samples:
+    """Measure all permutations, or batch after batch until they are enough."""
+    step = len(orders) if stop is None else STOP_BATCH
+    for count in range(step, len(orders) + step, step) if len(orders) else ():
+        taken = orders[:count]
+        fresh = coalitions(orders[count - step : count], samples.low, samples.high)
+        game.values(fresh[1:])  # the first of them, all at the highest width, is known
+        samples = replace(samples, orders=taken, values=dict(game.known))
+        if stop is not None and stop(samples):
+            break
     return samples
 
 

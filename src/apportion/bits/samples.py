@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from apportion.bits.game import Values, decode
 from apportion.bits.players import Assignment, Player, uniform
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.errors import ArtifactCorruptError
 from apportion.core.log import read_log
@@ -103,7 +103,8 @@ def load_samples(folder: Path) -> Samples:
     """
     content = read_json(folder / SAMPLES)
     _, records, _ = read_log(folder / VALUES)
-    values = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
+    taken = records[: content["coalitions"]]  # later ones were measured for plans, and no estimator saw them
+    values = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in taken}
     if len(values) < content["coalitions"]:
         raise ArtifactCorruptError(
             f"{folder / VALUES}: holds {len(values)} coalitions, expected {content['coalitions']}",

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apportion.bits.activations import block_flow
@@ -25,6 +24,7 @@ from apportion.bits.players import Assignment, Player, uniform
 from apportion.bits.samples import Samples
 from apportion.bits.sensitivity import Sensitivity, choices_of, surrogate, two_width
 from apportion.bits.weights import WeightBank
+from apportion.core.arrays import NDArray
 
 Array = NDArray[np.float64]
 

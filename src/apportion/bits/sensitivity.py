@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from apportion.bits.players import Assignment, Player
 from apportion.bits.regression import fit_quadratic
 from apportion.bits.samples import Samples, player_from
 from apportion.bits.spqe import marginals
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactCorruptError, InputError
 

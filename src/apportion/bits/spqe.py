@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from apportion.bits.players import Assignment
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.core.seeds import stream
 

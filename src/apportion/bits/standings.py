@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from apportion.bits.bootstrap import Interval, draws, interval
 from apportion.bits.budget import Budget
@@ -14,6 +13,7 @@ from apportion.bits.methods import Choice
 from apportion.bits.optimum import Exhaustive, regret
 from apportion.bits.plan import average_bits
 from apportion.bits.samples import Samples
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, plain
 
 REFERENCES = ("optimum",)  # no method: it looks at every plan; "best" is among the others

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apportion.bits.formats import Width, require_groups
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player
-from apportion.bits.rounding import Moments, Rounded, Rounding
+from apportion.bits.rounding import Moments, Rounded, Rounding, shape_bytes
 from apportion.bits.sequential import walk
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
@@ -155,7 +155,8 @@ def player_bytes(staged: StagedModel, player: Player, rounding: Rounding, bits: 
     total = 0
     for linear in player.linears:
         weight = staged.originals[staged.layout.path(player.block, linear)]
-        total += rounding.nbytes(weight.shape[0], weight.shape[1], Width(bits, group_size), weight.dtype)
+        rows, columns = weight.shape
+        total += shape_bytes(rounding.shapes(rows, columns, Width(bits, group_size), weight.dtype))
     return total
 
 

@@ -18,8 +18,21 @@ MaxBytes = Annotated[str | None, typer.Option(help="Budget as bytes of the weigh
 Widths = Annotated[str, typer.Option(help="Bits that a player may have.")]
 Method = Annotated[str, typer.Option(help="coopq (the paper), regression, or shapley (means alone).")]
 Players = Annotated[str, typer.Option(help="blocks, or linears (q/k/v and gate/up tied).")]
+MethodOrAuto = Annotated[str, typer.Option(help="auto (measured search), coopq (the paper), regression or shapley.")]
+Evaluations = Annotated[int, typer.Option(help="Plans that auto may measure.")]
+Finalists = Annotated[int, typer.Option(help="Plans that auto writes and measures again.")]
+UntilStable = Annotated[bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing.")]
+MaybeWidths = Annotated[str | None, typer.Option("--widths", help="Bits of a player [auto: 2,3,4; else 2,4].")]
+MaybePlayers = Annotated[
+    str | None,
+    typer.Option("--players", help="blocks, or linears with q/k/v and gate/up tied [auto: linears; else blocks]."),
+]
 Untie = Annotated[bool, typer.Option("--untie", help="Leave q/k/v and gate/up free (servers that fuse them refuse).")]
-RoundingName = Annotated[str, typer.Option("--rounding", help="nearest or quanto.")]
+RoundingName = Annotated[str, typer.Option("--rounding", help="nearest, quanto, hqq or gptq.")]
+ApplyRounding = Annotated[
+    str | None, typer.Option(help="Rounding that plans are written with; --rounding if left out.")
+]
+RoundingWindows = Annotated[int, typer.Option(help="Windows of the text that gptq sees, at most.")]
 GroupSize = Annotated[int, typer.Option(help="Weights that share a scale.")]
 Calibration = Annotated[
     Path | None, typer.Option(help=".txt or .jsonl with 'text'; without it the model samples its own text.")
@@ -48,17 +61,22 @@ def quantize(
     out: Out,
     avg_bits: AvgBits = None,
     max_bytes: MaxBytes = None,
-    widths: Widths = "2,4",
-    method: Method = "coopq",
-    players: Players = "blocks",
+    method: MethodOrAuto = "auto",
+    evaluations: Evaluations = 500,
+    widths: MaybeWidths = None,
+    players: MaybePlayers = None,
     untie: Untie = False,
     rounding: RoundingName = "nearest",
+    apply_rounding: ApplyRounding = None,
+    rounding_windows: RoundingWindows = 128,
     group_size: GroupSize = 64,
     calibration: Calibration = None,
     windows: Windows = 32,
     window_tokens: WindowTokens = 512,
     permutations: Permutations = 100,
+    until_stable: UntilStable = False,
     alpha: Alpha = 0.5,
+    finalists: Finalists = 3,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -70,17 +88,23 @@ def quantize(
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
     """
+    from apportion.bits.auto import default_widths
     from apportion.bits.budget import parse_bytes
     from apportion.bits.quantize import Quantization
     from apportion.bits.quantize import quantize as run
+    from apportion.bits.rounding import rounding_named
     from apportion.bits.sample import Sampling
 
+    searched = method == "auto"
+    own = default_widths(rounding_named(rounding).bits) if searched else (2, 4)
     sampling = Sampling(
-        parse_widths(widths), players, untie, rounding, group_size, calibration, windows, window_tokens,
-        permutations, False, seed,
+        parse_widths(widths) if widths else own, players or ("linears" if searched else "blocks"), untie, rounding,
+        group_size, calibration, windows, window_tokens, permutations, False, seed, rounding_windows, apply_rounding,
     )  # fmt: skip
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
-    ask = Quantization(avg_bits, limit, method, alpha, device, dtype, trust_remote_code)
+    ask = Quantization(
+        avg_bits, limit, method, alpha, evaluations, finalists, until_stable, device, dtype, trust_remote_code
+    )
     result = run(model, out, ask, sampling, resume=resume)
     emit(result, as_json=as_json, text=quantize_text(result))
 
@@ -105,6 +129,8 @@ def samples(
     players: Players = "blocks",
     untie: Untie = False,
     rounding: RoundingName = "nearest",
+    apply_rounding: ApplyRounding = None,
+    rounding_windows: RoundingWindows = 128,
     group_size: GroupSize = 64,
     calibration: Calibration = None,
     windows: Windows = 32,
@@ -126,7 +152,7 @@ def samples(
 
     sampling = Sampling(
         parse_widths(widths), players, untie, rounding, group_size, calibration, windows, window_tokens,
-        permutations, False, seed,
+        permutations, False, seed, rounding_windows, apply_rounding,
     )  # fmt: skip
     table = open_table(model, sampling, Quantization(device=device, dtype=dtype, trust_remote_code=trust_remote_code))
     taken = take_samples(table, out, resume=resume)
@@ -186,22 +212,30 @@ def apply(
     model: ModelArg,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File written by `plan`.")],
     out: Out,
+    apply_rounding: ApplyRounding = None,
+    calibration: Calibration = None,
+    rounding_windows: RoundingWindows = 128,
+    window_tokens: WindowTokens = 512,
+    seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the checkpoint of a plan.
+    """Write the checkpoint of a plan, with the rounding it was made for or another.
 
-    Example: apportion apply ./model plan.json --out ./model-3bit
+    Example: apportion apply ./model plan.json --apply-rounding gptq --calibration c4.jsonl --out ./model-3bit
     """
     from apportion.bits.model import load_model, load_tokenizer
     from apportion.bits.plan import plan_from
     from apportion.bits.quantize import apply as run
+    from apportion.bits.sample import Sampling
     from apportion.core.artifact import read_json
     from apportion.core.device import place
 
     loaded = plan_from(read_json(plan_file))
-    result = run(load_model(model, place(device)), load_tokenizer(model), loaded, out, resume=resume)
+    text = Sampling(calibration=calibration, rounding_windows=rounding_windows, window_tokens=window_tokens, seed=seed)
+    staged, tokenizer = load_model(model, place(device)), load_tokenizer(model)
+    result = run(staged, tokenizer, loaded, out, resume=resume, rounding=apply_rounding, sampling=text)
     emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} bytes of weights")
 
 

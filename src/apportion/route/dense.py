@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import (
     MANIFEST,
     read_manifest,

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.route.profile import Floats
 from apportion.route.utility import Costed, Ints
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.core.artifact import digest_of
 from apportion.core.errors import InputError
 from apportion.route.strategy import DIRECT, STRATEGIES

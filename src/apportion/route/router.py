@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.route.gate import Gate
 from apportion.route.policy import Policy, choose, choose_one

@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.route.profile import Floats, Profile
 from apportion.route.strategy import DIRECT, RAG_COT, USES_RAG

@@ -6,8 +6,11 @@
 2. Scales: searched per group (static groups, in the original order of the columns) before the loop, each
    column's squared error weighted with the diagonal of H.
 3. Loop: column after column is rounded, and its error is fed into those not rounded yet.
-4. Refinement: scales and codes in turn, see `refine`. On llama-mini it takes 11 % (4 bit) to 18 % (2 bit) off
+4. Refinement: scales and codes in turn, see `refine`. On llama-mini it takes 9 % (4 bit) to 17 % (2 bit) off
    the error that the loop leaves.
+
+On llama-mini at 2 bits (held-out C4, nats per token above full precision): the plain loop .345, refined .184,
+corrected by half as well .125, corrected fully .142. At 3 and 4 bits the variants are within .006 of each other.
 
 Sources: GPTQ, arXiv 2210.17323 (step 3; activation order and static groups as in its code); GPTAQ, arXiv
 2504.02692 (that targets should come from the full-precision stream; the closed form here is ours). Steps 2 and 4
@@ -22,9 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.formats import BITS, Width
-from apportion.bits.rounding.grid import FORMAT, GridWeight, grid_bytes
+from apportion.bits.rounding.grid import FORMAT, GridWeight, grid_shapes
 from apportion.bits.rounding.moments import Moments, require_moments
 from apportion.bits.rounding.nearest import search_scale
+from apportion.bits.rounding.protocol import Shapes
 from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
 
 BLOCK = 128
@@ -47,11 +51,11 @@ class Gptq:
     format: ClassVar[str] = FORMAT
     needs_hessian: ClassVar[bool] = True
 
-    dampings: tuple[float, ...] = (0.003, 0.01, 0.03)
+    dampings: tuple[float, ...] = (0.01, 0.03)
     activation_order: bool = True
     rounds: int = 2
     sweeps: int = 4
-    correction: float = 0.0
+    correction: float = 0.5
     correction_damping: float = 0.03
 
     def round(self, weight: Float[Tensor, "rows columns"], width: Width, moments: Moments | None = None) -> GridWeight:
@@ -78,8 +82,8 @@ class Gptq:
         }
         return GridWeight(codes.to(torch.int8), scale.to(weight.dtype), width, evidence)
 
-    def nbytes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> int:
-        return grid_bytes(rows, columns, width, dtype)
+    def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
+        return grid_shapes(rows, columns, width, dtype)
 
     def _best_loop(self, target: Tensor, scale: Tensor, hessian: Tensor, width: Width) -> tuple[float, Tensor]:
         """The damping of least error, and its codes."""

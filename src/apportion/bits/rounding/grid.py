@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from apportion.bits.formats import Width, packed_bytes
+from apportion.bits.formats import Width
+from apportion.bits.rounding.protocol import Shapes
 
 FORMAT = "compressed-tensors"
 
@@ -37,9 +38,13 @@ class GridWeight:
         }
 
 
-def grid_bytes(rows: int, columns: int, width: Width, dtype: torch.dtype) -> int:
-    """Bytes of `GridWeight.tensors()`; scales are stored in the checkpoint's dtype."""
-    return packed_bytes(rows, columns, width, dtype.itemsize)
+def grid_shapes(rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
+    """Of `GridWeight.tensors()`; scales are stored in the checkpoint's dtype."""
+    return {
+        "weight_packed": (torch.int32, (rows, -(-columns * width.bits // 32))),
+        "weight_scale": (dtype, (rows, columns // width.group_size)),
+        "weight_shape": (torch.int64, (2,)),
+    }
 
 
 def encode(

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.formats import BITS, Width
-from apportion.bits.rounding.grid import FORMAT, GridWeight, encode, grid_bytes
+from apportion.bits.rounding.grid import FORMAT, GridWeight, encode, grid_shapes
 from apportion.bits.rounding.moments import Moments
+from apportion.bits.rounding.protocol import Shapes
 
 FACTORS = 29
 SMALLEST_FACTOR = {2: 0.30, 3: 0.45, 4: 0.55, 8: 0.90}
@@ -41,8 +42,8 @@ class Nearest:
         codes, scales = (torch.cat(column) for column in zip(*parts, strict=True))
         return GridWeight(codes, scales, width)
 
-    def nbytes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> int:
-        return grid_bytes(rows, columns, width, dtype)
+    def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
+        return grid_shapes(rows, columns, width, dtype)
 
     def _round_rows(self, weight: Tensor, width: Width) -> tuple[Tensor, Tensor]:
         grouped = weight.float().view(weight.shape[0], -1, width.group_size)

@@ -1,5 +1,6 @@
 """What every rounding algorithm is, and what it returns."""
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -9,6 +10,14 @@ from torch import Tensor
 
 from apportion.bits.formats import Width
 from apportion.bits.rounding.moments import Moments
+
+Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Dtype and shape of saved tensors, by suffix of the linear's path."""
+
+
+def shape_bytes(shapes: Shapes) -> int:
+    """Bytes of the tensors."""
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes.values())
 
 
 @runtime_checkable
@@ -49,6 +58,10 @@ class Rounding(Protocol):
         """Round a weight in its checkpoint dtype."""
         ...
 
-    def nbytes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> int:
-        """Bytes of what `Rounded.tensors()` will hold, known before rounding."""
+    def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
+        """What `Rounded.tensors()` will hold for a weight of this shape and dtype, known before rounding.
+
+        Raises:
+            InputError: the format cannot hold this shape.
+        """
         ...

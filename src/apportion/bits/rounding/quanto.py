@@ -14,7 +14,8 @@ from torch import Tensor
 
 from apportion.bits.formats import Width
 from apportion.bits.rounding.moments import Moments
-from apportion.core.errors import MissingExtraError
+from apportion.bits.rounding.protocol import Shapes
+from apportion.core.errors import InputError, MissingExtraError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,30 @@ class QuantoWeight:
     packed: Any
     width: Width
 
+    @classmethod
+    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> "QuantoWeight":
+        """Read back what `tensors` gave; the group size is ours to restore, quanto would guess it."""
+        from optimum.quanto import WeightQBitsTensor, qint2, qint4
+
+        qtype = {2: qint2, 4: qint4}[width.bits]
+        packed = WeightQBitsTensor.load_from_state_dict(
+            dict(saved), "weight.", qtype, 0, width.group_size, torch.Size(shape), (shape[1], 1), missing_keys=[]
+        )
+        return cls(packed, width)
+
+    def cast(self, dtype: torch.dtype) -> Any:
+        """The same codes with scale and shift in a dtype: quanto computes in the dtype of its scale."""
+        from optimum.quanto import WeightQBitsTensor
+
+        own = self.packed
+        return WeightQBitsTensor(
+            own.qtype, own.axis, self.width.group_size, own.size(), own.stride(), own._data,
+            own._scale.to(dtype), own._shift.to(dtype),
+        )  # fmt: skip
+
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
-        out: Tensor = self.packed.dequantize()
-        return out.to(dtype)
+        out: Tensor = self.cast(dtype).dequantize()
+        return out
 
     def tensors(self) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -57,13 +79,23 @@ class Quanto:
         from optimum.quanto import MaxOptimizer, qint2, qint4
         from optimum.quanto.tensor.weights import quantize_weight
 
+        self.shapes(weight.shape[0], weight.shape[1], width, weight.dtype)
         qtype = {2: qint2, 4: qint4}[width.bits]
         weight = weight.contiguous()
         scale, shift = MaxOptimizer()(weight, qtype=qtype, axis=0, group_size=width.group_size)
         packed = quantize_weight(weight, qtype, 0, scale, shift, group_size=width.group_size, optimized=False)
         return QuantoWeight(packed, width)
 
-    def nbytes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> int:
-        """Codes in bytes, and a scale and a shift in the checkpoint's dtype for each group."""
+    def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
+        """Codes packed along the groups into bytes, and a scale and a shift for each group."""
         groups = rows * columns // width.group_size
-        return rows * columns * width.bits // 8 + 2 * groups * dtype.itemsize
+        if groups < 2:
+            raise InputError(
+                f"--rounding quanto: cannot hold a weight of {rows} x {columns} in a single group",
+                "choose a smaller --group-size or another rounding",
+            )
+        return {
+            "weight._data._data": (torch.uint8, (-(-groups * width.bits // 8), width.group_size)),
+            "weight._scale": (dtype, (groups, 1)),
+            "weight._shift": (dtype, (groups, 1)),
+        }

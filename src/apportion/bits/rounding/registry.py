@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from apportion.bits.rounding.gptq import Gptq
+from apportion.bits.rounding.hqq import Hqq
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.protocol import Rounding
 from apportion.bits.rounding.quanto import Quanto
 from apportion.core.errors import InputError
 
-ROUNDINGS: dict[str, Callable[[], Rounding]] = {"nearest": Nearest, "gptq": Gptq, "quanto": Quanto}
+ROUNDINGS: dict[str, Callable[[], Rounding]] = {"nearest": Nearest, "quanto": Quanto, "hqq": Hqq, "gptq": Gptq}
 
 
 def rounding_named(name: str) -> Rounding:

@@ -1,0 +1,234 @@
+"""Ablations of the estimators, each saved as JSON under docs/results/ with the command that made it.
+
+Most need no model: `benchmarks/gpu_compare.py` saves the NLL of all 65,536 coalitions per calibration window
+(`values_<model>_<rounding>.npz`), and any run of SPQE is a subset of those values.
+
+    python benchmarks/ablations.py permutations VALUES.npz     5 to 100 permutations, several seeds
+    python benchmarks/ablations.py alpha        VALUES.npz     shrinkage 0, .5, 1
+    python benchmarks/ablations.py antithetic   VALUES.npz     pairs of reversed permutations
+    python benchmarks/ablations.py calibration  VALUES.npz     fewer windows, judged on the windows left out
+    python benchmarks/ablations.py transfer     FROM.npz ON.npz  plans of one rounding, judged on another
+    python benchmarks/ablations.py pruning      MODEL --text FILE  SPQE against skipping blocks altogether
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from apportion.bits.optimum import assignment_at, demoted_counts, index_of
+from apportion.bits.players import Player
+from apportion.bits.samples import Samples
+from apportion.bits.sensitivity import Sensitivity, estimate
+from apportion.bits.spqe import coalitions, draw_permutations
+from apportion.core.arrays import NDArray
+
+METHODS = ("coopq", "shapley", "regression")
+COUNTS = (5, 10, 20, 50, 100)
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Everything:
+    """The NLL of every coalition of one model under one rounding.
+
+    Attributes:
+        values: [coalitions, windows] in the index order of `apportion.bits.optimum`.
+        low: [coalitions, players] whether each player is at the low width.
+        demoted: [coalitions] how many are.
+    """
+
+    name: str
+    settings: dict[str, object]
+    values: Array
+    low: NDArray[np.bool_]
+    demoted: NDArray[np.int64]
+
+    @property
+    def players(self) -> int:
+        return self.low.shape[1]
+
+    def samples(self, orders: NDArray[np.int64], windows: slice = slice(None)) -> Samples:
+        """What SPQE would have measured along these permutations on these windows."""
+        widths = (2, 4)
+        asked = set(coalitions(orders, *widths))
+        values = {item: self.values[index_of(item, 2), windows] for item in sorted(asked)}
+        players = tuple(Player(f"block {i}", i, ("all",)) for i in range(self.players))
+        ones = np.ones(self.players, dtype=np.int64)
+        return Samples(
+            players=players, widths=widths, player_bytes=np.stack([2 * ones, 4 * ones], axis=1),
+            player_parameters=ones, fixed_bytes=0, orders=orders, values=values,
+            nll_fp=np.zeros(self.values[:, windows].shape[1]), settings={}, counts={},
+        )  # fmt: skip
+
+    def plans(self, sensitivity: Sensitivity) -> NDArray[np.int64]:
+        """Places of the surrogate's best plans for 1 .. players - 1 demoted players, by looking at all."""
+        x = self.low.astype(np.float64)
+        predicted = x @ sensitivity.linear + ((x @ sensitivity.pair) * x).sum(1) / 2
+        return np.asarray(
+            [np.where(self.demoted == count, predicted, np.inf).argmin() for count in range(1, self.players)]
+        )
+
+    def regret(self, places: NDArray[np.int64], windows: slice = slice(None)) -> float:
+        """Mean over the numbers of demoted players of the NLL above the optimum's, on these windows."""
+        means = self.values[:, windows].mean(1)
+        best = [means[self.demoted == count].min() for count in range(1, self.players)]
+        return float(np.mean(means[places] - best))
+
+
+def load(path: Path) -> Everything:
+    """Read what `gpu_compare.py` saved."""
+    with np.load(path) as file:
+        values = file["values"].astype(np.float64)
+        settings, model = json.loads(str(file["settings"])), str(file["model"])
+    players = int(np.log2(len(values)))
+    assert len(values) == 2**players, "not every coalition"
+    low = np.asarray([assignment_at(place, players, (2, 4)) for place in range(len(values))]) == 2
+    return Everything(f"{model}_{settings['rounding']}", settings, values, low, demoted_counts(players))
+
+
+def mean_and_spread(values: list[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+
+
+def regrets(
+    game: Everything, seeds: int, count: int, method: str, *, alpha: float = 0.5, antithetic: bool = False
+) -> dict[str, float]:
+    """Mean and spread over seeds of a method's mean regret."""
+    found = []
+    for seed in range(seeds):
+        orders = draw_permutations(game.players, count, seed, antithetic=antithetic)
+        found.append(game.regret(game.plans(estimate(game.samples(orders), method, alpha=alpha))))
+    return mean_and_spread(found)
+
+
+def permutations(game: Everything, seeds: int) -> list[dict[str, object]]:
+    """Regret against the number of permutations; evaluations are distinct coalitions."""
+    rows = []
+    for count in COUNTS:
+        sizes = [len(game.samples(draw_permutations(game.players, count, seed)).values) for seed in range(seeds)]
+        row = {"permutations": count, "evaluations": float(np.mean(sizes))}
+        rows.append(row | {method: regrets(game, seeds, count, method) for method in METHODS})
+        print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def alphas(game: Everything, seeds: int) -> list[dict[str, object]]:
+    """Regret of coopq against its shrinkage, and how many of its plans differ from those of the means alone."""
+    rows = []
+    for alpha in (0.0, 0.25, 0.5, 0.75, 1.0):
+        changed = []
+        for seed in range(seeds):
+            samples = game.samples(draw_permutations(game.players, 100, seed))
+            own = game.plans(estimate(samples, "coopq", alpha=alpha))
+            changed.append(float((own != game.plans(estimate(samples, "shapley"))).mean()))
+        row = {"alpha": alpha, "permutations": 100, "plans unlike shapley's": mean_and_spread(changed)}
+        rows.append(row | {"coopq": regrets(game, seeds, 100, "coopq", alpha=alpha)})
+    return rows
+
+
+def antithetic(game: Everything, seeds: int) -> list[dict[str, object]]:
+    """Error of the Shapley means (root mean square against 2,000 permutations) and regret, with and without pairs."""
+    exact = phi(game, draw_permutations(game.players, 2000, 10**6))
+    rows = []
+    for count in (4, 10, 20, 50, 100):
+        for paired in (False, True):
+            errors = [
+                float(np.sqrt(np.mean((phi(game, orders) - exact) ** 2)))
+                for seed in range(seeds)
+                for orders in [draw_permutations(game.players, count, seed, antithetic=paired)]
+            ]
+            row = {"permutations": count, "antithetic": paired, "error of phi": mean_and_spread(errors)}
+            rows.append(row | {name: regrets(game, seeds, count, name, antithetic=paired) for name in METHODS})
+    return rows
+
+
+def phi(game: Everything, orders: NDArray[np.int64]) -> Array:
+    """Shapley means along permutations."""
+    return np.asarray(estimate(game.samples(orders), "shapley").details["phi"])
+
+
+def calibration(game: Everything, seeds: int) -> list[dict[str, object]]:
+    """Plans from fewer windows, judged on all and on the windows left out; and the optimum of the fewer windows."""
+    windows = game.values.shape[1]
+    rows: list[dict[str, object]] = []
+    for size in [n for n in (1, 2, 4, 8, 16) if n < windows]:
+        seen: dict[str, list[float]] = {name: [] for name in (*METHODS, "optimum")}
+        for seed in range(seeds):
+            rolled = replace(game, values=np.roll(game.values, -seed * windows // seeds, axis=1))
+            samples = rolled.samples(draw_permutations(game.players, 100, seed), slice(size))
+            for method in METHODS:
+                seen[method].append(rolled.regret(rolled.plans(estimate(samples, method)), slice(size, None)))
+            seen["optimum"].append(rolled.regret(best_places(rolled, slice(size)), slice(size, None)))
+        rows.append({"windows": size} | {name: mean_and_spread(values) for name, values in seen.items()})
+    return rows
+
+
+def best_places(game: Everything, windows: slice) -> NDArray[np.int64]:
+    """Places of the best plans on some windows, by number of demoted players."""
+    means = game.values[:, windows].mean(1)
+    return np.asarray([np.where(game.demoted == count, means, np.inf).argmin() for count in range(1, game.players)])
+
+
+def transfer(game: Everything, other: Everything, seeds: int) -> list[dict[str, object]]:
+    """Plans of SPQE under one rounding, judged under another, beside plans of the other's own SPQE."""
+    rows: list[dict[str, object]] = []
+    for method in METHODS:
+        moved, own = [], []
+        for seed in range(seeds):
+            orders = draw_permutations(game.players, 100, seed)
+            moved.append(other.regret(game.plans(estimate(game.samples(orders), method))))
+            own.append(other.regret(other.plans(estimate(other.samples(orders), method))))
+        rows.append({"method": method, "moved": mean_and_spread(moved), "own": mean_and_spread(own)})
+    best = other.regret(best_places(game, slice(None)))
+    return [*rows, {"method": "optimum", "moved": {"mean": best, "sd": 0.0}, "own": {"mean": 0.0, "sd": 0.0}}]
+
+
+TABLES: dict[str, tuple[str, Callable[[Everything, int], list[dict[str, object]]]]] = {
+    "permutations": ("Mean regret against the number of permutations, nats", permutations),
+    "alpha": ("Mean regret of coopq against its shrinkage, nats", alphas),
+    "antithetic": ("Antithetic pairs of permutations: error of the Shapley means and mean regret, nats", antithetic),
+    "calibration": ("Plans from fewer calibration windows: mean regret on the windows left out, nats", calibration),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablation", choices=[*TABLES, "transfer", "pruning"])
+    parser.add_argument("inputs", nargs="+", help="values_*.npz (two for transfer), or a model folder for pruning")
+    parser.add_argument("--seeds", type=int, default=5, help="independent draws of permutations")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--text", type=Path, help="calibration text of pruning")
+    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--window-tokens", type=int, default=512)
+    parser.add_argument("--permutations", type=int, default=20)
+    parser.add_argument("--rounding", default="nearest")
+    asked = parser.parse_args()
+    if asked.ablation == "pruning":
+        from pruning import pruning
+
+        name, title = Path(asked.inputs[0]).name, "SPQE against skipping blocks: spread of the marginals, nats"
+        rows = pruning(asked)
+    elif asked.ablation == "transfer":
+        one, other = (load(Path(item)) for item in asked.inputs)
+        name = f"{one.name}_on_{other.name.rsplit('_', 1)[-1]}"
+        title = f"Plans made under {one.settings['rounding']}, judged under {other.settings['rounding']}: mean regret"
+        rows = transfer(one, other, asked.seeds)
+    else:
+        game = load(Path(asked.inputs[0]))
+        name, (title, table) = game.name, TABLES[asked.ablation]
+        rows = table(game, asked.seeds)
+    path = asked.out / f"ablation_{asked.ablation}_{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python benchmarks/ablations.py", *sys.argv[1:]])
+    content = {"kind": "ablation", "ablation": asked.ablation, "title": title, "on": name, "seeds": asked.seeds}
+    path.write_text(json.dumps({**content, "command": command, "rows": rows}, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

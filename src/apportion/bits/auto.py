@@ -1,0 +1,98 @@
+"""`--method auto`: a search by measuring within a stated number of evaluations, and a final choice on real weights.
+
+The search ranks plans by values measured on weights that were rounded once per width. Where the written weights
+differ from those (gptq rounds each plan in sequence; SPQE may run on one backend and the plan be written with
+another), the best few plans and the best uniform one are written and measured again, and the best is kept: a
+mixed plan that loses to a uniform one is not kept. [ours]
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from apportion.bits.allocate import plan_of
+from apportion.bits.budget import Budget
+from apportion.bits.calibration import load_calibration
+from apportion.bits.checkpoint import widths_by_path
+from apportion.bits.game import MeasuredGame, encode
+from apportion.bits.plan import Plan
+from apportion.bits.players import Assignment
+from apportion.bits.rounding import Rounded
+from apportion.bits.sample import Table, added
+from apportion.bits.samples import VALUES, WINDOWS, Samples
+from apportion.bits.search import Found, search
+from apportion.bits.weights import bank_of
+from apportion.core.artifact import Json
+from apportion.core.errors import NumericError
+from apportion.core.log import AppendLog
+
+WIDTHS = (2, 3, 4)
+
+
+def default_widths(supported: Sequence[int]) -> tuple[int, ...]:
+    """Two, three and four bits, as far as a rounding has them."""
+    return tuple(bits for bits in WIDTHS if bits in supported)
+
+
+def searched_plans(
+    table: Table, samples: Samples, folder: Path, budgets: Sequence[Budget], *, evaluations: int
+) -> tuple[Samples, list[Found]]:
+    """The best measured plan for each budget; values are appended to the samples' log."""
+    calibration = load_calibration(folder / WINDOWS)
+    with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
+        game = MeasuredGame(table.bank(), calibration, log)
+        found, _ = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
+    return replace(samples, values=game.known, counts=added(samples.counts, game.counts)), found
+
+
+def plan_found(found: Found, samples: Samples, budget: Budget) -> Plan:
+    """A plan from what a search kept, with everything that was tried."""
+    plan = plan_of(found.surrogate, budget, found.assignment)
+    tried: tuple[Json, ...] = tuple({"widths": encode(item), "nll": nll} for item, nll in found.tried)
+    return replace(plan, measured_nll=found.nll, tried=tried, optimal=False, source=found.source)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A plan's weights as they are written, and their loss on the samples' own text."""
+
+    assignment: Assignment
+    rounded: Mapping[str, Rounded]
+    nll: float
+
+
+def written(table: Table, assignment: Assignment, folder: Path) -> Written:
+    """Round a plan as it is written and measure it.
+
+    Raises:
+        NumericError: the loss is not finite.
+    """
+    rounded = table.written(assignment)
+    widths = widths_by_path(table.staged, table.players, assignment)
+    bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+    bank.put_all(assignment)
+    nll = float(table.staged.window_nll(load_calibration(folder / WINDOWS).windows).mean())
+    table.staged.restore()
+    if not math.isfinite(nll):
+        raise NumericError(
+            f"the loss of plan {encode(assignment)} as written is {nll}", "use --dtype float32 or another rounding"
+        )
+    return Written(assignment, rounded, nll)
+
+
+def finalists(found: Found, samples: Samples, count: int) -> list[Assignment]:
+    """The best few plans that were measured, and the best uniform one among all that fit."""
+    ranked = [item for item, _ in found.tried]
+    chosen = ranked[:count]
+    uniform = [item for item in [*ranked, *found.uniform] if len(set(item)) == 1]
+    return list(dict.fromkeys([*chosen, *uniform[:1]]))
+
+
+def best_written(
+    table: Table, samples: Samples, found: Found, folder: Path, count: int
+) -> tuple[Written, tuple[Json, ...]]:
+    """The finalist of least loss as written, and what each finalist came to."""
+    measured = [written(table, item, folder) for item in finalists(found, samples, count)]
+    best = min(measured, key=lambda item: item.nll)
+    return best, tuple({"widths": encode(item.assignment), "nll_written": item.nll} for item in measured)

@@ -1,0 +1,217 @@
+"""Every rounding end to end: bytes as predicted, the same logits in a fresh process, plans applied across roundings."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import apportion
+from apportion.bits.checkpoint import packed_entries, widths_by_path
+from apportion.bits.container import file_bytes
+from apportion.bits.formats import Width
+from apportion.bits.load import load
+from apportion.bits.plan import plan_from
+from apportion.bits.quantize import Quantization, apply, measure_perplexity, open_table, quantize
+from apportion.bits.rounding import rounding_named, shape_bytes
+from apportion.bits.rounding.hqq import HqqWeight
+from apportion.bits.rounding.quanto import QuantoWeight
+from apportion.bits.sample import Sampling
+from apportion.core.artifact import read_json, read_manifest
+from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError, MissingExtraError
+from tests.tiny_models import KINDS
+
+IDS = torch.arange(2, 42).view(2, 20)
+RELOAD = """
+import sys, torch, apportion
+ids = torch.arange(2, 42).view(2, 20)
+with torch.inference_mode():
+    for folder in sys.argv[1:]:
+        found = [apportion.load(folder, dense=dense)(ids).logits for dense in (False, True)]
+        torch.save(found, folder + ".pt")
+"""
+
+
+def small(text: Path, **changes) -> Sampling:
+    given = {"calibration": text, "windows": 4, "window_tokens": 24, "permutations": 3, "group_size": 32}
+    return Sampling(**{**given, "rounding_windows": 12, **changes})
+
+
+def logits_with(staged, weights) -> torch.Tensor:
+    for path, weight in weights.items():
+        staged.model.get_submodule(path).weight.data = weight.dequantize(torch.float32)
+    with torch.inference_mode():
+        found = staged.model(IDS).logits
+    staged.restore()
+    return found
+
+
+CASES = [
+    ("gptq", "llama", torch.bfloat16),
+    ("gptq", "gemma2", torch.float32),
+    *(("quanto", kind, torch.bfloat16) for kind in KINDS),
+    *(("hqq", kind, torch.bfloat16) for kind in KINDS),
+    ("hqq", "llama", torch.float32),
+]
+
+
+def case_name(case: tuple[str, str, torch.dtype]) -> str:
+    return f"{case[0]}-{case[1]}-{str(case[2]).removeprefix('torch.')}"
+
+
+def case_sampling(case: tuple[str, str, torch.dtype], text: Path) -> Sampling:
+    widths = (2, 4) if case[0] == "quanto" else (2, 3, 4)
+    return small(text, rounding=case[0], widths=widths, players="linears")
+
+
+@pytest.fixture(scope="module")
+def reloaded(checkpoint, text_file, tmp_path_factory) -> Path:
+    """A folder for every case, and beside each the logits that one fresh process had of it."""
+    root = tmp_path_factory.mktemp("backends")
+    for case in CASES:
+        model = str(checkpoint(case[1], blocks=2, dtype=case[2]))
+        ask = Quantization(avg_bits=2.9, method="shapley")
+        quantize(model, root / case_name(case), ask, case_sampling(case, text_file))
+    folders = [str(root / case_name(case)) for case in CASES]
+    subprocess.run([sys.executable, "-c", RELOAD, *folders], check=True, capture_output=True)
+    return root
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+def test_a_fresh_process_loads_the_same_logits(reloaded, checkpoint, text_file, case):
+    out = reloaded / case_name(case)
+    plan, result = plan_from(read_json(out / "plan.json")), read_json(out / "result.json")
+    assert len(set(plan.assignment)) > 1
+    table = open_table(str(checkpoint(case[1], blocks=2, dtype=case[2])), case_sampling(case, text_file))
+    ours = logits_with(table.staged, table.written(plan.assignment))
+    packed, dense = torch.load(f"{out}.pt", weights_only=True)
+    assert torch.equal(dense, ours)
+    assert torch.equal(packed, ours)
+    paths = widths_by_path(table.staged, plan.players, plan.assignment)
+    predicted = file_bytes(packed_entries(table.staged, paths, 32, table.applied))
+    assert (out / "model.safetensors").stat().st_size == result["bytes"] == plan.total_bytes == predicted
+    assert result["bytes"] <= plan.budget_bytes + table.costs.fixed_bytes
+    assert result["format"] == table.applied.format
+    found = measure_perplexity(str(out), text_file, window_tokens=24, windows=4, dtype="float32")
+    assert 0 < found["nll"] < 12
+
+
+@pytest.mark.parametrize("name", ["quanto", "hqq"])
+def test_transformers_refuses_these_formats_rather_than_guess(reloaded, name):
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises((ValueError, KeyError), match=r"mixed|quant_config"):
+        AutoModelForCausalLM.from_pretrained(reloaded / f"{name}-llama-bfloat16")
+
+
+def test_libraries_own_modules_hold_the_packed_weights(reloaded):
+    from hqq.core.quantize import HQQLinear
+    from optimum.quanto import QLinear
+
+    for name, kind in (("quanto", QLinear), ("hqq", HQQLinear)):
+        out = reloaded / f"{name}-llama-bfloat16"
+        assert sum(isinstance(module, kind) for module in load(out).modules()) == 14
+        assert not any(isinstance(module, kind) for module in load(out, dense=True).modules())
+
+
+def test_a_plan_of_one_rounding_is_applied_with_another(checkpoint, text_file, tmp_path):
+    model = str(checkpoint(blocks=2))
+    sampling = small(text_file, apply_rounding="gptq", permutations=4)
+    result = quantize(model, tmp_path / "out", Quantization(avg_bits=3), sampling)
+    assert (result["rounding"], result["apply_rounding"]) == ("nearest", "gptq")
+    assert read_manifest(tmp_path / "out")["result"]["apply_rounding"] == "gptq"
+    assert result["nll_plan"] != result["nll_plan_sampled"]
+    # nll_plan is that of the file, measured on the samples' own windows
+    from apportion.bits.calibration import load_calibration
+    from apportion.bits.load import load_staged
+    from apportion.core.device import place
+
+    staged = load_staged(str(tmp_path / "out"), place("cpu", "float32"))
+    windows = load_calibration(tmp_path / "out" / "samples" / "windows.safetensors").windows
+    assert float(staged.window_nll(windows).mean()) == result["nll_plan"]
+
+
+def test_apply_counts_bytes_in_the_format_it_writes(checkpoint, text_file, tmp_path):
+    model = str(checkpoint(blocks=2))
+    sampling = small(text_file)
+    table = open_table(model, sampling)
+    quantize(model, tmp_path / "out", Quantization(avg_bits=3, method="shapley"), sampling)
+    plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
+    # quanto keeps a shift beside every scale: more bytes at the same width
+    with pytest.raises(BudgetError, match="more than the"):
+        apply(table.staged, table.tokenizer, plan, tmp_path / "quanto", rounding="quanto")
+    result = apply(table.staged, table.tokenizer, plan, tmp_path / "gptq", rounding="gptq", sampling=sampling)
+    assert (result["rounding"], result["apply_rounding"]) == ("nearest", "gptq")
+    assert read_manifest(tmp_path / "gptq")["result"] == result
+    assert apportion.load(tmp_path / "gptq")(IDS).logits.isfinite().all()
+    counted = quantize(
+        model, tmp_path / "q", Quantization(avg_bits=3, method="shapley"), small(text_file, apply_rounding="quanto")
+    )
+    assert counted["format"] == "quanto"
+
+
+def test_a_gptq_checkpoint_is_what_its_text_makes_of_it(checkpoint, text_file, tmp_path):
+    model = str(checkpoint(blocks=2))
+    ask, sampling = Quantization(avg_bits=3, method="shapley"), small(text_file, rounding="gptq")
+    first, again = (quantize(model, tmp_path / name, ask, sampling) for name in "ab")
+    assert first["nll_plan"] == again["nll_plan"]
+    left, right = (read_manifest(tmp_path / name)["files"]["model.safetensors"] for name in "ab")
+    assert left == right
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    groups=st.integers(1, 5),
+    size=st.sampled_from([4, 12, 32, 64]),
+    name=st.sampled_from(["quanto", "hqq"]),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, name, bits, dtype):
+    rounding, width = rounding_named(name), Width(bits, size)
+    if bits not in rounding.bits:
+        return
+    weight = torch.randn(rows, groups * size, generator=torch.Generator().manual_seed(rows)).to(dtype)
+    if name == "hqq" and bits in (2, 4) and rows * groups % (8 // bits):
+        with pytest.raises(InputError, match="multiple"):
+            rounding.round(weight, width, None)
+        return
+    if name == "quanto" and rows * groups == 1:
+        with pytest.raises(InputError, match="single group"):
+            rounding.round(weight, width, None)
+        return
+    shapes = rounding.shapes(rows, groups * size, width, dtype)
+    rounded = rounding.round(weight, width, None)
+    saved = {suffix: tensor.clone() for suffix, tensor in rounded.tensors().items()}
+    assert {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in saved.items()} == dict(shapes)
+    assert sum(tensor.nbytes for tensor in saved.values()) == shape_bytes(shapes)
+    kind = {"quanto": QuantoWeight, "hqq": HqqWeight}[name]
+    again = kind.from_tensors(saved, (rows, groups * size), width)
+    for compute in (torch.float32, torch.bfloat16):
+        decoded = rounded.dequantize(compute)
+        assert decoded.dtype == compute
+        assert torch.equal(again.dequantize(compute), decoded)
+    assert float((rounded.dequantize(torch.float32) - weight.float()).norm() / weight.float().norm()) < 0.75
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    for name, module, extra in (("quanto", "optimum.quanto", "quanto"), ("hqq", "hqq.core.quantize", "hqq")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtraError, match=rf"apportion\[{extra}\]"):
+            rounding_named(name)
+
+
+def test_damaged_folders_are_refused(reloaded, tmp_path):
+    out = Path(shutil.copytree(reloaded / "hqq-llama-bfloat16", tmp_path / "out"))
+    config = (out / "config.json").read_text()
+    (out / "config.json").write_text(config.replace('"bits": 2', '"bits": 3'))
+    with pytest.raises(ArtifactCorruptError, match="differs from the manifest"):
+        load(out)
+    (out / "manifest.json").unlink()
+    with pytest.raises(ArtifactCorruptError, match="expected a tensor of shape"):
+        load(out)
