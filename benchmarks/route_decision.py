@@ -10,17 +10,18 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
-from synthetic_profiles import needs_profile  # noqa: E402
 
 from apportion.route.router import Router  # noqa: E402
 from apportion.route.router_file import load_router  # noqa: E402
 from apportion.route.train import train_router  # noqa: E402
+from tests.synthetic_profiles import needs_profile  # noqa: E402
 
 
 def wide_router() -> Router:
@@ -53,13 +54,22 @@ def measure(router: Router, decisions: int) -> dict[str, float | int]:
     }
 
 
+def preferring(router: Router, name: str) -> Router:
+    """The same router with one tier's gate wide open."""
+    tiers = tuple(
+        replace(tier, gate=replace(tier.gate, gain=tier.gate.gain + 10 * (tier.name == name))) for tier in router.tiers
+    )
+    return replace(router, tiers=tiers)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--router", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found = measure(load_router(given.router) if given.router else wide_router(), 5000)
-    text = json.dumps({"command": " ".join(["python", *sys.argv]), **found}, indent=1)
+    router = load_router(given.router) if given.router else wide_router()
+    found = {tier.name: measure(preferring(router, tier.name), 5000) for tier in router.tiers}
+    text = json.dumps({"command": " ".join(["python", *sys.argv]), "by_tier": found}, indent=1)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text + "\n")

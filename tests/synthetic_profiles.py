@@ -7,7 +7,7 @@ import numpy as np
 
 from apportion.core.seeds import stream
 from apportion.route.profile import Floats, Profile
-from apportion.route.strategy import USES_COT, USES_RAG
+from apportion.route.strategy import DIRECT, USES_COT, USES_RAG
 
 TOKENS = np.array([30.0, 320.0, 130.0, 450.0])
 LATENCY_MS = np.array([20.0, 60.0, 200.0, 260.0])
@@ -43,6 +43,21 @@ def either_profile(n: int, seed: int = 0) -> Profile:
     hard, fact = features[:, 0] > 0, features[:, 1] > 0
     quality = np.stack([~hard, hard & fact, hard & ~fact, np.zeros(n, bool)], axis=1).astype(float)
     return _profile(quality, features, seed, latency=True, families=np.where(hard, "hard", "easy"))
+
+
+def draft_profile(n: int, seed: int = 0) -> Profile:
+    """Half the questions are sums that need reasoning, as their length says; the rest are facts of which only
+    the draft tells whether they are known. Drafting a sum is waste, and Direct costs as much as a sum."""
+    rng = stream(seed, "draft_profile")
+    sums, known = rng.random(n) < 0.5, rng.random(n) < 0.5
+    fact = ~sums & known
+    quality = np.stack([fact, ~sums, sums | fact, np.ones(n, bool)], axis=1).astype(float)
+    features = rng.normal(size=(n, len(NAMES)))
+    features[:, 2] = np.where(sums, 1.0, -1.0) + 0.1 * features[:, 2]
+    features[:, 3] = np.where(known, -1.0, 1.0) + 0.1 * features[:, 3]
+    profile = _profile(quality, features, seed, latency=False, families=np.where(sums, "sums", "facts"))
+    profile.tokens[:, DIRECT] = 100 + profile.tokens[:, DIRECT]
+    return profile
 
 
 def _profile(quality: Floats, features: Floats, seed: int, *, latency: bool, families: np.ndarray) -> Profile:

@@ -19,7 +19,7 @@ WEIGHTS = ((0.0, 0.0), (0.1, 0.0), (0.5, 0.2), (3.0, 1.0))
 
 
 def questions() -> Profile:
-    from synthetic_profiles import needs_profile
+    from tests.synthetic_profiles import needs_profile
 
     return needs_profile(6, seed=77)
 
@@ -47,10 +47,9 @@ def test_decisions_are_those_of_then() -> None:
 
 def make() -> None:
     """Train a small router and save what it decides."""
-    from synthetic_profiles import needs_profile
-
     from apportion.route.policy_training import TrainingPlan
     from apportion.route.train import train_router
+    from tests.synthetic_profiles import needs_profile
 
     plan = TrainingPlan(hidden=6, folds=2, seeds=1, steps=200, check_every=50)
     router = train_router(needs_profile(300, seed=1), plan).router
@@ -59,5 +58,5 @@ def make() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     make()

@@ -27,9 +27,13 @@ class FixedRouter:
     strategy: str
     wanted: tuple[str, ...] = ("nqc_top1_k10", "question_words", "draft_nll_mean")
     seen: dict[str, float] = field(default_factory=dict)
+    drafts: bool = True
 
     def features_wanted(self, weights: Weights, *, draft: bool = True) -> tuple[str, ...]:
         return tuple(name for name in self.wanted if draft or not name.startswith("draft_"))
+
+    def wants_draft(self, features: Mapping[str, float], weights: Weights) -> bool:
+        return self.drafts
 
     def decide(self, features: Mapping[str, float], token_weight: float, latency_weight: float) -> Decision:
         self.seen = dict(features)
@@ -58,6 +62,13 @@ def setup(server: Server, tmp_path: Path) -> Iterator[Setup]:
 
 def route(strategy: str, setup: Setup, **settings: object):
     return answer("The capital of France", FixedRouter(strategy, **settings), setup, WEIGHTS)  # type: ignore[arg-type]
+
+
+def test_a_draft_that_the_router_finds_not_worth_its_cost_is_not_made(server: Server, setup: Setup) -> None:
+    found = route("cot", setup, drafts=False)
+    assert [call.purpose for call in found.calls] == ["answer"]
+    assert len(server.calls) == 1
+    assert "draft_nll_mean" not in found.features
 
 
 def test_a_direct_route_returns_the_draft_and_pays_once(server: Server, setup: Setup) -> None:

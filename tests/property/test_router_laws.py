@@ -99,6 +99,34 @@ def test_bad_weights_are_refused(token: float, latency: float) -> None:
         informed().router.decide({}, token, latency)
 
 
+def _asking(router: Router) -> Router:
+    """The same router, preferring to ask question by question whether to draft."""
+    full, lean, asking = router.tiers
+    return replace(router, tiers=(full, lean, replace(asking, gate=replace(asking.gate, gain=asking.gate.gain + 1))))
+
+
+def test_a_draft_is_wanted_for_some_questions_and_the_full_tier_decides_those() -> None:
+    router, profile, weights = _asking(informed().router), needs_profile(300, seed=9), Weights(0.3, 0.1)
+    columns, tiers = router.decide_many(profile.features, profile.feature_names, weights)
+    rows = [dict(zip(NAMES, row.tolist(), strict=True)) for row in profile.features]
+    bare = [{n: v for n, v in row.items() if not n.startswith("draft_")} for row in rows]
+    wanted = [router.wants_draft(row, weights) for row in bare]
+    assert [tier == "full" for tier in tiers] == wanted
+    assert set(router.features_wanted(weights)) == set(NAMES)
+    for row, with_draft, wants, column in zip(bare, rows, wanted, columns, strict=True):
+        one = router.decide(with_draft if wants else row, 0.3, 0.1)
+        assert one.strategy == STRATEGIES[column]
+        assert one.fallback_reason == ""
+        if wants:
+            assert router.decide(row, 0.3, 0.1).tier == "lean"
+
+
+def test_a_tier_that_asks_needs_one_that_reads_the_draft() -> None:
+    router = informed().router
+    with pytest.raises(InputError, match="no full tier"):
+        replace(router, tiers=router.tiers[1:])
+
+
 def test_without_a_draft_the_lean_tier_decides_and_says_so() -> None:
     router = _with_full_preferred(informed().router)
     values = dict(zip(NAMES, needs_profile(1, seed=9).features[0].tolist(), strict=True))
@@ -111,8 +139,8 @@ def test_without_a_draft_the_lean_tier_decides_and_says_so() -> None:
 
 def _with_full_preferred(router: Router) -> Router:
     """The same router, the full tier's held-out gains raised so that it is the first choice."""
-    full, lean = router.tiers
-    return replace(router, tiers=(replace(full, gate=replace(full.gate, gain=full.gate.gain + 1)), lean))
+    full, *others = router.tiers
+    return replace(router, tiers=(replace(full, gate=replace(full.gate, gain=full.gate.gain + 1)), *others))
 
 
 def test_latency_weights_need_a_router_that_knows_latency() -> None:

@@ -205,7 +205,7 @@ def test_ablations_and_families_left_out_on_folds() -> None:
     assert heads | {"without_nqc", "without_nll", "without_weights"} <= set(row.baselines)
     assert all(row.router.utility > row.baselines[name].utility for name in heads)
     assert {one.family for one in evaluation.left_out} == {"facts", "sums"}
-    assert len(evaluation.calibration) == 2 * 2 * 2  # folds x tiers x heads
+    assert len(evaluation.calibration) == 2 * 3 * 2  # folds x tiers x heads
 
 
 def test_a_profile_without_latency_is_compared_on_tokens_alone() -> None:

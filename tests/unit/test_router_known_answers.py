@@ -11,7 +11,7 @@ from apportion.route.profile import Floats, Profile
 from apportion.route.router import STATIC, Router
 from apportion.route.train import train_router
 from apportion.route.utility import Weights, weight_grid
-from tests.synthetic_profiles import either_profile, needs_profile
+from tests.synthetic_profiles import draft_profile, either_profile, needs_profile
 from tests.trained_routers import QUICK, exclusive, informed, uninformed
 
 GRID = weight_grid((0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0), (0.0, 0.3), timed=True)
@@ -46,6 +46,24 @@ def test_an_exclusive_or_of_the_two_needs_is_learnt() -> None:
     closed, worst = gap_closed(exclusive().router, either_profile(1500, seed=2))
     assert closed > 0.8
     assert worst > 0
+
+
+def test_the_draft_is_made_where_it_tells_something() -> None:
+    """Facts are drafted and sums are not; asking is better than always or never drafting."""
+    router = train_router(draft_profile(500, seed=1), QUICK).router
+    test, weights = draft_profile(800, seed=2), Weights(0.4)
+    columns, tiers = router.decide_many(test.features, test.feature_names, weights)
+    drafted, sums = np.array([tier == "full" for tier in tiers]), np.array(test.dataset) == "sums"
+    assert drafted[~sums].mean() > 0.9
+    assert drafted[sums].mean() < 0.1
+    assert set(columns[sums].tolist()) == {2}
+    mean = {
+        name: utilities(replace(router, tiers=tuple(t for t in router.tiers if t.name in kept)), test, weights)
+        for name, kept in {"all": ("full", "lean", "asking"), "full": ("full",), "lean": ("lean",)}.items()
+    }
+    best = mean["all"]["router"].mean()
+    assert best > mean["full"]["router"].mean() + 0.02
+    assert best > mean["lean"]["router"].mean() + 0.01  # 0.013 by the costs
 
 
 def test_half_the_signal_is_better_than_none_and_worse_than_all() -> None:

@@ -70,8 +70,10 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
         )
     wanted = {FEATURES[name].group for name in router.features_wanted(weights, draft=setup.llm.has_logprobs)}
     hits = setup.retriever.search(question, setup.k) if "retrieval" in wanted else None
-    draft = _complete(question, "direct", None, setup, logprobs=True) if "draft" in wanted else None
-    features = _features(question, hits, draft) if wanted else {}
+    features = _features(question, hits) if wanted else {}
+    asked = "draft" in wanted and router.wants_draft(features, weights)
+    draft = _complete(question, "direct", None, setup, logprobs=True) if asked else None
+    features |= draft_features(draft.token_logprobs) if draft else {}
     decision = router.decide(features, weights.token, weights.latency)
     strategy = decision.strategy
     if uses_passages(strategy) and hits is None:
@@ -101,11 +103,10 @@ def _complete(question: str, strategy: str, hits: Hits | None, setup: Setup, *, 
     return setup.llm.complete([request])[0]
 
 
-def _features(question: str, hits: Hits | None, draft: Completion | None) -> dict[str, float]:
+def _features(question: str, hits: Hits | None) -> dict[str, float]:
     return {
         **question_features(question),
         **(features_of_hits(hits) if hits else {}),
-        **(draft_features(draft.token_logprobs) if draft else {}),
     }
 
 

@@ -34,7 +34,7 @@ WHAT = {
     "knn": "mean utility of the sqrt(n) nearest training questions, per weights, on the router's features",
     "query_length": "one strategy up to so many words, another above; best in training, per weights",
     "router_ungated": "the router without its gates: it decides at every weight",
-    "without_nll": "the router without the draft and its cost",
+    "without_nll": "the router without the draft and its cost (the lean tier)",
     "without_nqc": "a router trained without the retrieval features",
     "without_weights": "a router trained without seeing the weights (its gates still do)",
     "need_rag_only": "a router that decides on retrieval alone; reasoning always or never, as training says",
@@ -84,7 +84,7 @@ def fit_field(
         "knn": Neighbours(seen, scale),
         "query_length": LengthRule(seen, scale),
     }
-    lean = tuple(tier for tier in main.tiers if not tier.draft_names)
+    lean = tuple(tier for tier in main.tiers if not tier.may_draft)
     if lean and len(lean) < len(main.tiers):
         contestants["without_nll"] = Routed(replace(main, tiers=lean))
     if plan.ablations:
@@ -127,7 +127,7 @@ def calibrations_of(router: Router, test: Profile) -> tuple[dict[str, Any], ...]
     found: list[dict[str, Any]] = []
     grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
     for tier in router.tiers:
-        if not set(tier.policy.names) <= set(test.feature_names):
+        if tier.asks or not set(tier.policy.names) <= set(test.feature_names):
             continue
         features = test.keep_features(tier.policy.names).features
         costed = probed_cost(test.restrict(router.strategies), router.scale, tier.policy.names)

@@ -47,11 +47,11 @@ def nearest(nodes: tuple[float, ...], value: float) -> int:
     >>> nearest((0.0, 0.1, 1.0), 0.04), nearest((0.0, 0.1, 1.0), 0.3), nearest((0.0, 0.1, 1.0), 0.4)
     (0, 1, 2)
     """
-    return bisect(_edges(nodes), value)
+    return bisect(edges(nodes), value)
 
 
 @cache
-def _edges(nodes: tuple[float, ...]) -> tuple[float, ...]:
+def edges(nodes: tuple[float, ...]) -> tuple[float, ...]:
     """Where the nearest node changes; the first node is 0."""
     means = (math.sqrt(low * high) for low, high in pairwise(nodes[1:]))
     return (nodes[1] / 2, *means) if len(nodes) > 1 else ()

@@ -60,7 +60,7 @@ def mean_and_spread(features: Floats) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Parameters of M members side by side: w1 [M, f + 6, H], w2 [M, H, H], w3 [M, H, 6] and biases."""
+    """Parameters of M members side by side: w1 [M, f + 6, H], w2 [M, H, H], w3 [M, H, 3 heads], biases."""
 
     w1: Singles
     b1: Singles
@@ -73,13 +73,20 @@ class Layers:
         """The layers of some members."""
         return Layers(*(getattr(self, f.name)[members] for f in fields(self)))
 
+    @property
+    def heads(self) -> int:
+        """2, or 3 when a head decides whether to make the draft."""
+        return int(self.w3.shape[-1]) // 3
+
     def logits(self, inputs: Singles) -> Singles:
-        """[M, n, 2] from [n, f + 6 + 2], the last two columns being the weights."""
+        """[M, n, heads] from [n, f + 6 + 2], the last two columns being the weights."""
         shown, weights = inputs[:, :-2], COST_GAIN * inputs[:, -2:]
         hidden = np.tanh(shown @ self.w1 + self.b1)
         hidden = np.tanh(hidden @ self.w2 + self.b2)
         out = hidden @ self.w3 + self.b3
-        value: Singles = out[..., :2] - weights[:, :1] * out[..., 2:4] - weights[:, 1:] * out[..., 4:]
+        heads = self.heads
+        tokens, latency = out[..., heads : 2 * heads], out[..., 2 * heads :]
+        value: Singles = out[..., :heads] - weights[:, :1] * tokens - weights[:, 1:] * latency
         return value
 
 
@@ -109,13 +116,13 @@ class Policy:
         return np.concatenate([self.standardise(features), encoded], axis=1)
 
     def logits(self, features: Floats, weights: Floats) -> Singles:
-        """[n, 2] logits of need_RAG and need_CoT: the mean over members."""
+        """[n, heads] logits of need_RAG, need_CoT (and the draft): the mean over members."""
         return np.asarray(self.layers.logits(self.inputs(features, weights)).mean(axis=0))
 
     def logits_of(
         self, features: Mapping[str, float | None], weights: tuple[float, float]
-    ) -> tuple[float, float, tuple[str, ...]]:
-        """Both logits for one question, and the features that were missing or not finite: the fast way."""
+    ) -> tuple[tuple[float, ...], tuple[str, ...]]:
+        """The logits for one question, and the features that were missing or not finite: the fast way."""
         row, missing = [], []
         for name, mean, spread in zip(self.names, self.mean.tolist(), self.spread.tolist(), strict=True):
             value = features.get(name)
@@ -125,8 +132,7 @@ class Policy:
             row.append(min(5.0, max(-5.0, (value - mean) / spread)))
         encoded = encode_weights(np.array([weights]), self.means)
         inputs = np.array([row + encoded[0].tolist()], dtype=np.float32)
-        rag, cot = self.layers.logits(inputs).mean(axis=0)[0].tolist()
-        return rag, cot, tuple(missing)
+        return tuple(self.layers.logits(inputs).mean(axis=0)[0].tolist()), tuple(missing)
 
 
 def choose(logits: NDArray[np.floating], columns: tuple[int, ...]) -> Ints:

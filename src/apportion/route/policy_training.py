@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from apportion.core.seeds import derived_seed
+from apportion.route.asking import Drafted
+from apportion.route.gate import LATENCY_NODES, TOKEN_NODES, edges
 from apportion.route.policy import (
     COST_GAIN,
     ENCODED,
@@ -57,26 +59,42 @@ class Fitted:
     layers: tuple[Layers, ...]
 
 
-def fit_members(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPlan, seed: int) -> Fitted:
+def fit_members(
+    inputs: Singles,
+    costed: Costed,
+    members: list[Ints],
+    plan: TrainingPlan,
+    seed: int,
+    drafted: Drafted | None = None,
+) -> Fitted:
     """Fit one member on each set of row numbers; deterministic for a seed (one thread).
 
     Args:
         inputs: [n, f] standardised features.
         costed: quality and scaled costs of the same n questions, probes counted.
         members: row numbers of each member's questions.
+        drafted: with it, a third head learns whether to make the draft and let the full tier decide.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _fit(inputs, costed, members, plan, derived_seed(seed, "policy") % 2**31)
+        return _fit(inputs, costed, members, plan, derived_seed(seed, "policy") % 2**31, drafted)
     finally:
         torch.set_num_threads(threads)
 
 
-def _fit(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPlan, seed: int) -> Fitted:
+def _fit(
+    inputs: Singles,
+    costed: Costed,
+    members: list[Ints],
+    plan: TrainingPlan,
+    seed: int,
+    drafted: Drafted | None,
+) -> Fitted:
     draw = torch.Generator().manual_seed(seed)
     x, table, means = torch.from_numpy(inputs), _tables(costed), mean_outcome(costed)
-    parameters = _initial(len(members), x.shape[1] + ENCODED, plan.hidden, draw)
+    later = _tables(drafted.costed) if drafted else []
+    parameters = _initial(len(members), x.shape[1] + ENCODED, plan.hidden, 3 if drafted else 2, draw)
     optimiser = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, plan.learning_rate, total_steps=plan.steps, pct_start=0.1)
     padded, sizes = _padded(members)
@@ -87,7 +105,8 @@ def _fit(inputs: Singles, costed: Costed, members: list[Ints], plan: TrainingPla
         weights = _draw_weights(len(members), plan, costed.has_latency, draw)
         inputs_now = torch.cat([x[drawn], _shown(weights, means, plan)], dim=2)
         logits = _forward(parameters, inputs_now, weights * plan.conditioned)
-        loss = _loss(logits, [part[drawn] for part in table], weights, costed.columns, plan.head_share)
+        after = _after_draft(drafted.columns, later, drawn, weights) if drafted else None
+        loss = _loss(logits, [part[drawn] for part in table], weights, costed.columns, plan.head_share, after)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -113,8 +132,8 @@ def _padded(members: list[Ints]) -> tuple[Tensor, Tensor]:
     return padded, sizes
 
 
-def _initial(members: int, width: int, hidden: int, draw: torch.Generator) -> list[Tensor]:
-    shapes = ((width, hidden), (1, hidden), (hidden, hidden), (1, hidden), (hidden, 6), (1, 6))
+def _initial(members: int, width: int, hidden: int, heads: int, draw: torch.Generator) -> list[Tensor]:
+    shapes = ((width, hidden), (1, hidden), (hidden, hidden), (1, hidden), (hidden, 3 * heads), (1, 3 * heads))
     gains = (width**-0.5, 0.0, hidden**-0.5, 0.0, 0.1 * hidden**-0.5, 0.0)
     return [
         (torch.randn(members, *shape, generator=draw) * gain).requires_grad_()
@@ -126,7 +145,8 @@ def _frozen(parameters: list[Tensor], plan: TrainingPlan) -> Layers:
     """A copy as arrays; without conditioning whatever reads or multiplies the weights becomes 0."""
     w1, b1, w2, b2, w3, b3 = (part.detach().numpy().copy() for part in parameters)
     if not plan.conditioned:
-        w1[:, -ENCODED:], w3[..., 2:], b3[..., 2:] = 0, 0, 0
+        heads = w3.shape[-1] // 3
+        w1[:, -ENCODED:], w3[..., heads:], b3[..., heads:] = 0, 0, 0
     return Layers(w1, b1, w2, b2, w3, b3)
 
 
@@ -148,29 +168,61 @@ def _shown(weights: Tensor, means: np.ndarray, plan: TrainingPlan) -> Tensor:
 
 
 def _forward(parameters: list[Tensor], inputs: Tensor, weights: Tensor) -> Tensor:
-    """[M, B, 2] logits; the same computation as `Layers.logits`."""
+    """[M, B, heads] logits; the same computation as `Layers.logits`."""
     w1, b1, w2, b2, w3, b3 = parameters
     hidden = torch.tanh(torch.baddbmm(b1, inputs, w1))
     hidden = torch.tanh(torch.baddbmm(b2, hidden, w2))
     out = torch.baddbmm(b3, hidden, w3)
     scaled = COST_GAIN * weights
-    return out[..., :2] - scaled[..., :1] * out[..., 2:4] - scaled[..., 1:] * out[..., 4:]
+    heads = out.shape[-1] // 3
+    tokens, latency = out[..., heads : 2 * heads], out[..., 2 * heads :]
+    return out[..., :heads] - scaled[..., :1] * tokens - scaled[..., 1:] * latency
+
+
+def _after_draft(columns: Ints, table: list[Tensor], drawn: Tensor, weights: Tensor) -> Tensor:
+    """[M, B] utility of drafting first, at the decisions of the nearest node of the gate's grid."""
+    bounds = (torch.tensor(edges(nodes)) for nodes in (TOKEN_NODES, LATENCY_NODES))
+    token, latency = (
+        torch.bucketize(weights[..., i].contiguous(), bound, right=True) for i, bound in enumerate(bounds)
+    )
+    latency = latency.clamp(max=columns.shape[2] - 1)
+    chosen = torch.from_numpy(columns)[drawn, token, latency].unsqueeze(-1)
+    quality, tokens, times = (part[drawn].gather(-1, chosen)[..., 0] for part in table)
+    return quality - weights[..., 0] * tokens - weights[..., 1] * times
 
 
 def _loss(
-    logits: Tensor, outcome: list[Tensor], weights: Tensor, columns: tuple[int, ...], head_share: float
+    logits: Tensor,
+    outcome: list[Tensor],
+    weights: Tensor,
+    columns: tuple[int, ...],
+    head_share: float,
+    after_draft: Tensor | None,
 ) -> Tensor:
     """Sum over members of the mean loss over their batch (members do not share parameters)."""
     quality, tokens, latency = outcome
     values = quality - weights[..., :1] * tokens - weights[..., 1:] * latency
-    zero = torch.zeros_like(logits[..., 0])
-    joint = torch.stack([zero, logits[..., 0], logits[..., 1], logits.sum(dim=-1)], dim=-1)
+    rag, cot = logits[..., 0], logits[..., 1]
+    joint = torch.stack([torch.zeros_like(rag), rag, cot, rag + cot], dim=-1)
     p = functional.softmax(joint[..., list(columns)], dim=-1)
     present = values[..., list(columns)]
-    expected = (p * (present.amax(dim=-1, keepdim=True) - present)).sum(dim=-1)
-    heads = _head_losses(logits, values, columns)
-    scaled = (expected + head_share * heads) / (1 + weights.sum(dim=-1))
+    best = present.amax(dim=-1)
+    got = (p * present).sum(dim=-1)
+    heads = _head_losses(logits[..., :2], values, columns)
+    if after_draft is not None:
+        worth = after_draft - got.detach()
+        asks = torch.sigmoid(logits[..., 2])
+        heads = heads * (1 - asks.detach()) + _weighted_entropy(logits[..., 2], worth)
+        got = got + asks * (after_draft - got)
+    scaled = (best - got + head_share * heads) / (1 + weights.sum(dim=-1))
     return scaled.mean(dim=1).sum()
+
+
+def _weighted_entropy(logits: Tensor, worth: Tensor) -> Tensor:
+    """Cross-entropy towards yes where it is worth something, weighted by how much."""
+    target = (worth > 0).float()
+    loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return worth.abs() * loss
 
 
 def _head_losses(logits: Tensor, values: Tensor, columns: tuple[int, ...]) -> Tensor:
@@ -187,7 +239,5 @@ def _head_losses(logits: Tensor, values: Tensor, columns: tuple[int, ...]) -> Te
         for off, on, share in sides:
             if off in columns and on in columns:
                 worth = worth + share * (values[..., on] - values[..., off])
-        target = (worth > 0).float()
-        loss = functional.binary_cross_entropy_with_logits(logits[..., head], target, reduction="none")
-        total = total + worth.abs() * loss
+        total = total + _weighted_entropy(logits[..., head], worth)
     return total

@@ -1,7 +1,9 @@
 """Decides in numpy which strategy answers a question, at the cost weights of the request.
 
-A router holds up to two tiers: `full` reads every feature, `lean` all but those of the draft (for servers
-that return no log-probabilities). Each has a gate; where no gate is open the best static strategy answers.
+A router holds up to three tiers: `full` reads every feature, `lean` all but those of the draft (for servers
+that return no log-probabilities). A third, `asking`, reads what `lean` reads and decides for each question
+whether the draft is worth its cost; if so, `full` decides after it. Each tier has a gate; where no gate is
+open the best static strategy answers.
 """
 
 import math
@@ -18,7 +20,7 @@ from apportion.route.profile import Bools, Floats
 from apportion.route.strategy import STRATEGIES, USES_COT, USES_RAG
 from apportion.route.utility import Ints, Scale, Weights
 
-STATIC = "static"
+FULL, LEAN, ASKING, STATIC = "full", "lean", "asking", "static"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class Tier:
     def draft_names(self) -> tuple[str, ...]:
         """The features that need a draft."""
         return tuple(name for name in self.policy.names if name.startswith("draft_"))
+
+    @property
+    def asks(self) -> bool:
+        """Whether it decides for each question if a draft is to be made."""
+        return self.policy.layers.heads == 3
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether it needs a model that returns log-probabilities."""
+        return self.asks or bool(self.draft_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,11 @@ class Router:
         """Names of the strategies it may choose."""
         return tuple(STRATEGIES[column] for column in self.columns)
 
+    def __post_init__(self) -> None:
+        names = [tier.name for tier in self.tiers]
+        if any(tier.asks for tier in self.tiers) and FULL not in names:
+            raise InputError(f"router: tiers {names}: one asks for a draft that no full tier reads")
+
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""
         quality, tokens, latency = self.means
@@ -97,14 +114,30 @@ class Router:
             draft: whether draft features can be had.
         """
         self._check(weights)
-        usable = (tier for tier in self.tiers if draft or not tier.draft_names)
+        usable = (tier for tier in self.tiers if draft or not tier.may_draft)
         opened = [(tier.gate.at(weights)[0], tier) for tier in usable if tier.gate.is_open(weights)]
         return max(opened, key=lambda pair: pair[0])[1] if opened else None
 
     def features_wanted(self, weights: Weights, *, draft: bool = True) -> tuple[str, ...]:
-        """The features to measure before deciding at these weights: none where no gate is open."""
+        """The features to measure before deciding at these weights: none where no gate is open.
+
+        Draft features among them are worth measuring only where `wants_draft` says so.
+        """
         tier = self.tier_at(weights, draft=draft)
-        return tier.policy.names if tier else ()
+        if tier is None:
+            return ()
+        return (*tier.policy.names, *self._full.draft_names) if tier.asks else tier.policy.names
+
+    @property
+    def _full(self) -> Tier:
+        return next(tier for tier in self.tiers if tier.name == FULL)
+
+    def wants_draft(self, features: Mapping[str, float | None], weights: Weights) -> bool:
+        """Whether to make a draft for a question whose other features are these."""
+        tier = self.tier_at(weights)
+        if tier is None or not tier.asks:
+            return tier is not None and bool(tier.draft_names)
+        return tier.policy.logits_of(features, (weights.token, weights.latency))[0][2] > 0
 
     def decide(
         self, features: Mapping[str, float | None], token_weight: float, latency_weight: float = 0.0
@@ -119,13 +152,17 @@ class Router:
             InputError: a weight below 0 or not finite; a latency weight for a router that knows no latency.
         """
         weights = Weights(token_weight, latency_weight)
+        pair = (weights.token, weights.latency)
         tier, reason = self.tier_at(weights), ""
+        found = tier.policy.logits_of(features, pair) if tier and tier.asks else None
+        if found and found[0][2] > 0:  # the draft is worth its cost
+            tier, found = self._full, None
         if tier and any(not _known(features.get(name)) for name in tier.draft_names):
             reason = f"no draft features, so not the {tier.name} tier"
             tier = self.tier_at(weights, draft=False)
         if tier is None:
             return self._static(weights, reason)
-        rag, cot, missing = tier.policy.logits_of(features, (weights.token, weights.latency))
+        (rag, cot, *_), missing = found or tier.policy.logits_of(features, pair)
         column = choose_one(rag, cot, self.columns)
         return Decision(
             strategy=STRATEGIES[column],
@@ -142,23 +179,21 @@ class Router:
 
     def decide_many(self, features: Floats, names: tuple[str, ...], weights: Weights) -> tuple[Ints, tuple[str, ...]]:
         """[n] columns chosen for n questions with features [n, f], and the tier that decided each."""
-        position = {name: i for i, name in enumerate(names)}
-        columns, tiers = np.full(len(features), self.static_column(weights)), [STATIC] * len(features)
-        tier = self.tier_at(weights)
-        drafted = self._has_all(tier.draft_names if tier else (), features, position)
-        for rows, chosen in (
-            (np.flatnonzero(drafted), tier),
-            (np.flatnonzero(~drafted), self.tier_at(weights, draft=False)),
-        ):
-            if chosen and len(rows):
-                missing = np.full(len(rows), np.nan)
-                read = [features[rows, position[n]] if n in position else missing for n in chosen.policy.names]
-                asked = np.tile([[weights.token, weights.latency]], (len(rows), 1))
-                logits = chosen.policy.logits(np.stack(read, axis=1), asked)
-                columns[rows] = choose(logits, self.columns)
-                for row in rows:
-                    tiers[row] = chosen.name
-        return columns, tuple(tiers)
+        rows = np.arange(len(features))
+        columns, tiers = np.full(len(rows), self.static_column(weights)), np.full(len(rows), STATIC, dtype=object)
+        read = _Table(features, {name: i for i, name in enumerate(names)}, weights)
+        wanted = self.tier_at(weights)
+        if wanted and wanted.asks:
+            logits = read.logits(wanted, rows)
+            asks = logits[:, 2] > 0
+            columns[~asks], tiers[~asks] = choose(logits, self.columns)[~asks], wanted.name
+            rows, wanted = rows[asks], self._full
+        drafted = read.has_all(wanted.draft_names if wanted else (), rows)
+        for part, tier in ((rows[drafted], wanted), (rows[~drafted], self.tier_at(weights, draft=False))):
+            if tier and len(part):
+                columns[part] = choose(read.logits(tier, part), self.columns)
+                tiers[part] = tier.name
+        return columns, tuple(tiers.tolist())
 
     def _static(self, weights: Weights, reason: str) -> Decision:
         column = self.static_column(weights)
@@ -183,12 +218,30 @@ class Router:
                 "train it on a profile with latencies, or leave the latency weight out",
             )
 
-    @staticmethod
-    def _has_all(names: tuple[str, ...], features: Floats, position: Mapping[str, int]) -> Bools:
-        """[n] whether a question has every one of these features."""
-        if not all(name in position for name in names):
-            return np.zeros(len(features), dtype=bool)
-        return np.asarray(np.isfinite(features[:, [position[name] for name in names]]).all(axis=1))
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Features [n, f] of many questions by name, asked at the same weights."""
+
+    features: Floats
+    position: Mapping[str, int]
+    weights: Weights
+
+    def logits(self, tier: Tier, rows: Ints) -> Floats:
+        """[rows, heads] of a tier; a feature that is not there is missing for every question."""
+        missing = np.full(len(rows), np.nan)
+        read = [
+            self.features[rows, self.position[name]] if name in self.position else missing for name in tier.policy.names
+        ]
+        asked = np.tile([[self.weights.token, self.weights.latency]], (len(rows), 1))
+        return np.asarray(tier.policy.logits(np.stack(read, axis=1), asked), dtype=np.float64)
+
+    def has_all(self, names: tuple[str, ...], rows: Ints) -> Bools:
+        """[rows] whether a question has every one of these features."""
+        if not all(name in self.position for name in names):
+            return np.zeros(len(rows), dtype=bool)
+        columns = [self.position[name] for name in names]
+        return np.asarray(np.isfinite(self.features[rows][:, columns]).all(axis=1))
 
 
 def _tempered(logit: float, temperature: float | None) -> float | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apportion.core.errors import InputError
+from apportion.route.asking import Drafted
 from apportion.route.calibration import Calibration, calibrate_heads
 from apportion.route.folds import others, split_folds
 from apportion.route.gate import LATENCY_NODES, TOKEN_NODES, Gate, mean_and_error
@@ -24,7 +25,7 @@ from apportion.route.policy import (
 )
 from apportion.route.policy_training import Fitted, TrainingPlan, fit_members
 from apportion.route.profile import Floats, Profile
-from apportion.route.router import Router, Tier
+from apportion.route.router import ASKING, FULL, LEAN, Router, Tier
 from apportion.route.utility import (
     LATENCY_WEIGHTS,
     TOKEN_WEIGHTS,
@@ -90,10 +91,7 @@ def train_router(
         raise InputError(f"profile: only {whole.strategies[0]} was recorded, expected at least 2 strategies")
     scale = scale or scale_of(whole)
     plain = cost(whole, scale)
-    fitted = [
-        _fit_tier(name, whole.keep_features(names), (plain, scale), plan, seed, caution)
-        for name, names in tier_features(whole).items()
-    ]
+    fitted = _fit_tiers(whole, (plain, scale), plan, seed, caution)
     router = Router(
         tiers=tuple(tier for tier, _ in fitted),
         columns=whole.columns,
@@ -106,13 +104,33 @@ def train_router(
     return Trained(router, tuple(record for _, record in fitted), plan, seed, whole.n, whole.dropped)
 
 
+def _fit_tiers(
+    profile: Profile, unprobed: tuple[Costed, Scale], plan: TrainingPlan, seed: int, caution: float
+) -> list[tuple[Tier, TierRecord]]:
+    """Full and lean; and, where there are both, one that asks for the draft only where it is worth it."""
+    found: list[tuple[Tier, TierRecord]] = []
+    drafted: Drafted | None = None
+    names = tier_features(profile)
+    for name, features in names.items():
+        part = profile.keep_features(features)
+        tier, record, columns = _fit_tier(name, part, unprobed, plan, seed, caution, None)
+        found.append((tier, record))
+        if name == FULL:
+            drafted = Drafted(columns, probed_cost(part, unprobed[1], features))
+    if drafted is not None and LEAN in names:
+        part = profile.keep_features(names[LEAN])
+        tier, record, _ = _fit_tier(ASKING, part, unprobed, plan, seed, caution, drafted)
+        found.append((tier, record))
+    return found
+
+
 def tier_features(profile: Profile) -> dict[str, tuple[str, ...]]:
     """Feature names of each tier; draft features need Direct outcomes, whose cost is the draft's."""
     lean = tuple(name for name in profile.feature_names if not is_draft(name))
     full = profile.feature_names if profile.has_draft_cost else lean
-    tiers = {"full": full} if len(full) > len(lean) else {}
+    tiers = {FULL: full} if len(full) > len(lean) else {}
     if lean:
-        tiers["lean"] = lean
+        tiers[LEAN] = lean
     if not tiers:
         raise InputError(
             "profile: no feature that varies, so nothing to decide by",
@@ -159,7 +177,9 @@ def _fit_tier(
     plan: TrainingPlan,
     seed: int,
     caution: float,
-) -> tuple[Tier, TierRecord]:
+    drafted: Drafted | None,
+) -> tuple[Tier, TierRecord, Ints]:
+    """The tier, how it came about, and its held-out decisions at every node of the gate."""
     plain, scale = unprobed
     costed = probed_cost(profile, scale, profile.feature_names)
     held = split_folds(profile.dataset, plan.folds, seed)
@@ -174,18 +194,19 @@ def _fit_tier(
     )
     inputs = blank.standardise(profile.features)
     members = [others(rows, profile.n) for rows in held for _ in range(plan.seeds)]
-    fitted = fit_members(inputs, costed, members, plan, seed)
-    regrets = _regrets(fitted, blank, inputs, costed, held, plan.seeds)
+    fitted = fit_members(inputs, costed, members, plan, seed, drafted)
+    regrets = _regrets(fitted, blank, inputs, (costed, drafted), held, plan.seeds)
     stop = int(regrets.mean(axis=1).argmin())
     own = [int(np.delete(regrets, fold, axis=1).mean(axis=1).argmin()) for fold in range(len(held))]
     unseen = _Unseen(fitted, blank, inputs, held, own, plan.seeds)
-    gate = _gate(unseen, costed, plain, caution)
+    gate, columns = _gate(unseen, (costed, drafted), plain, caution)
     heads = _calibrations(unseen, costed)
     policy = replace(blank, layers=fitted.layers[stop])
     found = {one.head: one.temperature for one in heads}
     tier = Tier(name, policy, gate, (found.get("need_rag"), found.get("need_cot")))
     curve = tuple(float(value) for value in regrets.mean(axis=1))
-    return tier, TierRecord(name, profile.feature_names, fitted.steps[stop], fitted.steps, curve, heads)
+    record = TierRecord(name, profile.feature_names, fitted.steps[stop], fitted.steps, curve, heads)
+    return tier, record, columns
 
 
 def _fold_logits(layers: Layers, fold: int, seeds: int, shown: Floats) -> Floats:
@@ -199,19 +220,33 @@ def _asked(inputs: Singles, weights: Weights, means: Floats) -> Floats:
     return np.concatenate([inputs, encoded.repeat(len(inputs), axis=0)], axis=1)
 
 
-def _regrets(fitted: Fitted, blank: Policy, inputs: Singles, costed: Costed, held: list[Ints], seeds: int) -> Floats:
+Outcomes = tuple[Costed, Drafted | None]
+
+
+def _got(logits: Floats, weights: Weights, outcomes: Outcomes, rows: Ints) -> tuple[Floats, Ints]:
+    """Utilities of what the logits choose for some questions, and the columns chosen without a draft."""
+    costed, drafted = outcomes
+    chosen = choose(logits, costed.columns)
+    got = utility(costed.select(rows), weights)[np.arange(len(rows)), chosen]
+    if drafted is not None:
+        got = np.where(logits[:, 2] > 0, drafted.utility(weights)[rows], got)
+    return got, chosen
+
+
+def _regrets(
+    fitted: Fitted, blank: Policy, inputs: Singles, outcomes: Outcomes, held: list[Ints], seeds: int
+) -> Floats:
     """[checks, folds] mean regret on held-out questions over a grid of weights, scaled as in the loss."""
-    found = np.zeros((len(fitted.steps), len(held)))
+    found, costed = np.zeros((len(fitted.steps), len(held))), outcomes[0]
     grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=costed.has_latency)
     for fold, rows in enumerate(held):
-        part = costed.select(rows)
         for weights in grid:
-            values, shown = utility(part, weights), _asked(inputs[rows], weights, blank.means)
+            best = utility(costed.select(rows), weights).max(axis=1)
+            shown = _asked(inputs[rows], weights, blank.means)
             share = 1 / (len(grid) * (1 + weights.token + weights.latency))
             for check, layers in enumerate(fitted.layers):
-                chosen = choose(_fold_logits(layers, fold, seeds, shown), costed.columns)
-                lost = values.max(axis=1) - values[np.arange(len(rows)), chosen]
-                found[check, fold] += share * float(lost.mean())
+                got, _ = _got(_fold_logits(layers, fold, seeds, shown), weights, outcomes, rows)
+                found[check, fold] += share * float((best - got).mean())
     return found
 
 
@@ -227,26 +262,26 @@ class _Unseen:
     seeds: int
 
     def logits(self, weights: Weights) -> Floats:
-        """[n, 2] at these weights."""
-        out = np.zeros((len(self.inputs), 2))
+        """[n, heads] at these weights."""
+        out = np.zeros((len(self.inputs), self.fitted.layers[0].heads))
         for fold, rows in enumerate(self.held):
             shown = _asked(self.inputs[rows], weights, self.blank.means)
             out[rows] = _fold_logits(self.fitted.layers[self.own_check[fold]], fold, self.seeds, shown)
         return out
 
 
-def _gate(unseen: _Unseen, costed: Costed, plain: Costed, caution: float) -> Gate:
-    """Held-out gain over the best static strategy at every node."""
-    latencies = LATENCY_NODES if costed.has_latency else (0.0,)
+def _gate(unseen: _Unseen, outcomes: Outcomes, plain: Costed, caution: float) -> tuple[Gate, Ints]:
+    """Held-out gain over the best static strategy at every node, and the columns [n, ...] chosen there."""
+    latencies = LATENCY_NODES if plain.has_latency else (0.0,)
     table = np.zeros((2, len(TOKEN_NODES), len(latencies)))
+    columns = np.zeros((plain.n, len(TOKEN_NODES), len(latencies)), dtype=np.int64)
     for i, token in enumerate(TOKEN_NODES):
         for j, latency in enumerate(latencies):
             weights = Weights(token, latency)
-            chosen = choose(unseen.logits(weights), costed.columns)
-            got = utility(costed, weights)[np.arange(costed.n), chosen]
+            got, columns[:, i, j] = _got(unseen.logits(weights), weights, outcomes, np.arange(plain.n))
             static = utility(plain, weights)[:, best_static(plain, weights)]
             table[:, i, j] = mean_and_error(got - static)
-    return Gate(TOKEN_NODES, latencies, table[0], table[1], caution)
+    return Gate(TOKEN_NODES, latencies, table[0], table[1], caution), columns
 
 
 def _calibrations(unseen: _Unseen, costed: Costed) -> tuple[Calibration, ...]:
