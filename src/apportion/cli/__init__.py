@@ -10,7 +10,7 @@ from apportion.core.errors import ApportionError
 
 def main() -> None:
     """Entry point of the `apportion` command."""
-    from apportion.cli import bits, compare, route, router  # noqa: F401  each module adds its commands to app
+    from apportion.cli import bits, compare, demo, route, router  # noqa: F401  each module adds its commands to app
 
     try:
         app(standalone_mode=False)
