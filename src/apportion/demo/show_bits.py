@@ -35,10 +35,15 @@ class BitsPlan:
 
     def sampling(self, method: str, calibration: Path) -> Sampling:
         """The samples' settings of a method."""
-        shape = {"windows": self.windows, "window_tokens": self.window_tokens, "calibration": calibration}
-        if method == "auto":
-            return Sampling(widths=tuple(sorted(self.widths)), players="linears", permutations=0, **shape)
-        return Sampling(widths=(2, 4), players="blocks", permutations=self.permutations, **shape)
+        searched = method == "auto"
+        return Sampling(
+            widths=tuple(sorted(self.widths)) if searched else (2, 4),
+            players="linears" if searched else "blocks",
+            permutations=0 if searched else self.permutations,
+            calibration=calibration,
+            windows=self.windows,
+            window_tokens=self.window_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
 """Second half of the demonstration: a router learned from recorded answers, judged on others, then used live."""
 
 import sys
+import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from apportion.route.indexing import build_index
 from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.pipelines import build_request, extract
 from apportion.route.prompts import load_prompts
+from apportion.route.retrieve import Bm25Index
 from apportion.route.router import Router
 from apportion.route.router_file import save_router
 from apportion.route.scoring import score
@@ -58,18 +59,23 @@ class StrategyRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Means:
+    """Of some answers, a question."""
+
+    quality: float
+    tokens: float
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Live:
-    """Fresh questions answered now, by the router and always by RAG+CoT: means a question."""
+    """Fresh questions answered now, by the router and always by RAG+CoT."""
 
     questions: int
     token_weight: float
     latency_weight: float
-    quality: float
-    tokens: float
-    latency_ms: float
-    always_quality: float
-    always_tokens: float
-    always_latency_ms: float
+    router: Means
+    always: Means
     routes: dict[str, int]
     drafts_reused: int
 
@@ -123,15 +129,14 @@ def strategy_rows(saved: Json) -> tuple[StrategyRow, ...]:
 
 def live(router: Router, index: Path, plan: RoutePlan) -> Live:
     """Answer fresh questions with the shipped model, one at a time, as a server would."""
-    from apportion.route.retrieve import Bm25Index
-
     asked = fresh_questions(plan.questions)
     weights = Weights(plan.token_weight, plan.latency_weight)
     settings = LLMSettings(str(model_path()), batch_size=1, device="cpu", dtype="float32")
     with closing(connect(settings)) as llm:
         setup = Setup(llm, Bm25Index.open(index), load_prompts(prompts_path()))
         require_trained_on(router.source, setup)
-        routed, always, routes, reused = [], [], Counter[str](), 0
+        routed, always = list[Spent](), list[Spent]()
+        routes, reused = Counter[str](), 0
         with progress("live", len(asked), "questions") as advance:
             for question in asked:
                 found = answer(question.question, router, setup, weights)
@@ -140,16 +145,20 @@ def live(router: Router, index: Path, plan: RoutePlan) -> Live:
                 routed.append((score(found.text, question.answers).f1, found.tokens, found.latency_ms))
                 always.append(_always(question, setup))
                 advance()
-    own, other = np.mean(routed, axis=0), np.mean(always, axis=0)
     shares = {name: routes[name] for name in STRATEGIES}
-    means: tuple[Any, ...] = (*(float(v) for v in own), *(float(v) for v in other))
-    return Live(len(asked), plan.token_weight, plan.latency_weight, *means, shares, reused)
+    return Live(len(asked), weights.token, weights.latency, _means(routed), _means(always), shares, reused)
 
 
-def _always(question: Question, setup: Setup) -> tuple[float, int, float]:
+Spent = tuple[float, float, float]  # quality, tokens, milliseconds of one answer
+
+
+def _means(answers: list[Spent]) -> Means:
+    quality, tokens, latency_ms = np.mean(answers, axis=0).tolist()
+    return Means(quality, tokens, latency_ms)
+
+
+def _always(question: Question, setup: Setup) -> Spent:
     """Quality, tokens and latency of RAG+CoT."""
-    import time
-
     start = time.perf_counter()
     passages = setup.retriever.search(question.question, setup.k).passages
     completion = setup.llm.complete([build_request(setup.prompts, "rag+cot", question.question, passages)])[0]
@@ -179,7 +188,10 @@ def live_text(found: Live) -> str:
     return (
         f"{found.questions} fresh questions answered live at weights ({found.token_weight:g}, "
         f"{found.latency_weight:g}): {routes}\n"
-        f"  router          quality {found.quality:.3f}, {found.tokens:.0f} tokens, {found.latency_ms:.0f} ms\n"
-        f"  always RAG+CoT  quality {found.always_quality:.3f}, {found.always_tokens:.0f} tokens, "
-        f"{found.always_latency_ms:.0f} ms"
+        f"  router          {_means_text(found.router)}\n"
+        f"  always RAG+CoT  {_means_text(found.always)}"
     )
+
+
+def _means_text(means: Means) -> str:
+    return f"quality {means.quality:.3f}, {means.tokens:.0f} tokens, {means.latency_ms:.0f} ms"
