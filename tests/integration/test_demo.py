@@ -40,8 +40,11 @@ def test_recorded_profile_is_small_and_whole() -> None:
     for split in RECORDED:
         profile = recorded(split)
         asked = {question.id: question.question for question in world().questions(split)}
-        assert profile.n >= 200 and profile.strategies == STRATEGIES
-        assert profile.complete.all() and profile.has_latency and profile.has_draft_cost
+        assert profile.n >= 200
+        assert profile.strategies == STRATEGIES
+        assert profile.complete.all()
+        assert profile.has_latency
+        assert profile.has_draft_cost
         assert all(asked[name] == text for name, text in zip(profile.ids, profile.question, strict=True))
 
 
@@ -53,7 +56,7 @@ def test_live_questions_are_not_recorded_ones() -> None:
 
 
 def test_a_split_that_was_not_recorded_is_refused() -> None:
-    with pytest.raises(InputError, match="train.*not recorded"):
+    with pytest.raises(InputError, match=r"train.*not recorded"):
         recorded("train")
 
 
@@ -64,14 +67,17 @@ def test_both_halves_are_shown(tmp_path: Path) -> None:
     assert list(plans) == ["full precision", "uniform 4", "uniform 3", "uniform 2", "coopq 3", "auto 3"]
     assert plans["full precision"].nll < plans["uniform 2"].nll
     assert plans["uniform 2"].bytes < plans["auto 3"].bytes <= plans["uniform 4"].bytes < plans["full precision"].bytes
-    assert plans["auto 3"].avg_bits <= 3.0 and read_manifest(Path(shown.bits.files["checkpoint"]))
+    assert plans["auto 3"].avg_bits <= 3.0
+    assert read_manifest(Path(shown.bits.files["checkpoint"]))
     assert {row.strategy for row in shown.route.rows} == {*STRATEGIES, "router", "oracle"}
     assert len(shown.route.rows) == 6 * len(SHOWN_WEIGHTS)
     assert sum(shown.route.live.routes.values()) == shown.route.live.questions == 3
-    assert shown.route.live.router.tokens > 0 and shown.route.live.always.latency_ms > 0
+    assert shown.route.live.router.tokens > 0
+    assert shown.route.live.always.latency_ms > 0
     text = text_of(shown)
     for path in (*shown.bits.files.values(), *shown.route.files.values()):
-        assert Path(path).exists() and path in text
+        assert Path(path).exists()
+        assert path in text
     assert json.loads((out / "demo.json").read_text())["seconds"] == shown.seconds
     with pytest.raises(ArtifactExistsError):
         show(out, TINY)
@@ -82,5 +88,7 @@ def test_the_command_refuses_a_folder_that_holds_something(tmp_path: Path) -> No
     (tmp_path / "kept").write_text("mine")
     words = [sys.executable, "-m", "apportion", "demo", "--out", str(tmp_path)]
     run = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert run.returncode == 1 and run.stderr.startswith("error:") and "Traceback" not in run.stderr
+    assert run.returncode == 1
+    assert run.stderr.startswith("error:")
+    assert "Traceback" not in run.stderr
     assert (tmp_path / "kept").read_text() == "mine"
