@@ -53,7 +53,7 @@ def record(given: argparse.Namespace) -> None:
         corpus, index = Path(folder) / "corpus.jsonl", Path(folder) / "index"
         write_corpus(corpus)
         retriever = build_index(read_corpus(corpus), index)
-        settings = LLMSettings(str(given.model), batch_size=1, device="cpu", dtype="float32")
+        settings = LLMSettings(str(given.model), batch_size=given.batch, device="cpu", dtype="float32")
         with closing(connect(settings)) as llm:
             setup = Setup(llm, retriever, load_prompts(prompts_path()))
             report = run_profile(asked, setup, given.out, resume=given.resume)
@@ -154,6 +154,7 @@ def main() -> None:
     profile.add_argument("--spread", type=int, help="take the first --questions of a spread of so many")
     profile.add_argument("--model", type=Path, default=model_path())
     profile.add_argument("--out", type=Path, required=True)
+    profile.add_argument("--batch", type=int, default=1, help="above 1 a latency is that of a batch")
     profile.add_argument("--resume", action="store_true")
     profile.set_defaults(run=record)
     joining = steps.add_parser("join")
