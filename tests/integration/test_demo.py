@@ -21,7 +21,10 @@ from apportion.route.prompts import load_prompts
 from apportion.route.strategy import STRATEGIES
 
 TINY = Show(
-    BitsPlan(permutations=2, evaluations=4, windows=2, window_tokens=64, text_windows=4), RoutePlan(questions=3)
+    BitsPlan(
+        permutations=2, evaluations=14, windows=2, window_tokens=64, text_windows=4, widths=(4, 2), players="blocks"
+    ),
+    RoutePlan(questions=3),
 )
 
 
@@ -64,7 +67,7 @@ def test_both_halves_are_shown(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     shown = show(out, TINY)
     plans = {row.plan: row for row in shown.bits.rows}
-    assert list(plans) == ["full precision", "uniform 4", "uniform 3", "uniform 2", "coopq 3", "auto 3"]
+    assert list(plans) == ["full precision", "uniform 4", "uniform 2", "coopq 3", "auto 3"]
     assert plans["full precision"].nll < plans["uniform 2"].nll
     assert plans["uniform 2"].bytes < plans["auto 3"].bytes <= plans["uniform 4"].bytes < plans["full precision"].bytes
     assert plans["auto 3"].avg_bits <= 3.0

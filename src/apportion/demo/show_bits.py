@@ -21,24 +21,25 @@ class BitsPlan:
     """How much is measured.
 
     Attributes:
-        permutations: of coopq, on blocks at 2 and 4 bits. evaluations: that auto may spend, on linears at 2, 3, 4.
+        permutations: of coopq, on blocks at 2 and 4 bits. evaluations: that auto may spend, on `players` at `widths`.
         windows, window_tokens: calibration text. text_windows: held-out windows of the same length.
     """
 
     avg_bits: float = 3.0
     permutations: int = 10
-    evaluations: int = 120
-    windows: int = 8
+    evaluations: int = 100
+    windows: int = 16
     window_tokens: int = 256
-    text_windows: int = 64
+    text_windows: int = 48
     widths: tuple[int, ...] = (4, 3, 2)
+    players: str = "linears"
 
     def sampling(self, method: str, calibration: Path) -> Sampling:
         """The samples' settings of a method."""
         searched = method == "auto"
         return Sampling(
             widths=tuple(sorted(self.widths)) if searched else (2, 4),
-            players="linears" if searched else "blocks",
+            players=self.players if searched else "blocks",
             permutations=0 if searched else self.permutations,
             calibration=calibration,
             windows=self.windows,

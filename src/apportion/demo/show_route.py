@@ -39,7 +39,7 @@ SHOWN_WEIGHTS = ((0.05, 0.0), (0.1, 0.1), (0.2, 0.1), (0.5, 0.5))
 class RoutePlan:
     """How many fresh questions are answered, and at which weights."""
 
-    questions: int = 48
+    questions: int = 36
     token_weight: float = 0.1
     latency_weight: float = 0.1
     seed: int = 0
