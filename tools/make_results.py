@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from readme_tables import fill
+
 Json = dict[str, Any]
 MODELS = ("llama-mini", "qwen3-mini")
 ROUNDINGS = ("nearest", "gptq", "hqq", "quanto")
@@ -313,7 +315,8 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files))
-    print(f"{root / 'results.md'}: from {len(files)} files")
+    fill(root.parent / "README.md", files)
+    print(f"{root / 'results.md'} and the tables of README.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

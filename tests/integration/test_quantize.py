@@ -107,9 +107,11 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
         assert result["nll_plan"] == min(tried.values()) <= values["3" * 16]
         assert result["evaluations"] <= 60 + 10  # and the frontier of the report
     else:
-        written = {item["widths"]: item["nll_written"] for item in plan.tried if "nll_written" in item}
+        written = {item["widths"]: item for item in plan.tried if "nll_written" in item}
         assert "3" * 16 in written
-        assert result["nll_plan"] == min(written.values())
+        kept = min(written.values(), key=lambda item: item["nll_judged"])
+        assert (kept["widths"], kept["nll_written"]) == (encode(plan.assignment), result["nll_plan"])
+        assert result["judged_on"] == "4 windows that the search has not seen"
     again = quantize(str(checkpoint()), tmp_path / "again", ask, sampling)
     assert again["plan"] == result["plan"]
 

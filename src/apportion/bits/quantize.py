@@ -10,6 +10,7 @@ from typing import Any
 from apportion.bits.allocate import allocate
 from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
+from apportion.bits.calibration import load_calibration
 from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
 from apportion.bits.evaluate import perplexity
 from apportion.bits.formats import require_bits
@@ -154,7 +155,7 @@ def by_estimate(table: Table, ask: Quantization, budget: Budget, folder: Path) -
     samples = measure(table, samples, folder, [plan.assignment])
     if not table.rewrites:
         return samples, sensitivity, measured(plan, samples), table.written(plan.assignment)
-    final = written(table, plan.assignment, folder)
+    final = written(table, plan.assignment, load_calibration(folder / WINDOWS))
     return samples, sensitivity, replace(plan, measured_nll=final.nll), final.rounded
 
 
@@ -164,10 +165,10 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     samples, (found,) = searched_plans(table, samples, folder, [budget], evaluations=ask.evaluations)
     if not table.rewrites:
         return samples, found.surrogate, plan_found(found, samples, budget), table.written(found.assignment)
-    best, tried = best_written(table, samples, found, folder, ask.finalists)
+    best, tried, judged_on = best_written(table, samples, found, folder, ask.finalists)
     kept = replace(found, assignment=best.assignment)
     plan = plan_found(kept, samples, budget)
-    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried))
+    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
     return samples, found.surrogate, plan, best.rounded
 
 
@@ -249,6 +250,7 @@ def finish(
         "optimal": plan.optimal,
         "source": plan.source,
         "tried": len(plan.tried),
+        "judged_on": plan.judged_on,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
         **samples.counts,
