@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from readme_tables import fill
-
 Json = dict[str, Any]
 MODELS = ("llama-mini", "qwen3-mini")
 ROUNDINGS = ("nearest", "gptq", "hqq", "quanto")
@@ -312,6 +310,8 @@ def markdown(head: Iterable[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def main() -> None:
+    from readme_tables import fill  # beside this script
+
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files))
