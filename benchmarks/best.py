@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from apportion.bits.auto import default_widths, finalists, judging_text, searched_plans
-from apportion.bits.bootstrap import draws, interval
 from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
@@ -32,6 +31,7 @@ from apportion.bits.rounding import rounding_named
 from apportion.bits.sample import Sampling, Table, take_samples
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import write_json
+from apportion.core.bootstrap import Bootstrap
 
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
@@ -103,7 +103,7 @@ def main() -> None:
         fits = [item for item in plans if spent(samples, item) <= budget.player_bytes]
         kept = min(fits, key=lambda item: calibration_nll[encode(item)])
         nll = np.asarray(text_nll[encode(kept)])
-        around = interval(nll, draws(len(nll), 0))
+        around = Bootstrap(len(nll), 0).interval(nll)
         rows.append(
             {
                 "budget": bits,
