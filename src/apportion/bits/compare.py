@@ -19,6 +19,7 @@ from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_mem
 from apportion.bits.rounding import rounding_named
 from apportion.bits.sample import Sampling, Table, at_least, take_samples
 from apportion.bits.samples import WINDOWS, Samples
+from apportion.bits.sensitivity import require_estimable
 from apportion.bits.standings import Scoreboard, scoreboard, standings
 from apportion.core.artifact import (
     MANIFEST,
@@ -68,6 +69,7 @@ class Comparison:
         """
         require_all(
             lambda: require_methods(self.methods),
+            lambda: [require_estimable(name, sampling.widths) for name in self.methods],
             lambda: require_file(self.text),
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),

@@ -21,7 +21,7 @@ from apportion.bits.report import write_report
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
-from apportion.bits.sensitivity import METHODS, Sensitivity, estimate
+from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_estimable
 from apportion.bits.stopping import PlansStable
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
@@ -186,6 +186,7 @@ def estimate_check(ask: Quantization, sampling: Sampling) -> None:
         raise InputError(f"--method {ask.method}: unknown", f"choose from auto, {', '.join(METHODS)}")
     if not 0 <= ask.alpha <= 1:
         raise InputError(f"--alpha {ask.alpha}: expected a number from 0 to 1")
+    require_estimable(ask.method, sampling.widths)
     needed = {"auto": 0, "coopq": 2}.get(ask.method, 1)
     if sampling.permutations < needed:
         raise InputError(f"--permutations {sampling.permutations}: {ask.method} needs at least {needed}")

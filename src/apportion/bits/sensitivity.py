@@ -64,6 +64,19 @@ def choices_of(players: int, widths: int) -> Int[NDArray[np.int64], "choices 2"]
     return np.asarray([(p, w) for p in range(players) for w in range(widths - 1)], dtype=np.int64).reshape(-1, 2)
 
 
+def require_estimable(method: str, widths: tuple[int, ...]) -> None:
+    """Refuse a method that SPQE's values of the lowest and the highest width cannot feed.
+
+    Raises:
+        InputError: regression of widths between, which SPQE never measures.
+    """
+    if method == "regression" and len(widths) > 2:
+        raise InputError(
+            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
+            "use --method auto, which measures all widths, or give two widths",
+        )
+
+
 def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> Sensitivity:
     """Estimate the surrogate of a method on measured values.
 
@@ -143,29 +156,20 @@ def regress(samples: Samples) -> Sensitivity:
     The covariance of marginals is in nats squared and is not the pairwise interaction; this is, and it costs
     no further evaluation.
     """
+    require_estimable("regression", samples.widths)
     choices = choices_of(len(samples.players), len(samples.widths))
     assignments = list(samples.values)
     widths = np.asarray(samples.widths)[choices[:, 1]]
     x = (np.asarray(assignments)[:, choices[:, 0]] == widths).astype(np.float64)
     y = np.asarray([samples.mean(item) for item in assignments])
-    seen = x.any(0)
-    fit = fit_quadratic(x[:, seen], y, choices[seen, 0])
-    linear = np.zeros(len(choices))
-    pair = np.zeros((len(choices), len(choices)))
-    linear[seen] = fit.linear
-    pair[np.ix_(seen, seen)] = fit.pair
-    if not seen.all():
-        raise InputError(
-            f"--method regression: widths {samples.widths} were not all measured",
-            "sample random assignments of all widths (--method auto)",
-        )
+    fit = fit_quadratic(x, y, choices[:, 0])
     details = {
         "ridge": fit.ridge,
         "pair_penalty": fit.pair_penalty,
         "loo_rmse": fit.loo_rmse,
         "coalitions": len(y),
     }
-    return surrogate(samples, "regression", linear, pair, details, intercept=fit.intercept)
+    return surrogate(samples, "regression", fit.linear, fit.pair, details, intercept=fit.intercept)
 
 
 def surrogate(
