@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class Comparison:
         """
         require_all(
             lambda: require_methods(self.methods),
-            lambda: [require_estimable(name, sampling.widths) for name in self.methods],
+            *(partial(require_estimable, name, sampling.widths) for name in self.methods),
             lambda: require_file(self.text),
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),
