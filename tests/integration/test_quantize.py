@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import apportion
+from apportion.bits.allocate import allocate
+from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import packed_entries, widths_by_path
 from apportion.bits.container import file_bytes
 from apportion.bits.game import encode
@@ -220,9 +222,13 @@ def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
             quantize(model, tmp_path / str(wrong), paper(avg_bits=3.0), small(text_file, **wrong))
     with pytest.raises(BudgetError, match="bytes short"):
         quantize(model, tmp_path / "b", paper(max_bytes=1000), small(text_file))
-    assert not (tmp_path / "b" / "samples").exists()
     with pytest.raises(BudgetError, match="exactly one"):
-        quantize(model, tmp_path / "c", paper(), small(text_file))
+        quantize("/absent", tmp_path / "c", paper(), small(text_file))
+    with pytest.raises(InputError, match="measures lowest and highest only"):
+        quantize("/absent", tmp_path / "c", Quantization(3.0, method="regression"), small(text_file, widths=(2, 3, 4)))
+    with pytest.raises(InputError, match="--evaluations 5: expected at least"):
+        quantize(model, tmp_path / "c", Quantization(3.0, evaluations=5), small(text_file))
+    assert not list(tmp_path.glob("[bc]"))  # so that the same --out serves the corrected command
     quantize(model, tmp_path / "done", paper(avg_bits=3.0), small(text_file))
     with pytest.raises(InputError, match="quantized already"):
         open_table(str(tmp_path / "done"), small(text_file))
@@ -234,6 +240,21 @@ def test_a_plan_is_not_applied_to_another_model(checkpoint, text_file, tmp_path)
     other = open_table(str(checkpoint("qwen3")), small(text_file))
     with pytest.raises(ArtifactMismatchError, match="made for the model"):
         apply(other.staged, other.tokenizer, plan, tmp_path / "x")
+
+
+def test_applying_again_is_resumed_and_another_plan_is_refused(checkpoint, text_file, tmp_path):
+    table = open_table(str(checkpoint()), small(text_file))
+    found = estimate(take_samples(table, tmp_path / "s"))
+    plan, other = (allocate(found, budget_from_bits(found, bits)) for bits in (3.0, 2.5))
+    first = apply(table.staged, table.tokenizer, plan, tmp_path / "out")
+    assert apply(table.staged, table.tokenizer, plan, tmp_path / "out", resume=True) == first
+    with pytest.raises(ArtifactMismatchError, match="another plan"):
+        apply(table.staged, table.tokenizer, other, tmp_path / "out", resume=True)
+    with pytest.raises(ArtifactMismatchError, match="another alpha"):
+        quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file), resume=True)
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert apply(table.staged, table.tokenizer, plan, tmp_path / "out", resume=True) == first
+    assert read_manifest(tmp_path / "out")["result"] == first
 
 
 def test_infinite_weights_are_named(checkpoint, text_file, tmp_path):

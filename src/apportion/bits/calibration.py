@@ -50,7 +50,8 @@ def read_text(path: Path) -> str:
 
 def join_jsonl(content: str, path: Path) -> str:
     texts, bad = [], []
-    for number, line in enumerate(content.splitlines(), start=1):
+    # not splitlines: it also cuts at U+2028 and others, which JSON allows inside a string
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:

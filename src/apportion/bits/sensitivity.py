@@ -19,6 +19,7 @@ from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactCorruptError, InputError
 
 METHODS = ("coopq", "regression", "shapley")
+FEWEST_PERMUTATIONS = {"coopq": 2, "regression": 1, "shapley": 1}  # a covariance needs two
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,37 @@ def choices_of(players: int, widths: int) -> Int[NDArray[np.int64], "choices 2"]
     return np.asarray([(p, w) for p in range(players) for w in range(widths - 1)], dtype=np.int64).reshape(-1, 2)
 
 
-def require_estimable(method: str, widths: tuple[int, ...]) -> None:
-    """Refuse a method that SPQE's values of the lowest and the highest width cannot feed.
+def require_alpha(alpha: float) -> None:
+    """Refuse a shrinkage outside [0, 1].
 
     Raises:
-        InputError: regression of widths between, which SPQE never measures.
+        InputError: saying so.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
+
+
+def require_permutations(method: str, count: int) -> None:
+    """Refuse fewer permutations than a method can estimate from; methods of other files need none.
+
+    Raises:
+        InputError: saying how many it needs.
+    """
+    needed = FEWEST_PERMUTATIONS.get(method, 0)
+    if count < needed:
+        raise InputError(f"--permutations {count}: {method} needs at least {needed}", "sample more permutations")
+
+
+def require_measured_widths(method: str, widths: tuple[int, ...]) -> None:
+    """Refuse a regression on widths that SPQE, which plays the lowest against the highest, never measures.
+
+    Raises:
+        InputError: naming the widths.
     """
     if method == "regression" and len(widths) > 2:
         raise InputError(
-            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
-            "use --method auto, which measures all widths, or give two widths",
+            f"--method regression: of the widths {', '.join(map(str, widths))} SPQE measures lowest and highest only",
+            "give two --widths, or --method auto, which measures all of them",
         )
 
 
@@ -90,8 +112,8 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     """
     if method not in METHODS:
         raise InputError(f"--method {method}: unknown", f"choose from {', '.join(METHODS)}")
-    if not 0 <= alpha <= 1:
-        raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
+    require_alpha(alpha)
+    require_permutations(method, len(samples.orders))
     return regress(samples) if method == "regression" else shapley(samples, method, alpha)
 
 
@@ -102,12 +124,6 @@ def shapley(samples: Samples, method: str, alpha: float) -> Sensitivity:
     K = (1 - alpha) C + alpha diag(C); a_i = phi_i - sum over j != i of K_ij; objective a'q + q'Kq.
     Source: CoopQ, sections on SPQE and on allocation. With q binary, K_ii joins a_i.
     """
-    needed = 1 if method == "shapley" else 2
-    if len(samples.orders) < needed:
-        raise InputError(
-            f"--permutations {len(samples.orders)}: {method} needs at least {needed}",
-            "sample more permutations",
-        )
     D = marginals(samples.orders, samples.means(), samples.low, samples.high)
     phi = D.mean(0)
     players = len(samples.players)
@@ -156,7 +172,7 @@ def regress(samples: Samples) -> Sensitivity:
     The covariance of marginals is in nats squared and is not the pairwise interaction; this is, and it costs
     no further evaluation.
     """
-    require_estimable("regression", samples.widths)
+    require_measured_widths("regression", samples.widths)
     choices = choices_of(len(samples.players), len(samples.widths))
     assignments = list(samples.values)
     widths = np.asarray(samples.widths)[choices[:, 1]]
