@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from apportion.bits.weights import bank_of
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import (
     ArtifactCorruptError,
+    ArtifactError,
     ArtifactExistsError,
     ArtifactMismatchError,
     BudgetError,
@@ -177,6 +179,53 @@ def test_samples_of_another_model_or_text_are_refused_by_digest(checkpoint, text
         take_samples(open_table(str(checkpoint()), small(other)), tmp_path / "s", resume=True)
     with pytest.raises(ArtifactMismatchError, match="another group_size"):
         take_samples(open_table(str(checkpoint()), small(text_file, group_size=16)), tmp_path / "s", resume=True)
+
+
+def test_kept_windows_of_another_seed_or_size_are_refused(checkpoint, tmp_path):
+    model, own = str(checkpoint()), small(None, permutations=1)
+    first = take_samples(open_table(model, own), tmp_path / "s")
+    again = take_samples(open_table(model, replace(own, permutations=2)), tmp_path / "s", resume=True)
+    assert (len(first.orders), len(again.orders)) == (1, 2)
+    for name, changed in (("windows", 5), ("window_tokens", 20), ("seed", 1)):
+        with pytest.raises(ArtifactMismatchError, match=f"another {name}"):
+            take_samples(open_table(model, replace(own, **{name: changed})), tmp_path / "s", resume=True)
+
+
+def test_a_resumed_sampling_is_judged_on_the_same_values(checkpoint, text_file, tmp_path):
+    """The log may know what later permutations asked for; no look and no estimate sees it."""
+    table, looks = open_table(str(checkpoint(blocks=6)), small(text_file, permutations=30)), []
+
+    def third(samples) -> bool:
+        looks.append((len(samples.orders), [*samples.values]))
+        return len(looks) == 3
+
+    take_samples(table, tmp_path / "s", stop=third)
+    first = looks.copy()
+    looks.clear()
+    (tmp_path / "s" / "samples.json").unlink()
+    resumed = take_samples(table, tmp_path / "s", resume=True, stop=third)
+    assert looks == first
+    assert [*load_samples(tmp_path / "s").values] == [*resumed.values]
+    fewer = open_table(str(checkpoint(blocks=6)), small(text_file, permutations=2))
+    own = take_samples(fewer, tmp_path / "fewer")
+    assert [*take_samples(fewer, tmp_path / "s", resume=True).values] == [*own.values]
+
+
+def test_a_damaged_samples_folder_is_an_error(checkpoint, text_file, tmp_path):
+    take_samples(open_table(str(checkpoint()), small(text_file)), tmp_path / "s")
+    saved = tmp_path / "s" / "samples.json"
+    whole = saved.read_text()
+    saved.write_text(whole.replace('"orders"', '"order"'))
+    with pytest.raises(ArtifactCorruptError, match="'orders'"):
+        load_samples(tmp_path / "s")
+    saved.write_text(whole)
+    log = tmp_path / "s" / "values.log"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ArtifactCorruptError, match="coalition '....' is missing"):
+        load_samples(tmp_path / "s")
+    log.unlink()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_samples(tmp_path / "s")
 
 
 def test_a_cut_last_line_is_continued_and_a_changed_middle_is_refused(checkpoint, text_file, tmp_path):
