@@ -221,7 +221,7 @@ def test_a_damaged_samples_folder_is_an_error(checkpoint, text_file, tmp_path):
     saved.write_text(whole)
     log = tmp_path / "s" / "values.log"
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ArtifactCorruptError, match="coalition '....' is missing"):
+    with pytest.raises(ArtifactCorruptError, match=r"coalition '....' is missing"):
         load_samples(tmp_path / "s")
     log.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
