@@ -111,9 +111,11 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
         assert result["nll_plan"] == min(tried.values()) <= values["3" * 16]
         assert result["evaluations"] <= 60 + 10  # and the frontier of the report
     else:
-        written = {item["widths"]: item["nll_written"] for item in plan.tried if "nll_written" in item}
+        written = {item["widths"]: item for item in plan.tried if "nll_written" in item}
         assert "3" * 16 in written
-        assert result["nll_plan"] == min(written.values())
+        kept = min(written.values(), key=lambda item: item["nll_judged"])
+        assert (kept["widths"], kept["nll_written"]) == (encode(plan.assignment), result["nll_plan"])
+        assert result["judged_on"] == "4 windows that the search has not seen"
     again = quantize(str(checkpoint()), tmp_path / "again", ask, sampling)
     assert again["plan"] == result["plan"]
 
@@ -271,7 +273,7 @@ def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
         quantize(model, tmp_path / "b", paper(max_bytes=1000), small(text_file))
     with pytest.raises(BudgetError, match="exactly one"):
         quantize("/absent", tmp_path / "c", paper(), small(text_file))
-    with pytest.raises(InputError, match="measures lowest and highest only"):
+    with pytest.raises(InputError, match="SPQE measures only 2 and 4"):
         quantize("/absent", tmp_path / "c", Quantization(3.0, method="regression"), small(text_file, widths=(2, 3, 4)))
     with pytest.raises(InputError, match="--evaluations 5: expected at least"):
         quantize(model, tmp_path / "c", Quantization(3.0, evaluations=5), small(text_file))

@@ -115,6 +115,18 @@ def calibrate(
     return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
 
 
+def unseen_windows(path: Path, tokenizer: Any, used: Calibration, *, windows: int, seed: int) -> Calibration | None:
+    """At most so many windows of a text, of the same length, that are not among those used; None if there are none."""
+    length = used.windows.shape[1]
+    available = cut(*encode(read_text(path), tokenizer, length, str(path)), length)
+    seen = set(map(tuple, used.windows.tolist()))
+    left = [index for index, row in enumerate(available.tolist()) if tuple(row) not in seen]
+    if not left:
+        return None
+    chosen = stream(seed, "unseen").choice(left, size=min(windows, len(left)), replace=False)
+    return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
+
+
 @torch.inference_mode()
 def sample_calibration(
     staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int

@@ -27,6 +27,7 @@ class Plan:
         optimal: the solver proved the surrogate's optimum; otherwise `gap` says how far it may be.
         method, settings: the estimator, and model, text and rounding by digest and name.
         tried: assignments measured for this plan, with their values.
+        judged_on: what the final choice among written plans was made on; empty where there was none.
         source: what proposed it: `program` (the surrogate's optimum), or a step of the search.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     measured_nll: float | None = None
     tried: tuple[Json, ...] = ()
     source: str = "program"
+    judged_on: str = ""
 
     def by_name(self) -> dict[str, int]:
         """Width by player's name."""

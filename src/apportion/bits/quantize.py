@@ -10,7 +10,7 @@ from typing import Any
 from apportion.bits.allocate import allocate
 from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
-from apportion.bits.calibration import Calibration
+from apportion.bits.calibration import Calibration, load_calibration
 from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
 from apportion.bits.evaluate import perplexity
 from apportion.bits.formats import require_bits
@@ -22,14 +22,7 @@ from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
 from apportion.bits.search import require_evaluations
-from apportion.bits.sensitivity import (
-    METHODS,
-    Sensitivity,
-    estimate,
-    require_alpha,
-    require_measured_widths,
-    require_permutations,
-)
+from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
@@ -172,7 +165,7 @@ def by_estimate(table: Table, ask: Quantization, budget: Budget, folder: Path) -
     samples = measure(table, samples, folder, [plan.assignment])
     if not table.rewrites:
         return samples, sensitivity, measured(plan, samples), table.written(plan.assignment)
-    final = written(table, plan.assignment, folder)
+    final = written(table, plan.assignment, load_calibration(folder / WINDOWS))
     return samples, sensitivity, replace(plan, measured_nll=final.nll), final.rounded
 
 
@@ -182,10 +175,10 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     samples, (found,) = searched_plans(table, samples, folder, [budget], evaluations=ask.evaluations)
     if not table.rewrites:
         return samples, found.surrogate, plan_found(found, samples, budget), table.written(found.assignment)
-    best, tried = best_written(table, samples, found, folder, ask.finalists)
+    best, tried, judged_on = best_written(table, samples, found, folder, ask.finalists)
     kept = replace(found, assignment=best.assignment)
     plan = plan_found(kept, samples, budget)
-    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried))
+    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
     return samples, found.surrogate, plan, best.rounded
 
 
@@ -194,8 +187,7 @@ def estimate_check(ask: Quantization, sampling: Sampling) -> None:
     if ask.method not in ("auto", *METHODS):
         raise InputError(f"--method {ask.method}: unknown", f"choose from auto, {', '.join(METHODS)}")
     require_alpha(ask.alpha)
-    require_permutations(ask.method, sampling.permutations)
-    require_measured_widths(ask.method, sampling.widths)
+    require_estimable(ask.method, sampling.widths, sampling.permutations)
     if ask.finalists < 1:
         raise InputError(f"--finalists {ask.finalists}: expected at least 1")
 
@@ -257,6 +249,7 @@ def finish(
         "optimal": plan.optimal,
         "source": plan.source,
         "tried": len(plan.tried),
+        "judged_on": plan.judged_on,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
         **samples.counts,

@@ -75,27 +75,20 @@ def require_alpha(alpha: float) -> None:
         raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
 
 
-def require_permutations(method: str, count: int) -> None:
-    """Refuse fewer permutations than a method can estimate from; methods of other files need none.
+def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -> None:
+    """Refuse a method that SPQE's values cannot feed; methods of other files need none of them.
 
     Raises:
-        InputError: saying how many it needs.
+        InputError: fewer permutations than it needs, or regression of widths between the lowest and the highest,
+            which SPQE never measures.
     """
     needed = FEWEST_PERMUTATIONS.get(method, 0)
-    if count < needed:
-        raise InputError(f"--permutations {count}: {method} needs at least {needed}", "sample more permutations")
-
-
-def require_measured_widths(method: str, widths: tuple[int, ...]) -> None:
-    """Refuse a regression on widths that SPQE, which plays the lowest against the highest, never measures.
-
-    Raises:
-        InputError: naming the widths.
-    """
+    if permutations < needed:
+        raise InputError(f"--permutations {permutations}: {method} needs at least {needed}", "sample more permutations")
     if method == "regression" and len(widths) > 2:
         raise InputError(
-            f"--method regression: of the widths {', '.join(map(str, widths))} SPQE measures lowest and highest only",
-            "give two --widths, or --method auto, which measures all of them",
+            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
+            "use --method auto, which measures all widths, or give two widths",
         )
 
 
@@ -113,7 +106,7 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     if method not in METHODS:
         raise InputError(f"--method {method}: unknown", f"choose from {', '.join(METHODS)}")
     require_alpha(alpha)
-    require_permutations(method, len(samples.orders))
+    require_estimable(method, samples.widths, len(samples.orders))
     return regress(samples) if method == "regression" else shapley(samples, method, alpha)
 
 
@@ -177,24 +170,14 @@ def regress(samples: Samples) -> Sensitivity:
     widths = np.asarray(samples.widths)[choices[:, 1]]
     x = (np.asarray(assignments)[:, choices[:, 0]] == widths).astype(np.float64)
     y = np.asarray([samples.mean(item) for item in assignments])
-    seen = x.any(0)
-    fit = fit_quadratic(x[:, seen], y, choices[seen, 0])
-    linear = np.zeros(len(choices))
-    pair = np.zeros((len(choices), len(choices)))
-    linear[seen] = fit.linear
-    pair[np.ix_(seen, seen)] = fit.pair
-    if not seen.all():
-        raise InputError(
-            f"--method regression: widths {samples.widths} were not all measured",
-            "sample random assignments of all widths (--method auto)",
-        )
+    fit = fit_quadratic(x, y, choices[:, 0])
     details = {
         "ridge": fit.ridge,
         "pair_penalty": fit.pair_penalty,
         "loo_rmse": fit.loo_rmse,
         "coalitions": len(y),
     }
-    return surrogate(samples, "regression", linear, pair, details, intercept=fit.intercept)
+    return surrogate(samples, "regression", fit.linear, fit.pair, details, intercept=fit.intercept)
 
 
 def surrogate(
