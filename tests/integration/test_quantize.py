@@ -107,6 +107,7 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
     tried = {item["widths"]: item["nll"] for item in plan.tried if "nll" in item}
     assert all(values[widths] == nll for widths, nll in tried.items())
     assert "3" * 16 in values  # the uniform plan is among the candidates
+    assert f"(found by: {plan.source})" in (tmp_path / "out" / "report" / "report.md").read_text()
     if rounding == "nearest":
         assert result["nll_plan"] == min(tried.values()) <= values["3" * 16]
         assert result["evaluations"] <= 60 + 10  # and the frontier of the report
@@ -181,6 +182,15 @@ def test_samples_of_another_model_or_text_are_refused_by_digest(checkpoint, text
         take_samples(open_table(str(checkpoint()), small(other)), tmp_path / "s", resume=True)
     with pytest.raises(ArtifactMismatchError, match="another group_size"):
         take_samples(open_table(str(checkpoint()), small(text_file, group_size=16)), tmp_path / "s", resume=True)
+
+
+def test_long_steps_before_the_game_show_their_progress(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("apportion.core.progress.SHOW_AFTER_S", 0.0)
+    take_samples(open_table(str(checkpoint()), small(None, permutations=1)), tmp_path / "s")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for step in ("sampling text", "full precision", "coalitions"):
+        assert f"{step}: " in shown.err
 
 
 def test_kept_windows_of_another_seed_or_size_are_refused(checkpoint, tmp_path):
@@ -301,6 +311,8 @@ def test_applying_again_is_resumed_and_another_plan_is_refused(checkpoint, text_
         apply(table.staged, table.tokenizer, other, tmp_path / "out", resume=True)
     with pytest.raises(ArtifactMismatchError, match="another alpha"):
         quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file), resume=True)
+    with pytest.raises(InputError, match="--rounding-windows 0"):
+        apply(table.staged, table.tokenizer, plan, tmp_path / "x", sampling=Sampling(rounding_windows=0))
     (tmp_path / "out" / "manifest.json").unlink()
     assert apply(table.staged, table.tokenizer, plan, tmp_path / "out", resume=True) == first
     assert read_manifest(tmp_path / "out")["result"] == first

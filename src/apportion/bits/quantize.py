@@ -176,7 +176,8 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     if not table.rewrites:
         return samples, found.surrogate, plan_found(found, samples, budget), table.written(found.assignment)
     best, tried, judged_on = best_written(table, samples, found, folder, ask.finalists)
-    kept = replace(found, assignment=best.assignment)
+    source = found.source if best.assignment == found.assignment else "finalist"
+    kept = replace(found, assignment=best.assignment, source=source)
     plan = plan_found(kept, samples, budget)
     plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
     return samples, found.surrogate, plan, best.rounded
@@ -316,9 +317,11 @@ def apply(
     backend = rounding_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
     require_bits(plan.widths, backend.bits, backend.name)
+    sampling = sampling or Sampling()
+    sampling.check()
     player_bytes = afforded_bytes(staged, plan, backend, group_size)
     require_free(out, resume=resume)
-    text = rounding_text(staged, tokenizer, sampling or Sampling(), backend)
+    text = rounding_text(staged, tokenizer, sampling, backend)
     asked = {
         "plan": digest_of(plan),
         "model": staged.digest,
