@@ -167,7 +167,7 @@ def test_plans_of_one_rounding_are_evaluated_with_another(
         ({"avg_bits": (1.5,)}, "from 2 to 4"),
         ({"alpha": 2.0}, "from 0 to 1"),
         ({"permutations": 1}, "coopq needs at least 2"),
-        ({"widths": (2, 3, 4)}, "measures lowest and highest only"),
+        ({"widths": (2, 3, 4)}, "SPQE measures only 2 and 4"),
         ({"text_windows": 0}, "at least 1"),
         ({"text": Path("absent.txt")}, "no such file"),
         ({"apply_rounding": "magic"}, "unknown"),

@@ -26,6 +26,7 @@ from apportion.bits.weights import bank_of
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
+from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
 
 WIDTHS = (2, 3, 4)
@@ -96,8 +97,10 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
     widths = widths_by_path(table.staged, table.players, assignment)
     bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
     bank.put_all(assignment)
-    nll = float(table.staged.window_nll(text.windows).mean())
-    judged = nll if judge is None else float(table.staged.window_nll(judge.windows).mean())
+    texts = [text] if judge is None else [text, judge]
+    with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
+        losses = [float(table.staged.window_nll(item.windows, advance).mean()) for item in texts]
+    nll, judged = losses[0], losses[-1]
     table.staged.restore()
     if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from apportion.bits.model import StagedModel
 from apportion.core.errors import ArtifactError, InputError
+from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed, stream
 
 MAX_TEXT_BYTES = 1 << 30
@@ -141,7 +143,10 @@ def sample_calibration(
         raise InputError("--calibration: missing, and the tokenizer has no beginning-of-text to sample from")
     device = staged.placement.device
     prompt = torch.full((windows, 1), start, dtype=torch.long, device=device)
-    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []),
+        progress("sampling text", window_tokens - 1, "tokens of each window") as advance,
+    ):
         torch.manual_seed(derived_seed(seed, "self-sampling"))
         ids = staged.model.generate(
             input_ids=prompt,
@@ -153,8 +158,19 @@ def sample_calibration(
             min_new_tokens=window_tokens - 1,
             max_new_tokens=window_tokens - 1,
             pad_token_id=start,
+            stopping_criteria=[watching(advance)],
         )
     return Calibration(ids.cpu().contiguous(), "sampled from the model itself")
+
+
+def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
+    """A stopping criterion that never stops: it is asked after every token."""
+
+    def criterion(ids: Tensor, scores: Tensor | None, **_: Any) -> Tensor:
+        advance(1)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return criterion
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

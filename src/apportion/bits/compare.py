@@ -20,7 +20,7 @@ from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_mem
 from apportion.bits.rounding import rounding_named
 from apportion.bits.sample import Sampling, Table, at_least, take_samples
 from apportion.bits.samples import WINDOWS, Samples
-from apportion.bits.sensitivity import require_alpha, require_measured_widths, require_permutations
+from apportion.bits.sensitivity import require_alpha, require_estimable
 from apportion.bits.standings import Scoreboard, scoreboard, standings
 from apportion.core.artifact import (
     RUN,
@@ -70,11 +70,10 @@ class Comparison:
         """
         require_all(
             lambda: require_methods(self.methods),
+            *(partial(require_estimable, name, sampling.widths, sampling.permutations) for name in self.methods),
             lambda: require_file(self.text),
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),
-            *(partial(require_permutations, name, sampling.permutations) for name in self.methods),
-            *(partial(require_measured_widths, name, sampling.widths) for name in self.methods),
             lambda: require_grid(self.avg_bits, sampling.widths),
             lambda: rounding_named(self.apply_rounding or sampling.rounding),
         )

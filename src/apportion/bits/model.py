@@ -9,7 +9,7 @@ those states: final norm, output embedding and soft-capping are the model's own.
 
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +179,14 @@ class StagedModel:
                 sums[chunk] += token_nll(logits, targets[chunk, start:stop]).double().sum(1)
         return sums / (length - 1)
 
-    def window_nll(self, windows: Int[Tensor, "windows tokens"]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """NLL per window with the weights that are in place now; memory bounded by a few windows."""
+    def window_nll(
+        self, windows: Int[Tensor, "windows tokens"], advance: Callable[[int], object] = lambda done: None
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """NLL per window with the weights that are in place now; memory bounded by a few windows.
+
+        Args:
+            advance: told after every few windows how many were done.
+        """
         device = torch.device(self.placement.device).type
         step = max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
         found = []
@@ -190,6 +196,7 @@ class StagedModel:
             for block in range(self.layout.block_count):
                 hidden = self.run_block(block, hidden, embedded)
             found.append(self.nll(hidden, part))
+            advance(len(part))
         return np.concatenate(found)
 
     @torch.inference_mode()

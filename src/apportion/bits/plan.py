@@ -28,7 +28,8 @@ class Plan:
         method, settings: the estimator, and model, text and rounding by digest and name.
         tried: assignments measured for this plan, with their values.
         judged_on: what the final choice among written plans was made on; empty where there was none.
-        source: what proposed it: `program` (the surrogate's optimum), or a step of the search.
+        source: what proposed it: `program` (the surrogate's optimum), a step of the search, or `finalist` (not the
+            search's own best, but best as written).
     """
 
     players: tuple[Player, ...]
@@ -69,10 +70,10 @@ def plan_from(content: Json) -> Plan:
     """Read back what `artifact.plain` wrote.
 
     Raises:
-        ArtifactCorruptError: a field is missing or unknown.
+        ArtifactCorruptError: a field is missing or unknown, or not every player has one of the widths.
     """
     try:
-        return Plan(
+        plan = Plan(
             **{
                 **content,
                 "players": tuple(player_from(item) for item in content["players"]),
@@ -83,3 +84,10 @@ def plan_from(content: Json) -> Plan:
         )
     except (KeyError, TypeError) as error:
         raise ArtifactCorruptError(f"plan: {error} is missing or unknown", "make the plan again") from error
+    if len(plan.assignment) != len(plan.players) or not set(plan.assignment) <= set(plan.widths):
+        raise ArtifactCorruptError(
+            f"plan: assignment {list(plan.assignment)}: expected one of the widths {list(plan.widths)} for each of "
+            f"{len(plan.players)} players",
+            "make the plan again",
+        )
+    return plan

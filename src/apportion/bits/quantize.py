@@ -22,14 +22,7 @@ from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
 from apportion.bits.search import require_evaluations
-from apportion.bits.sensitivity import (
-    METHODS,
-    Sensitivity,
-    estimate,
-    require_alpha,
-    require_measured_widths,
-    require_permutations,
-)
+from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
@@ -183,7 +176,8 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     if not table.rewrites:
         return samples, found.surrogate, plan_found(found, samples, budget), table.written(found.assignment)
     best, tried, judged_on = best_written(table, samples, found, folder, ask.finalists)
-    kept = replace(found, assignment=best.assignment)
+    source = found.source if best.assignment == found.assignment else "finalist"
+    kept = replace(found, assignment=best.assignment, source=source)
     plan = plan_found(kept, samples, budget)
     plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
     return samples, found.surrogate, plan, best.rounded
@@ -194,8 +188,7 @@ def estimate_check(ask: Quantization, sampling: Sampling) -> None:
     if ask.method not in ("auto", *METHODS):
         raise InputError(f"--method {ask.method}: unknown", f"choose from auto, {', '.join(METHODS)}")
     require_alpha(ask.alpha)
-    require_permutations(ask.method, sampling.permutations)
-    require_measured_widths(ask.method, sampling.widths)
+    require_estimable(ask.method, sampling.widths, sampling.permutations)
     if ask.finalists < 1:
         raise InputError(f"--finalists {ask.finalists}: expected at least 1")
 
@@ -324,9 +317,11 @@ def apply(
     backend = rounding_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
     require_bits(plan.widths, backend.bits, backend.name)
+    sampling = sampling or Sampling()
+    sampling.check()
     player_bytes = afforded_bytes(staged, plan, backend, group_size)
     require_free(out, resume=resume)
-    text = rounding_text(staged, tokenizer, sampling or Sampling(), backend)
+    text = rounding_text(staged, tokenizer, sampling, backend)
     asked = {
         "plan": digest_of(plan),
         "model": staged.digest,

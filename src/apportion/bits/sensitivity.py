@@ -75,27 +75,20 @@ def require_alpha(alpha: float) -> None:
         raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
 
 
-def require_permutations(method: str, count: int) -> None:
-    """Refuse fewer permutations than a method can estimate from; methods of other files need none.
+def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -> None:
+    """Refuse a method that SPQE's values cannot feed; methods of other files need none of them.
 
     Raises:
-        InputError: saying how many it needs.
+        InputError: fewer permutations than it needs, or regression of widths between the lowest and the highest,
+            which SPQE never measures.
     """
     needed = FEWEST_PERMUTATIONS.get(method, 0)
-    if count < needed:
-        raise InputError(f"--permutations {count}: {method} needs at least {needed}", "sample more permutations")
-
-
-def require_measured_widths(method: str, widths: tuple[int, ...]) -> None:
-    """Refuse a regression on widths that SPQE, which plays the lowest against the highest, never measures.
-
-    Raises:
-        InputError: naming the widths.
-    """
+    if permutations < needed:
+        raise InputError(f"--permutations {permutations}: {method} needs at least {needed}", "sample more permutations")
     if method == "regression" and len(widths) > 2:
         raise InputError(
-            f"--method regression: of the widths {', '.join(map(str, widths))} SPQE measures lowest and highest only",
-            "give two --widths, or --method auto, which measures all of them",
+            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
+            "use --method auto, which measures all widths, or give two widths",
         )
 
 
@@ -113,7 +106,7 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     if method not in METHODS:
         raise InputError(f"--method {method}: unknown", f"choose from {', '.join(METHODS)}")
     require_alpha(alpha)
-    require_permutations(method, len(samples.orders))
+    require_estimable(method, samples.widths, len(samples.orders))
     return regress(samples) if method == "regression" else shapley(samples, method, alpha)
 
 
@@ -172,7 +165,6 @@ def regress(samples: Samples) -> Sensitivity:
     The covariance of marginals is in nats squared and is not the pairwise interaction; this is, and it costs
     no further evaluation.
     """
-    require_measured_widths("regression", samples.widths)
     choices = choices_of(len(samples.players), len(samples.widths))
     assignments = list(samples.values)
     widths = np.asarray(samples.widths)[choices[:, 1]]
