@@ -13,6 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
+	rm -rf out/demo
 	$(BIN)/apportion demo --out out/demo
 
 test: $(STAMP)

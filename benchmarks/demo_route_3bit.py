@@ -1,0 +1,138 @@
+"""What three bits change: the shipped model and its quantized self on the same questions, each with its own router.
+
+    apportion quantize src/apportion/demo/model --avg-bits 3 --evaluations 120 --windows 8 --window-tokens 256 \\
+        --calibration calibration.txt --out q3                            (calibration.txt: demo.calibration_text())
+    python benchmarks/demo_route.py profile --split validation --questions 400 --batch 16 --model q3 --out v.parquet
+    python benchmarks/demo_route.py profile --split test --questions 400 --batch 16 --model q3 --out t.parquet
+    python benchmarks/demo_route_3bit.py --model q3 --validation v.parquet --test t.parquet --out FILE.json
+
+Quality and tokens come from profiles whose answers were decoded 16 at once, so routers here decide by tokens alone.
+Latency is measured apart, one request at a time, the two models taking turns question by question.
+"""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from demo_route import questions_of
+
+from apportion.core.arrays import NDArray
+from apportion.core.artifact import Json, plain, versions, write_json
+from apportion.demo import model_path, prompts_path, write_corpus
+from apportion.demo.recorded import recorded
+from apportion.route.bootstrap import Bootstrap
+from apportion.route.contestants import EvaluationPlan
+from apportion.route.corpus import read_corpus
+from apportion.route.evaluate import evaluate
+from apportion.route.indexing import build_index
+from apportion.route.llm.connect import LLMSettings, connect
+from apportion.route.profile import Profile
+from apportion.route.profile_file import read_profile
+from apportion.route.profiling import ask
+from apportion.route.prompts import load_prompts
+from apportion.route.setup import Setup
+from apportion.route.strategy import STRATEGIES
+
+
+def untimed(profile: Profile) -> Profile:
+    """The same without latencies, which are those of batches."""
+    return replace(profile, latency_ms=np.full_like(profile.latency_ms, np.nan))
+
+
+def shared(first: Profile, second: Profile) -> tuple[Profile, Profile]:
+    """The questions that both recorded, in one order."""
+    places = {name: row for row, name in enumerate(second.ids)}
+    common = [row for row, name in enumerate(first.ids) if name in places]
+    other = [places[first.ids[row]] for row in common]
+    return first.select(np.array(common)), second.select(np.array(other))
+
+
+def changed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Json:
+    """Means and the paired change with its 95 % interval."""
+    interval = Bootstrap(len(before), 0).interval(after - before)
+    return {"full": float(before.mean()), "three_bit": float(after.mean()), "change": plain(interval)}
+
+
+def pipelines(full: Profile, low: Profile) -> dict[str, Json]:
+    """Change in quality and tokens of every static pipeline."""
+    return {
+        name: {
+            "f1": changed(full.quality[:, column], low.quality[:, column]),
+            "em": changed(full.em[:, column], low.em[:, column]),
+            "tokens": changed(full.tokens[:, column], low.tokens[:, column]),
+        }
+        for column, name in enumerate(STRATEGIES)
+    }
+
+
+def routed(seen: Profile, test: Profile) -> Json:
+    """A router fitted on these questions, at every token weight."""
+    plan = EvaluationPlan(latency_weights=(0.0,), ablations=False, leave_out=False)
+    saved = plain(evaluate(test, plan, train=seen))
+    kept = ("token_weight", "router", "best_static", "best_static_names", "oracle", "gain", "gap_closed")
+    return {
+        "training_questions": seen.n,
+        "summary": saved["summary"],
+        "weights": [{key: at[key] for key in kept} for at in saved["weights"]],
+        "savings": saved["savings"],
+    }
+
+
+def latencies(model: Path, count: int) -> Json:
+    """Mean milliseconds of each pipeline, one request at a time, the models taking turns; test questions."""
+    with TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus.jsonl"
+        write_corpus(corpus)
+        retriever = build_index(read_corpus(corpus), Path(folder) / "index")
+        prompts = load_prompts(prompts_path())
+        found: dict[tuple[str, str], list[float]] = {}
+        settings = [
+            LLMSettings(str(path), batch_size=1, device="cpu", dtype="float32") for path in (model_path(), model)
+        ]
+        with closing(connect(settings[0])) as full, closing(connect(settings[1])) as low:
+            for question in questions_of("test", 900)[:count]:
+                for strategy in STRATEGIES:
+                    for name, llm in (("full", full), ("three_bit", low)):
+                        record = ask([(question, strategy)], Setup(llm, retriever, prompts))[0]
+                        found.setdefault((name, strategy), []).append(record["latency_ms"])
+    return {
+        strategy: changed(np.array(found["full", strategy]), np.array(found["three_bit", strategy]))
+        for strategy in STRATEGIES
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--latency-questions", type=int, default=24)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    begun = time.monotonic()
+    seen_full, seen_low = shared(untimed(recorded("validation")), untimed(read_profile(given.validation)))
+    test_full, test_low = shared(untimed(recorded("test")), untimed(read_profile(given.test)))
+    found = {
+        "command": "python " + " ".join(sys.argv),
+        "versions": versions("torch", "transformers", "numpy"),
+        "quantized": json.loads((given.model / "result.json").read_text()),
+        "test_questions": test_full.n,
+        "pipelines": pipelines(test_full, test_low),
+        "router_full": routed(seen_full, test_full),
+        "router_three_bit": routed(seen_low, test_low),
+        "latency_questions": given.latency_questions,
+        "latency_ms": latencies(given.model, given.latency_questions),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    write_json(given.out, found)
+    print(json.dumps({key: found[key] for key in ("pipelines", "latency_ms")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""First half of the demonstration: the shipped model at 3 bits on average, beside uniform widths and full precision."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apportion.bits.calibration import load_calibration
+from apportion.bits.evaluate import perplexity
+from apportion.bits.players import uniform
+from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
+from apportion.bits.sample import Sampling, Table
+from apportion.bits.samples import WINDOWS
+from apportion.core.artifact import Json, write_bytes
+from apportion.demo import calibration_text, heldout_text, model_path
+
+METHODS = ("coopq", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class BitsPlan:
+    """How much is measured.
+
+    Attributes:
+        permutations: of coopq, on blocks at 2 and 4 bits. evaluations: that auto may spend, on `players` at `widths`.
+        windows, window_tokens: calibration text. text_windows: held-out windows of the same length.
+    """
+
+    avg_bits: float = 3.0
+    permutations: int = 10
+    evaluations: int = 100
+    windows: int = 16
+    window_tokens: int = 256
+    text_windows: int = 48
+    widths: tuple[int, ...] = (4, 3, 2)
+    players: str = "linears"
+
+    def sampling(self, method: str, calibration: Path) -> Sampling:
+        """The samples' settings of a method."""
+        searched = method == "auto"
+        return Sampling(
+            widths=tuple(sorted(self.widths)) if searched else (2, 4),
+            players=self.players if searched else "blocks",
+            permutations=0 if searched else self.permutations,
+            calibration=calibration,
+            windows=self.windows,
+            window_tokens=self.window_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """A row of the table of plans.
+
+    Attributes:
+        nll: nats per token on the calibration text. perplexity: on the held-out text.
+        evaluations: coalitions measured to find the plan, its frontier included; 0 where nothing was searched.
+    """
+
+    plan: str
+    avg_bits: float
+    bytes: int
+    nll: float
+    perplexity: float
+    evaluations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BitsShown:
+    """The table of plans, and where things lie."""
+
+    rows: tuple[PlanRow, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, Json] = field(default_factory=dict)
+
+
+def show_bits(out: Path, plan: BitsPlan) -> BitsShown:
+    """Quantize the shipped model by two methods and measure every row of the table.
+
+    Args:
+        out: new folder; one checkpoint for each method lies in it, with its report.
+    """
+    text, heldout = out / "calibration.txt", out / "heldout.txt"
+    write_bytes(text, calibration_text().encode())
+    write_bytes(heldout, heldout_text().encode())
+    results = {}
+    for method in METHODS:
+        print(f"quantize to {plan.avg_bits:g} bits by {method} ...", file=sys.stderr)
+        ask = Quantization(avg_bits=plan.avg_bits, method=method, evaluations=plan.evaluations)
+        results[method] = quantize(str(model_path()), out / method, ask, plan.sampling(method, text))
+    rows = uniform_rows(out / METHODS[0] / "samples", heldout, plan, text)
+    rows += [plan_row(method, results[method], heldout, plan) for method in METHODS]
+    files = {
+        "checkpoint": str(out / "auto"),
+        "report": str(out / "auto" / "report" / "report.md"),
+        "frontier": str(out / "auto" / "report" / "frontier.png"),
+    }
+    return BitsShown(tuple(rows), files, results)
+
+
+def uniform_rows(samples: Path, heldout: Path, plan: BitsPlan, text: Path) -> list[PlanRow]:
+    """Full precision and every uniform width, on the windows that the plans were made with."""
+    table = open_table(str(model_path()), plan.sampling("auto", text))
+    weights = sum(path.stat().st_size for path in model_path().glob("*.safetensors"))
+    found = [_measured("full precision", 16.0, weights, table, samples, (heldout, plan))]
+    bank = table.bank()
+    for bits in plan.widths:
+        assignment = uniform(table.players, bits)
+        bank.put_all(assignment)
+        place = table.costs.widths.index(bits)
+        size = int(table.costs.player_bytes[:, place].sum()) + table.costs.fixed_bytes
+        found.append(_measured(f"uniform {bits}", float(bits), size, table, samples, (heldout, plan)))
+    table.staged.restore()
+    return found
+
+
+def _measured(
+    name: str, avg_bits: float, size: int, table: Table, samples: Path, asked: tuple[Path, BitsPlan]
+) -> PlanRow:
+    """A row for the weights that are in place now."""
+    heldout, plan = asked
+    nll = float(table.staged.window_nll(load_calibration(samples / WINDOWS).windows).mean())
+    length, count = plan.window_tokens, plan.text_windows
+    found = perplexity(table.staged, table.tokenizer, heldout, window_tokens=length, windows=count)
+    return PlanRow(name, avg_bits, size, nll, found.perplexity)
+
+
+def plan_row(method: str, result: Json, heldout: Path, plan: BitsPlan) -> PlanRow:
+    """A row for a checkpoint as it was written, loaded again."""
+    length, count = plan.window_tokens, plan.text_windows
+    found = measure_perplexity(result["out"], heldout, window_tokens=length, windows=count)
+    name = f"{method} {plan.avg_bits:g}"
+    return PlanRow(
+        name, result["avg_bits"], result["bytes"], result["nll_plan"], found["perplexity"], result["evaluations"]
+    )
+
+
+def table_text(rows: tuple[PlanRow, ...]) -> str:
+    """The table of plans for people."""
+    lines = [f"{'plan':<16}{'bits':>6}{'bytes':>13}{'NLL':>9}{'perplexity':>12}{'evaluations':>13}"]
+    for row in rows:
+        spent = f"{row.evaluations:,}" if row.evaluations else "-"
+        lines.append(
+            f"{row.plan:<16}{row.avg_bits:>6.2f}{row.bytes:>13,}{row.nll:>9.4f}{row.perplexity:>12.4f}{spent:>13}"
+        )
+    return "\n".join(lines)
