@@ -2,7 +2,8 @@
 
 One search serves all budgets. For roundings that write other weights than they sample (gptq), the finalists of
 each budget and the uniform plans are written by worker processes and measured on calibration text; the best
-there is kept, and its perplexity on the held-out text is reported. Nothing is chosen on the held-out text.
+there, on windows that the search has not seen, is kept, and its perplexity on the held-out text is reported. Nothing is
+chosen on the held-out text.
 
     python benchmarks/best.py llama-mini --rounding gptq --calibration c4-sample.jsonl --text wikitext2.txt
         --work /tmp/best --out docs/results
@@ -18,10 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from apportion.bits.auto import default_widths, finalists, searched_plans
-from apportion.bits.bootstrap import draws, interval
+from apportion.bits.auto import default_widths, finalists, judging_text, searched_plans
 from apportion.bits.budget import budget_from_bits
-from apportion.bits.calibration import load_calibration
 from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
 from apportion.bits.game import decode, encode
@@ -30,9 +29,9 @@ from apportion.bits.players import uniform
 from apportion.bits.quantize import Quantization, open_table
 from apportion.bits.rounding import rounding_named
 from apportion.bits.sample import Sampling, Table, take_samples
-from apportion.bits.samples import WINDOWS
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import write_json
+from apportion.core.bootstrap import Bootstrap
 
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
@@ -104,7 +103,7 @@ def main() -> None:
         fits = [item for item in plans if spent(samples, item) <= budget.player_bytes]
         kept = min(fits, key=lambda item: calibration_nll[encode(item)])
         nll = np.asarray(text_nll[encode(kept)])
-        around = interval(nll, draws(len(nll), 0))
+        around = Bootstrap(len(nll), 0).interval(nll)
         rows.append(
             {
                 "budget": bits,
@@ -175,7 +174,8 @@ def work_off(asked: argparse.Namespace) -> None:
     """Write and measure the plans of one job file, saving after each."""
     table = table_of(asked)
     folder = asked.work / f"{Path(asked.model).name}_{asked.rounding}"
-    calibration, text = load_calibration(folder / "samples" / WINDOWS).windows, held_out(asked, table)
+    judge, _ = judging_text(table, folder / "samples")
+    text = held_out(asked, table)
     job = json.loads(asked.written.read_text())
     found = job.get("found", {})
     for plan in (plan for plan in job["plans"] if plan not in found):
@@ -185,7 +185,7 @@ def work_off(asked: argparse.Namespace) -> None:
         bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
         bank.put_all(assignment)
         found[plan] = {
-            "calibration": float(table.staged.window_nll(calibration).mean()),
+            "calibration": float(table.staged.window_nll(judge.windows).mean()),
             "text": table.staged.window_nll(text).tolist(),
         }
         table.staged.restore()

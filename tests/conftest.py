@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.checked  # noqa: F401  the hook below names it
@@ -15,6 +16,8 @@ import torch  # noqa: E402
 from tests.tiny_models import make_checkpoint, make_text  # noqa: E402
 
 torch.set_num_threads(1)
+settings.register_profile("apportion", deadline=None)  # a loaded machine is no failure
+settings.load_profile("apportion")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,8 @@ def page(files: Mapping[str, Json]) -> str:
     """The whole page."""
     compares = {name: item for name, item in files.items() if name.startswith("compare_")}
     ablations = {name: item for name, item in files.items() if name.startswith("ablation_")}
-    others = {name: item for name, item in files.items() if name not in compares and name not in ablations}
+    best = {name for name in files if name.startswith("best_")}
+    others = {name: item for name, item in files.items() if name not in {*compares, *ablations, *best}}
     main = [part for model in MODELS for rounding in ROUNDINGS for part in compare_part(compares, model, rounding)]
     known = {f"compare_{model}_{rounding}" for model in MODELS for rounding in ROUNDINGS}
     further = [line for name, item in compares.items() if name not in known for line in compare_table(name, item)]
@@ -58,6 +59,7 @@ def page(files: Mapping[str, Json]) -> str:
         "the calibration NLL above the exhaustive optimum's, nats.",
         "",
         *main,
+        *best_part(files, compares),
         *finer_part(compares),
         *(["### Further comparisons", "", *further] if further else []),
         "## Ablations",
@@ -199,6 +201,34 @@ def verdict(results: Sequence[Json]) -> list[str]:
     return lines
 
 
+def best_part(files: Mapping[str, Json], compares: Mapping[str, Json]) -> list[str]:
+    """`auto` with more widths and finer players, beside the uniform plans and the paper's setting."""
+    lines = [
+        "### auto with widths 2, 3, 4 and linears as players",
+        "",
+        "Perplexity of the plans kept, chosen on calibration text alone, with 95 % bootstrap intervals over windows; "
+        "uniform plans on the same weights; mean over the six budgets of the log-perplexity above all-4-bit, and its "
+        "ratio to CoopQ's with blocks and widths 2, 4. Where the rounding works in sequence (gptq), plans are judged "
+        "as written.",
+        "",
+    ]
+    rows, commands = [], []
+    for name, item in sorted(files.items()):
+        if not name.startswith("best_"):
+            continue
+        cells = [
+            f"{cell['perplexity']:.2f} [{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]"
+            for cell in item["budgets"]
+        ]
+        uniform = " / ".join(f"{item['uniform'][bits]:.2f}" for bits in sorted(item["uniform"], key=int))
+        paper = compares.get(f"compare_{item['model']}_{item['rounding']}")
+        ratio = f"{item['excess_over_six'] / above_highest(paper, 'coopq'):.2f}" if paper else "–"
+        rows.append([item["model"], item["rounding"], *cells, uniform, f"{item['excess_over_six']:.4f}", ratio])
+        commands.append(f"Made by `{item['command']}` (`docs/results/{name}.json`, {item['seconds']:.0f} s).")
+    head = ["model", "rounding", "2.25", "2.5", "2.75", "3", "3.25", "3.5", "uniform 2 / 3 / 4", "mean", "of CoopQ's"]
+    return [*lines, *(markdown(head, rows) if rows else [NOT_RUN]), "", *commands, ""]
+
+
 def finer_part(compares: Mapping[str, Json]) -> list[str]:
     """More widths and finer players: mean over the grid's budgets, and its share of what the paper's setting gives."""
     lines = [
@@ -280,10 +310,13 @@ def markdown(head: Iterable[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def main() -> None:
+    from readme_tables import fill  # beside this script
+
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files))
-    print(f"{root / 'results.md'}: from {len(files)} files")
+    fill(root.parent / "README.md", files)
+    print(f"{root / 'results.md'} and the tables of README.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

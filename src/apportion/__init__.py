@@ -11,12 +11,15 @@ from typing import Any
 
 _HOMES = {
     "ApportionError": "core.errors",
+    "Bm25Index": "route.retrieve",
     "Plan": "bits.plan",
     "Quantization": "bits.quantize",
+    "Router": "route.router",
     "Samples": "bits.samples",
     "Sampling": "bits.sample",
     "Sensitivity": "bits.sensitivity",
     "allocate": "bits.allocate",
+    "answer": "route.answer",
     "apply": "bits.quantize",
     "budget_from_bits": "bits.budget",
     "budget_from_bytes": "bits.budget",

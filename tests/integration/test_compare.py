@@ -166,6 +166,8 @@ def test_plans_of_one_rounding_are_evaluated_with_another(
         ({"methods": ("coopq", "coopq")}, "each method once"),
         ({"avg_bits": (1.5,)}, "from 2 to 4"),
         ({"alpha": 2.0}, "from 0 to 1"),
+        ({"permutations": 1}, "coopq needs at least 2"),
+        ({"widths": (2, 3, 4)}, "SPQE measures only 2 and 4"),
         ({"text_windows": 0}, "at least 1"),
         ({"text": Path("absent.txt")}, "no such file"),
         ({"apply_rounding": "magic"}, "unknown"),
@@ -174,7 +176,9 @@ def test_plans_of_one_rounding_are_evaluated_with_another(
 def test_bad_input_is_refused_before_any_work(
     changes: dict[str, object], said: str, text_file: Path, tmp_path: Path
 ) -> None:
-    ask, sampling = ask_for(text_file, **changes)
+    of_samples = {name: value for name, value in changes.items() if name in ("permutations", "widths")}
+    ask, sampling = ask_for(text_file, **{name: changes[name] for name in changes.keys() - of_samples})
+    sampling = replace(sampling, **of_samples)  # type: ignore[arg-type]
     with pytest.raises(ApportionError, match=said):
         compare("/absent", tmp_path / "out", ask, sampling)
     assert not (tmp_path / "out").exists()
@@ -184,6 +188,23 @@ def test_the_optimum_of_seventeen_blocks_is_refused(checkpoint: Make, text_file:
     ask, sampling = ask_for(text_file, methods=("optimum",))
     with pytest.raises(InputError, match="131,072"):
         compare(str(checkpoint("llama", blocks=17)), tmp_path / "out", ask, sampling)
+
+
+def test_a_finished_comparison_is_read_back(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    model, (ask, sampling) = str(checkpoint("llama", blocks=3)), ask_for(text_file, methods=("lim",), curve=False)
+    first = compare(model, tmp_path / "out", ask, sampling)
+    assert compare(model, tmp_path / "out", ask, sampling, resume=True) == first
+
+
+def test_code_that_comes_with_the_model_is_run_where_it_is_trusted(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = []
+    monkeypatch.setattr("apportion.bits.compare.open_table", lambda *a: trusted.append(a[2].trust_remote_code))
+    ask, sampling = ask_for(text_file, methods=("lim",), trust_remote_code=True)
+    with pytest.raises(AttributeError):
+        compare("/absent", tmp_path / "out", ask, sampling)
+    assert trusted == [True]
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

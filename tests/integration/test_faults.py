@@ -44,19 +44,22 @@ def lines_in(log: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def kill_after(command: tuple[object, ...], log: Path, lines: int) -> None:
-    """Start a command and kill it, uncatchably, once its log has grown by some lines."""
+def kill_after(
+    command: tuple[object, ...], log: Path, lines: int, how: signal.Signals = signal.SIGKILL
+) -> tuple[int, str]:
+    """Start a command and end it once its log has grown by some lines; returns its exit code and messages."""
     before = lines_in(log)
     process = subprocess.Popen(
         [sys.executable, "-m", "apportion", *map(str, command)],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while lines_in(log) < before + lines and process.poll() is None:
         assert time.monotonic() < deadline, "the log does not grow"
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    _, messages = process.communicate()
+    return process.returncode, messages
 
 
 def test_killed_at_three_random_moments_and_resumed(checkpoint, text_file, tmp_path):
@@ -73,6 +76,15 @@ def test_killed_at_three_random_moments_and_resumed(checkpoint, text_file, tmp_p
     _, records, _ = read_log(log)
     assert len(records) == len({record["widths"] for record in records})  # nothing finished was done twice
     assert resumed.counts["resumed_evaluations"] + resumed.counts["evaluations"] == len(records)
+
+
+def test_an_interrupted_run_fails_and_says_how_to_go_on(checkpoint, text_file, tmp_path):
+    command = samples_command(checkpoint("llama", blocks=6), text_file, tmp_path / "s")
+    code, messages = kill_after(command, tmp_path / "s" / "values.log", 3, signal.SIGINT)
+    assert code == 130
+    assert "--resume" in messages
+    assert "Traceback" not in messages
+    assert run(*command, "--resume").returncode == 0
 
 
 def test_a_full_disk_is_an_error_and_the_run_goes_on_later(checkpoint, text_file, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import apportion
+from apportion.bits.allocate import allocate
+from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import packed_entries, widths_by_path
 from apportion.bits.container import file_bytes
 from apportion.bits.game import encode
@@ -22,6 +25,7 @@ from apportion.bits.weights import bank_of
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import (
     ArtifactCorruptError,
+    ArtifactError,
     ArtifactExistsError,
     ArtifactMismatchError,
     BudgetError,
@@ -103,13 +107,16 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
     tried = {item["widths"]: item["nll"] for item in plan.tried if "nll" in item}
     assert all(values[widths] == nll for widths, nll in tried.items())
     assert "3" * 16 in values  # the uniform plan is among the candidates
+    assert f"(found by: {plan.source})" in (tmp_path / "out" / "report" / "report.md").read_text()
     if rounding == "nearest":
         assert result["nll_plan"] == min(tried.values()) <= values["3" * 16]
         assert result["evaluations"] <= 60 + 10  # and the frontier of the report
     else:
-        written = {item["widths"]: item["nll_written"] for item in plan.tried if "nll_written" in item}
+        written = {item["widths"]: item for item in plan.tried if "nll_written" in item}
         assert "3" * 16 in written
-        assert result["nll_plan"] == min(written.values())
+        kept = min(written.values(), key=lambda item: item["nll_judged"])
+        assert (kept["widths"], kept["nll_written"]) == (encode(plan.assignment), result["nll_plan"])
+        assert result["judged_on"] == "4 windows that the search has not seen"
     again = quantize(str(checkpoint()), tmp_path / "again", ask, sampling)
     assert again["plan"] == result["plan"]
 
@@ -177,6 +184,62 @@ def test_samples_of_another_model_or_text_are_refused_by_digest(checkpoint, text
         take_samples(open_table(str(checkpoint()), small(text_file, group_size=16)), tmp_path / "s", resume=True)
 
 
+def test_long_steps_before_the_game_show_their_progress(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("apportion.core.progress.SHOW_AFTER_S", 0.0)
+    take_samples(open_table(str(checkpoint()), small(None, permutations=1)), tmp_path / "s")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for step in ("sampling text", "full precision", "coalitions"):
+        assert f"{step}: " in shown.err
+
+
+def test_kept_windows_of_another_seed_or_size_are_refused(checkpoint, tmp_path):
+    model, own = str(checkpoint()), small(None, permutations=1)
+    first = take_samples(open_table(model, own), tmp_path / "s")
+    again = take_samples(open_table(model, replace(own, permutations=2)), tmp_path / "s", resume=True)
+    assert (len(first.orders), len(again.orders)) == (1, 2)
+    for name, changed in (("windows", 5), ("window_tokens", 20), ("seed", 1)):
+        with pytest.raises(ArtifactMismatchError, match=f"another {name}"):
+            take_samples(open_table(model, replace(own, **{name: changed})), tmp_path / "s", resume=True)
+
+
+def test_a_resumed_sampling_is_judged_on_the_same_values(checkpoint, text_file, tmp_path):
+    """The log may know what later permutations asked for; no look and no estimate sees it."""
+    table, looks = open_table(str(checkpoint(blocks=6)), small(text_file, permutations=30)), []
+
+    def third(samples) -> bool:
+        looks.append((len(samples.orders), [*samples.values]))
+        return len(looks) == 3
+
+    take_samples(table, tmp_path / "s", stop=third)
+    first = looks.copy()
+    looks.clear()
+    (tmp_path / "s" / "samples.json").unlink()
+    resumed = take_samples(table, tmp_path / "s", resume=True, stop=third)
+    assert looks == first
+    assert [*load_samples(tmp_path / "s").values] == [*resumed.values]
+    fewer = open_table(str(checkpoint(blocks=6)), small(text_file, permutations=2))
+    own = take_samples(fewer, tmp_path / "fewer")
+    assert [*take_samples(fewer, tmp_path / "s", resume=True).values] == [*own.values]
+
+
+def test_a_damaged_samples_folder_is_an_error(checkpoint, text_file, tmp_path):
+    take_samples(open_table(str(checkpoint()), small(text_file)), tmp_path / "s")
+    saved = tmp_path / "s" / "samples.json"
+    whole = saved.read_text()
+    saved.write_text(whole.replace('"orders"', '"order"'))
+    with pytest.raises(ArtifactCorruptError, match="'orders'"):
+        load_samples(tmp_path / "s")
+    saved.write_text(whole)
+    log = tmp_path / "s" / "values.log"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ArtifactCorruptError, match=r"coalition '....' is missing"):
+        load_samples(tmp_path / "s")
+    log.unlink()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_samples(tmp_path / "s")
+
+
 def test_a_cut_last_line_is_continued_and_a_changed_middle_is_refused(checkpoint, text_file, tmp_path):
     table = open_table(str(checkpoint()), small(text_file))
     whole = take_samples(table, tmp_path / "s")
@@ -218,9 +281,13 @@ def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
             quantize(model, tmp_path / str(wrong), paper(avg_bits=3.0), small(text_file, **wrong))
     with pytest.raises(BudgetError, match="bytes short"):
         quantize(model, tmp_path / "b", paper(max_bytes=1000), small(text_file))
-    assert not (tmp_path / "b" / "samples").exists()
     with pytest.raises(BudgetError, match="exactly one"):
-        quantize(model, tmp_path / "c", paper(), small(text_file))
+        quantize("/absent", tmp_path / "c", paper(), small(text_file))
+    with pytest.raises(InputError, match="SPQE measures only 2 and 4"):
+        quantize("/absent", tmp_path / "c", Quantization(3.0, method="regression"), small(text_file, widths=(2, 3, 4)))
+    with pytest.raises(InputError, match="--evaluations 5: expected at least"):
+        quantize(model, tmp_path / "c", Quantization(3.0, evaluations=5), small(text_file))
+    assert not list(tmp_path.glob("[bc]"))  # so that the same --out serves the corrected command
     quantize(model, tmp_path / "done", paper(avg_bits=3.0), small(text_file))
     with pytest.raises(InputError, match="quantized already"):
         open_table(str(tmp_path / "done"), small(text_file))
@@ -232,6 +299,23 @@ def test_a_plan_is_not_applied_to_another_model(checkpoint, text_file, tmp_path)
     other = open_table(str(checkpoint("qwen3")), small(text_file))
     with pytest.raises(ArtifactMismatchError, match="made for the model"):
         apply(other.staged, other.tokenizer, plan, tmp_path / "x")
+
+
+def test_applying_again_is_resumed_and_another_plan_is_refused(checkpoint, text_file, tmp_path):
+    table = open_table(str(checkpoint()), small(text_file))
+    found = estimate(take_samples(table, tmp_path / "s"))
+    plan, other = (allocate(found, budget_from_bits(found, bits)) for bits in (3.0, 2.5))
+    first = apply(table.staged, table.tokenizer, plan, tmp_path / "out")
+    assert apply(table.staged, table.tokenizer, plan, tmp_path / "out", resume=True) == first
+    with pytest.raises(ArtifactMismatchError, match="another plan"):
+        apply(table.staged, table.tokenizer, other, tmp_path / "out", resume=True)
+    with pytest.raises(ArtifactMismatchError, match="another alpha"):
+        quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file), resume=True)
+    with pytest.raises(InputError, match="--rounding-windows 0"):
+        apply(table.staged, table.tokenizer, plan, tmp_path / "x", sampling=Sampling(rounding_windows=0))
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert apply(table.staged, table.tokenizer, plan, tmp_path / "out", resume=True) == first
+    assert read_manifest(tmp_path / "out")["result"] == first
 
 
 def test_infinite_weights_are_named(checkpoint, text_file, tmp_path):

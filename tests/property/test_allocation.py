@@ -13,7 +13,7 @@ from apportion.bits.plan import plan_from, spent
 from apportion.bits.players import Player
 from apportion.bits.sensitivity import Sensitivity, choices_of
 from apportion.core.artifact import plain
-from apportion.core.errors import BudgetError, InputError
+from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError
 
 
 def random_sensitivity(seed: int, players: int, widths: tuple[int, ...], scale: float = 1e-2) -> Sensitivity:
@@ -114,3 +114,17 @@ def test_a_plan_reads_back():
     found = random_sensitivity(2, 5, (2, 3, 4))
     plan = allocate(found, budget_from_bits(found, 2.7))
     assert plan_from(plain(plan)) == plan
+
+
+def test_a_solver_out_of_time_gives_the_first_plan_it_finds():
+    found = random_sensitivity(3, 12, (2, 4))
+    budget = budget_from_bits(found, 3.0)
+    assert allocate(found, budget, seconds=0.0).player_bytes <= budget.player_bytes
+
+
+@pytest.mark.parametrize("wrong", [[2, 4], [2, 4, 5]])
+def test_a_plan_that_does_not_fit_its_players_is_refused(wrong):
+    found = random_sensitivity(1, 3, (2, 4))
+    saved = plain(allocate(found, budget_from_bits(found, 3.0)))
+    with pytest.raises(ArtifactCorruptError, match="for each of 3 players"):
+        plan_from({**saved, "assignment": wrong})

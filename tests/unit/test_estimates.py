@@ -1,6 +1,7 @@
 """Identities of SPQE and its sensitivities; known games give back their coefficients."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,6 +140,12 @@ def test_what_is_refused():
         estimate(samples, "magic")
     with pytest.raises(InputError, match="expected a number from 0 to 1"):
         estimate(samples, "coopq", alpha=1.5)
+
+
+def test_regression_of_widths_that_spqe_never_measures_is_refused():
+    samples = samples_of(game_of(0, 3), 3, 4)
+    with pytest.raises(InputError, match="lowest and highest only"):
+        estimate(replace(samples, widths=(2, 3, 4)), "regression")
 
 
 def test_a_sensitivity_reads_back():

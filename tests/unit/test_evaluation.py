@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from apportion.core.artifact import plain
+from apportion.core.bootstrap import Bootstrap, Interval
 from apportion.core.errors import InputError
 from apportion.route.baselines import LengthRule, Logistic, Neighbours
-from apportion.route.bootstrap import Bootstrap, Interval
 from apportion.route.contenders import Always, BestStatic, Choice, Oracle, RandomChoice, play
 from apportion.route.contestants import EvaluationPlan
 from apportion.route.evaluate import evaluate

@@ -1,10 +1,12 @@
 """The cut model equals the model's own loss, and what does not fit is refused with the reason."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from apportion.bits.model import HEAD_BYTES, StagedModel, load_model
@@ -92,6 +94,28 @@ def test_missing_folder_and_no_causal_lm(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
     with pytest.raises(InputError, match="cannot load a causal LM"):
         load_model(str(tmp_path), CPU)
+
+
+def test_broken_weight_files_are_refused_and_never_filled_in_at_random(checkpoint, tmp_path):
+    whole, broken = checkpoint("llama"), tmp_path / "broken"
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        load_model(str(whole / "config.json"), CPU)
+    shutil.copytree(whole, broken)
+    tensors = load_file(whole / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(broken), CPU)
+    cut = (whole / "model.safetensors").read_bytes()[:5000]
+    (broken / "model.safetensors").write_bytes(cut)
+    with pytest.raises(InputError, match="cannot load a causal LM"):
+        load_model(str(broken), CPU)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "tpu9", "cuda:x", "cpu:1", "cuda:99"])
+def test_devices_that_are_not_here_are_refused(device):
+    with pytest.raises(InputError, match=f"--device {device}"):
+        place(device)
 
 
 def test_restore_puts_back_the_checkpoints_own_weights(checkpoint):

@@ -40,7 +40,7 @@ def comparison(coopq: float, lim: float) -> dict[str, object]:
 
 def test_nothing_saved_is_said(maker: ModuleType) -> None:
     text = maker.page({})
-    assert text.count(maker.NOT_RUN) == 2 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
+    assert text.count(maker.NOT_RUN) == 3 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
 
 
 def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(maker: ModuleType) -> None:
@@ -84,3 +84,22 @@ def test_a_broken_file_is_reported_and_left_out(
     (tmp_path / "b.json").write_text(json.dumps({"title": "b", "rows": []}))
     assert list(maker.load(tmp_path)) == ["b"]
     assert "left out" in capsys.readouterr().err
+
+
+def test_auto_with_more_widths_is_put_beside_the_papers_setting(maker: ModuleType) -> None:
+    cell = {"perplexity": 20.0, "interval": [19.0, 21.0]}
+    best = {
+        "model": "llama-mini",
+        "rounding": "nearest",
+        "budgets": [cell] * 6,
+        "uniform": {"2": 90.0, "3": 30.0, "4": 10.0},
+        "excess_over_six": 0.25,
+        "command": "python benchmarks/best.py x",
+        "seconds": 3,
+    }
+    files = {"compare_llama-mini_nearest": comparison(50.0, 40.0), "best_llama-mini_nearest": best}
+    ratio = 0.25 / maker.above_highest(files["compare_llama-mini_nearest"], "coopq")
+    text = maker.page(files)
+    assert "20.00 [19.0, 21.0]" in text
+    assert f"| 90.00 / 30.00 / 10.00 | 0.2500 | {ratio:.2f} |" in text
+    assert "`python benchmarks/best.py x`" in text

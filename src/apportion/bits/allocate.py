@@ -33,7 +33,8 @@ def allocate(
 
     Args:
         exclude: assignments that are not to be chosen again (for the next best plans).
-        seconds: time limit of the solver; a plan that is not proved optimal by then says so.
+        seconds: time limit of the solver; a plan that is not proved optimal by then says so. Where none was found
+            by then, the first that is found later.
 
     Raises:
         BudgetError: nothing fits.
@@ -110,6 +111,10 @@ def solve(
         model.addCons(quicksum(v if t else 1 - v for v, t in zip(x, taken, strict=True)) <= len(x) - 1)
     model.setObjective(quicksum(terms), "minimize")
     model.optimize()
+    if model.getNSols() == 0 and model.getStatus() == "timelimit":  # the first plan found is better than none
+        model.setParam("limits/time", 1e20)
+        model.setParam("limits/solutions", 1)
+        model.optimize()
     if model.getNSols() == 0:
         raise BudgetError(f"budget {budget_bytes:,} bytes: no further plan fits", "give a larger budget")
     taken = np.asarray([model.getVal(v) > 0.5 for v in x])

@@ -2,8 +2,8 @@
 
 The search ranks plans by values measured on weights that were rounded once per width. Where the written weights
 differ from those (gptq rounds each plan in sequence; SPQE may run on one backend and the plan be written with
-another), the best few plans and the best uniform one are written and measured again, and the best is kept: a
-mixed plan that loses to a uniform one is not kept. [ours]
+another), the best few plans and the best uniform one are written and measured again, on windows that the search has not
+seen, and the best is kept: a mixed plan that loses to a uniform one is not kept. [ours]
 """
 
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from apportion.bits.allocate import plan_of
 from apportion.bits.budget import Budget
-from apportion.bits.calibration import load_calibration
+from apportion.bits.calibration import Calibration, load_calibration, sample_calibration, unseen_windows
 from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.game import MeasuredGame, encode
 from apportion.bits.plan import Plan
@@ -26,6 +26,8 @@ from apportion.bits.weights import bank_of
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
+from apportion.core.progress import progress
+from apportion.core.seeds import derived_seed
 
 WIDTHS = (2, 3, 4)
 
@@ -55,15 +57,38 @@ def plan_found(found: Found, samples: Samples, budget: Budget) -> Plan:
 
 @dataclass(frozen=True)
 class Written:
-    """A plan's weights as they are written, and their loss on the samples' own text."""
+    """A plan's weights as they are written.
+
+    Attributes:
+        nll: loss on the samples' own text, nats per token. judged: loss on windows that no search has seen.
+    """
 
     assignment: Assignment
     rounded: Mapping[str, Rounded]
     nll: float
+    judged: float
 
 
-def written(table: Table, assignment: Assignment, folder: Path) -> Written:
-    """Round a plan as it is written and measure it.
+def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
+    """Windows to choose finalists on, and what they are.
+
+    A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
+    plan does not. So finalists meet on other windows of the same text, as many as the search had.
+    """
+    used, sampling = load_calibration(folder / WINDOWS), table.sampling
+    count, length = used.windows.shape
+    if sampling.calibration is None:
+        seed = derived_seed(sampling.seed, "unseen")
+        own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
+        return own, "windows that the search has not seen"
+    fresh = unseen_windows(sampling.calibration, table.tokenizer, used, windows=count, seed=sampling.seed)
+    if fresh is None:
+        return used, "the search's own windows: the text has no others"
+    return fresh, f"{len(fresh.windows)} windows that the search has not seen"
+
+
+def written(table: Table, assignment: Assignment, text: Calibration, judge: Calibration | None = None) -> Written:
+    """Round a plan as it is written and measure it on a text, and on another where finalists are judged.
 
     Raises:
         NumericError: the loss is not finite.
@@ -72,13 +97,16 @@ def written(table: Table, assignment: Assignment, folder: Path) -> Written:
     widths = widths_by_path(table.staged, table.players, assignment)
     bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
     bank.put_all(assignment)
-    nll = float(table.staged.window_nll(load_calibration(folder / WINDOWS).windows).mean())
+    texts = [text] if judge is None else [text, judge]
+    with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
+        losses = [float(table.staged.window_nll(item.windows, advance).mean()) for item in texts]
+    nll, judged = losses[0], losses[-1]
     table.staged.restore()
-    if not math.isfinite(nll):
+    if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(
             f"the loss of plan {encode(assignment)} as written is {nll}", "use --dtype float32 or another rounding"
         )
-    return Written(assignment, rounded, nll)
+    return Written(assignment, rounded, nll, judged)
 
 
 def finalists(found: Found, samples: Samples, count: int) -> list[Assignment]:
@@ -91,8 +119,15 @@ def finalists(found: Found, samples: Samples, count: int) -> list[Assignment]:
 
 def best_written(
     table: Table, samples: Samples, found: Found, folder: Path, count: int
-) -> tuple[Written, tuple[Json, ...]]:
-    """The finalist of least loss as written, and what each finalist came to."""
-    measured = [written(table, item, folder) for item in finalists(found, samples, count)]
-    best = min(measured, key=lambda item: item.nll)
-    return best, tuple({"widths": encode(item.assignment), "nll_written": item.nll} for item in measured)
+) -> tuple[Written, tuple[Json, ...], str]:
+    """The finalist of least loss as written, on unseen windows; what each came to, and what it was judged on."""
+    text = load_calibration(folder / WINDOWS)
+    judge, judged_on = judging_text(table, folder)
+    best: Written | None = None
+    tried: list[Json] = []
+    for item in finalists(found, samples, count):
+        one = written(table, item, text, judge)
+        tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged})
+        best = one if best is None or one.judged < best.judged else best
+    assert best is not None, "a search always keeps a plan"
+    return best, tuple(tried), judged_on

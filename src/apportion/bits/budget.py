@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -45,8 +46,8 @@ class Budget:
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as 24MB (10^6) or 24MiB (2^20).
 
-    >>> parse_bytes("24MB"), parse_bytes("1.5 KiB")
-    (24000000, 1536)
+    >>> parse_bytes("24MB"), parse_bytes("1.5 KiB"), parse_bytes("1.001KB")
+    (24000000, 1536, 1001)
 
     Raises:
         InputError: not a size.
@@ -54,7 +55,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in UNITS:
         raise InputError(f"--max-bytes {text}: not a size", "write it like 24MB, 1.5GiB or 24000000")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    return int(Decimal(match[1]) * UNITS[match[2].upper()])
 
 
 def budget_from_bits(costs: Costs, average_bits: float) -> Budget:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from apportion.bits.model import StagedModel
 from apportion.core.errors import ArtifactError, InputError
+from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed, stream
 
 MAX_TEXT_BYTES = 1 << 30
@@ -50,7 +52,8 @@ def read_text(path: Path) -> str:
 
 def join_jsonl(content: str, path: Path) -> str:
     texts, bad = [], []
-    for number, line in enumerate(content.splitlines(), start=1):
+    # not splitlines: it also cuts at U+2028 and others, which JSON allows inside a string
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -114,6 +117,18 @@ def calibrate(
     return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
 
 
+def unseen_windows(path: Path, tokenizer: Any, used: Calibration, *, windows: int, seed: int) -> Calibration | None:
+    """At most so many windows of a text, of the same length, that are not among those used; None if there are none."""
+    length = used.windows.shape[1]
+    available = cut(*encode(read_text(path), tokenizer, length, str(path)), length)
+    seen = set(map(tuple, used.windows.tolist()))
+    left = [index for index, row in enumerate(available.tolist()) if tuple(row) not in seen]
+    if not left:
+        return None
+    chosen = stream(seed, "unseen").choice(left, size=min(windows, len(left)), replace=False)
+    return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
+
+
 @torch.inference_mode()
 def sample_calibration(
     staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int
@@ -128,7 +143,10 @@ def sample_calibration(
         raise InputError("--calibration: missing, and the tokenizer has no beginning-of-text to sample from")
     device = staged.placement.device
     prompt = torch.full((windows, 1), start, dtype=torch.long, device=device)
-    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []),
+        progress("sampling text", window_tokens - 1, "tokens of each window") as advance,
+    ):
         torch.manual_seed(derived_seed(seed, "self-sampling"))
         ids = staged.model.generate(
             input_ids=prompt,
@@ -140,8 +158,19 @@ def sample_calibration(
             min_new_tokens=window_tokens - 1,
             max_new_tokens=window_tokens - 1,
             pad_token_id=start,
+            stopping_criteria=[watching(advance)],
         )
     return Calibration(ids.cpu().contiguous(), "sampled from the model itself")
+
+
+def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
+    """A stopping criterion that never stops: it is asked after every token."""
+
+    def criterion(ids: Tensor, scores: Tensor | None, **_: Any) -> Tensor:
+        advance(1)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return criterion
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

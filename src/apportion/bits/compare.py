@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,19 @@ from apportion.bits.game import MeasuredGame, Values, decode, encode, full_preci
 from apportion.bits.methods import METHODS, Choice, Context, require_methods
 from apportion.bits.optimum import Exhaustive, require_exhaustible
 from apportion.bits.players import Assignment, uniform
-from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_memory, settle
+from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_memory
 from apportion.bits.rounding import rounding_named
 from apportion.bits.sample import Sampling, Table, at_least, take_samples
 from apportion.bits.samples import WINDOWS, Samples
+from apportion.bits.sensitivity import require_alpha, require_estimable
 from apportion.bits.standings import Scoreboard, scoreboard, standings
 from apportion.core.artifact import (
-    MANIFEST,
+    RUN,
     Json,
-    claim_folder,
-    plain,
+    finished,
     read_json,
     read_manifest,
+    start,
     versions,
     write_json,
     write_manifest,
@@ -68,6 +70,7 @@ class Comparison:
         """
         require_all(
             lambda: require_methods(self.methods),
+            *(partial(require_estimable, name, sampling.widths, sampling.permutations) for name in self.methods),
             lambda: require_file(self.text),
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),
@@ -79,11 +82,6 @@ class Comparison:
 def require_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"--text {path}: no such file", "give a held-out .txt or .jsonl file")
-
-
-def require_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
 
 
 def require_grid(avg_bits: Sequence[float], widths: Sequence[int]) -> None:
@@ -113,18 +111,19 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     sampling.check()
     ask.check(sampling)
     out = Path(out)
-    claim_folder(out, resume=resume)
-    settle(out, plain({"model_source": model, **asdict(ask), **asdict(sampling)}))
-    if (out / MANIFEST).exists():
+    asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
+    if finished(out, asked, resume=resume):
         read_manifest(out)
-        return read_json(out / "result.json")
-    table = open_table(model, sampling, Quantization(device=ask.device, dtype=ask.dtype))
+        return {**read_json(out / "result.json"), "out": str(out)}
+    place = Quantization(device=ask.device, dtype=ask.dtype, trust_remote_code=ask.trust_remote_code)
+    table = open_table(model, sampling, place)
     if "optimum" in ask.methods:
         require_exhaustible(len(table.players), sampling.widths)
     held_out = Calibration(
         first_windows(table.tokenizer, ask.text, window_tokens=sampling.window_tokens, windows=ask.text_windows),
         str(ask.text),
     )
+    start(out, asked)
     samples = take_samples(table, out / "samples", resume=True)
     context = Context(
         table, table.bank(), load_calibration(out / "samples" / WINDOWS), samples, out, ask.alpha, sampling.seed
@@ -247,6 +246,6 @@ def finish(out: Path, result: Json, chosen: Mapping[str, Json]) -> Json:
     """Write result, page and plot and, last, the manifest."""
     write_json(out / "result.json", result)
     pages = write_page(out, result)
-    files = ["run.json", "result.json", *pages, *(f"plans/{name}.json" for name in chosen)]
+    files = [RUN, "result.json", *pages, *(f"plans/{name}.json" for name in chosen)]
     write_manifest(out, {"kind": "comparison", "model": result["settings"]["model"]}, files)
     return {**result, "out": str(out)}

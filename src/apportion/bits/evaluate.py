@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.calibration import cut, encode, read_text
+from apportion.bits.game import require_finite
 from apportion.bits.model import StagedModel
 from apportion.core.arrays import NDArray
-from apportion.core.errors import InputError, NumericError
+from apportion.core.errors import InputError
 from apportion.core.progress import progress
 
 BATCH = 4
@@ -67,10 +68,6 @@ def perplexity(
             found.append(staged.window_nll(part))
             advance(len(part))
     nll = np.concatenate(found)
-    if not np.isfinite(nll).all():
-        raise NumericError(
-            f"the loss is not finite on windows {np.flatnonzero(~np.isfinite(nll))[:8].tolist()}",
-            "use --dtype float32",
-        )
+    require_finite("the model", nll, "--dtype float32")
     mean = float(nll.mean())
     return Perplexity(float(np.exp(mean)), mean, len(nll) * (window_tokens - 1), nll)

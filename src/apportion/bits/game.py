@@ -146,16 +146,22 @@ class MeasuredGame:
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
         nll = read()
-        if not np.isfinite(nll).all():
-            raise NumericError(
-                f"the loss of coalition {encode(assignment)} is not finite on windows "
-                f"{np.flatnonzero(~np.isfinite(nll))[:8].tolist()}",
-                "use --dtype float32, a larger width or another --rounding",
-            )
+        require_finite(f"coalition {encode(assignment)}", nll, "--dtype float32, a larger width or another --rounding")
         self.counts.evaluations += 1
         self.known[assignment] = nll
         if self.log is not None:
             self.log.append({"widths": encode(assignment), "nll": nll})
+
+
+def require_finite(whose: str, nll: NDArray[np.float64], remedy: str) -> None:
+    """Refuse a loss that is NaN or infinite.
+
+    Raises:
+        NumericError: naming whose it is and the first windows.
+    """
+    bad = np.flatnonzero(~np.isfinite(nll))
+    if len(bad):
+        raise NumericError(f"the loss of {whose} is not finite on windows {bad[:8].tolist()}", f"use {remedy}")
 
 
 def reading(values: Tensor) -> Read:
@@ -188,9 +194,16 @@ def decode(text: str) -> Assignment:
 
 
 def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray[np.float64]:
-    """NLL per window of the checkpoint's own weights."""
+    """NLL per window of the checkpoint's own weights.
+
+    Raises:
+        NumericError: it is NaN or infinite; the windows are named.
+    """
     staged.restore()
-    return staged.window_nll(calibration.windows)
+    with progress("full precision", len(calibration.windows), "windows") as advance:
+        nll = staged.window_nll(calibration.windows, advance)
+    require_finite("the checkpoint's own weights", nll, "--dtype float32")
+    return nll
 
 
 def naive_values(bank: WeightBank, calibration: Calibration, assignments: Sequence[Assignment]) -> NDArray[np.float64]:

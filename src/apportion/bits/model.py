@@ -9,7 +9,7 @@ those states: final norm, output embedding and soft-capping are the model's own.
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +179,14 @@ class StagedModel:
                 sums[chunk] += token_nll(logits, targets[chunk, start:stop]).double().sum(1)
         return sums / (length - 1)
 
-    def window_nll(self, windows: Int[Tensor, "windows tokens"]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """NLL per window with the weights that are in place now; memory bounded by a few windows."""
+    def window_nll(
+        self, windows: Int[Tensor, "windows tokens"], advance: Callable[[int], object] = lambda done: None
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """NLL per window with the weights that are in place now; memory bounded by a few windows.
+
+        Args:
+            advance: told after every few windows how many were done.
+        """
         device = torch.device(self.placement.device).type
         step = max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
         found = []
@@ -190,6 +196,7 @@ class StagedModel:
             for block in range(self.layout.block_count):
                 hidden = self.run_block(block, hidden, embedded)
             found.append(self.nll(hidden, part))
+            advance(len(part))
         return np.concatenate(found)
 
     @torch.inference_mode()
@@ -263,9 +270,10 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
     """Load a local folder or a hub name through transformers, safetensors only.
 
     Raises:
-        InputError: no such folder, no causal LM, or no readable weights.
+        InputError: no such folder, no causal LM, no readable weights, or some of them missing.
         ModelStructureError: blocks of unknown structure.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     require_model(model)
@@ -279,19 +287,31 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
             # decode in the compute dtype: in a narrower one, code times scale would be rounded
             extra["dtype"] = getattr(torch, placement.dtype)
         with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                model, use_safetensors=True, trust_remote_code=trust_remote_code, **extra
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                model, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **extra
             )
+            require_whole(model, info["missing_keys"])
             if is_quantized(config):
                 # compressed-tensors decodes on the first forward pass; CompressedTensorsConfig(dequantize=True)
                 # would decode while loading, but reads every width with one group's bits (transformers 5.23)
                 loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"MODEL {model}: transformers cannot load a causal LM from it: {first_line(error)}",
             "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
         ) from error
     return StagedModel(loaded, placement, source=model)
+
+
+def require_whole(model: str, missing: Collection[str]) -> None:
+    """Refuse weight files that lack tensors: transformers would fill them in at random, and only warn.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    if missing:
+        listed = ", ".join(sorted(missing)[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        raise InputError(f"MODEL {model}: its weight files lack {listed}", "download or save the checkpoint again")
 
 
 def is_quantized(config: Any) -> bool:
@@ -337,6 +357,8 @@ def require_model(model: str) -> None:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(f"MODEL {model}: the folder has no config.json", "give a Hugging Face checkpoint folder")
+    elif path.is_file():
+        raise InputError(f"MODEL {model}: is a file, expected a folder", "give the Hugging Face folder it lies in")
     elif looks_local:
         raise InputError(f"MODEL {model}: no such folder", "give a local checkpoint folder or a hub name owner/name")
 

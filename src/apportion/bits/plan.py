@@ -27,7 +27,9 @@ class Plan:
         optimal: the solver proved the surrogate's optimum; otherwise `gap` says how far it may be.
         method, settings: the estimator, and model, text and rounding by digest and name.
         tried: assignments measured for this plan, with their values.
-        source: what proposed it: `program` (the surrogate's optimum), or a step of the search.
+        judged_on: what the final choice among written plans was made on; empty where there was none.
+        source: what proposed it: `program` (the surrogate's optimum), a step of the search, or `finalist` (not the
+            search's own best, but best as written).
     """
 
     players: tuple[Player, ...]
@@ -46,6 +48,7 @@ class Plan:
     measured_nll: float | None = None
     tried: tuple[Json, ...] = ()
     source: str = "program"
+    judged_on: str = ""
 
     def by_name(self) -> dict[str, int]:
         """Width by player's name."""
@@ -67,10 +70,10 @@ def plan_from(content: Json) -> Plan:
     """Read back what `artifact.plain` wrote.
 
     Raises:
-        ArtifactCorruptError: a field is missing or unknown.
+        ArtifactCorruptError: a field is missing or unknown, or not every player has one of the widths.
     """
     try:
-        return Plan(
+        plan = Plan(
             **{
                 **content,
                 "players": tuple(player_from(item) for item in content["players"]),
@@ -81,3 +84,10 @@ def plan_from(content: Json) -> Plan:
         )
     except (KeyError, TypeError) as error:
         raise ArtifactCorruptError(f"plan: {error} is missing or unknown", "make the plan again") from error
+    if len(plan.assignment) != len(plan.players) or not set(plan.assignment) <= set(plan.widths):
+        raise ArtifactCorruptError(
+            f"plan: assignment {list(plan.assignment)}: expected one of the widths {list(plan.widths)} for each of "
+            f"{len(plan.players)} players",
+            "make the plan again",
+        )
+    return plan

@@ -10,6 +10,7 @@ from typing import Any
 from apportion.bits.allocate import allocate
 from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
+from apportion.bits.calibration import Calibration, load_calibration
 from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
 from apportion.bits.evaluate import perplexity
 from apportion.bits.formats import require_bits
@@ -20,17 +21,18 @@ from apportion.bits.report import write_report
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
-from apportion.bits.sensitivity import METHODS, Sensitivity, estimate
+from apportion.bits.search import require_evaluations
+from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
-    MANIFEST,
+    RUN,
     Json,
-    claim_folder,
-    plain,
-    read_json,
+    digest_of,
+    finished,
     read_manifest,
-    require_same,
+    require_free,
+    start,
     versions,
     write_json,
     write_manifest,
@@ -68,14 +70,22 @@ class Quantization:
     dtype: str = "auto"
     trust_remote_code: bool = False
 
+    def require_one_budget(self) -> None:
+        """Refuse none and two.
+
+        Raises:
+            BudgetError: saying so.
+        """
+        if (self.avg_bits is None) == (self.max_bytes is None):
+            raise BudgetError("a budget: expected exactly one of --avg-bits and --max-bytes", "give one of them")
+
     def budget(self, costs: Costs) -> Budget:
         """The budget in bytes of players.
 
         Raises:
             InputError: none or two budgets. BudgetError: out of range.
         """
-        if (self.avg_bits is None) == (self.max_bytes is None):
-            raise BudgetError("a budget: expected exactly one of --avg-bits and --max-bytes", "give one of them")
+        self.require_one_budget()
         if self.avg_bits is not None:
             return budget_from_bits(costs, self.avg_bits)
         assert self.max_bytes is not None
@@ -112,15 +122,16 @@ def quantize(
     """
     began = time.monotonic()
     sampling = sampling_for(ask.method, sampling)
-    require_all(sampling.check, lambda: estimate_check(ask, sampling))
+    require_all(sampling.check, lambda: estimate_check(ask, sampling), ask.require_one_budget)
     out = Path(out)
-    claim_folder(out, resume=resume)
-    asked = plain({"model_source": model, **asdict(ask), **asdict(sampling)})
-    settle(out, asked)
-    if (out / MANIFEST).exists():
+    asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
+    if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])
     table = open_table(model, sampling, ask)
     budget = ask.budget(table.costs)
+    if ask.method == "auto":
+        require_evaluations(ask.evaluations, len(table.players), len(sampling.widths))
+    start(out, asked)
     choose = by_search if ask.method == "auto" else by_estimate
     samples, sensitivity, plan, rounded = choose(table, ask, budget, out / "samples")
     frontier = frontier_plans(sensitivity)
@@ -154,7 +165,7 @@ def by_estimate(table: Table, ask: Quantization, budget: Budget, folder: Path) -
     samples = measure(table, samples, folder, [plan.assignment])
     if not table.rewrites:
         return samples, sensitivity, measured(plan, samples), table.written(plan.assignment)
-    final = written(table, plan.assignment, folder)
+    final = written(table, plan.assignment, load_calibration(folder / WINDOWS))
     return samples, sensitivity, replace(plan, measured_nll=final.nll), final.rounded
 
 
@@ -164,30 +175,20 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     samples, (found,) = searched_plans(table, samples, folder, [budget], evaluations=ask.evaluations)
     if not table.rewrites:
         return samples, found.surrogate, plan_found(found, samples, budget), table.written(found.assignment)
-    best, tried = best_written(table, samples, found, folder, ask.finalists)
-    kept = replace(found, assignment=best.assignment)
+    best, tried, judged_on = best_written(table, samples, found, folder, ask.finalists)
+    source = found.source if best.assignment == found.assignment else "finalist"
+    kept = replace(found, assignment=best.assignment, source=source)
     plan = plan_found(kept, samples, budget)
-    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried))
+    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
     return samples, found.surrogate, plan, best.rounded
-
-
-def settle(out: Path, asked: Json) -> None:
-    """Record what was asked, or refuse to continue a folder in which something else was asked."""
-    if (out / "run.json").exists():
-        require_same(read_json(out / "run.json"), asked, out)
-    else:
-        write_json(out / "run.json", asked)
 
 
 def estimate_check(ask: Quantization, sampling: Sampling) -> None:
     """Refuse before the long work what `estimate` would refuse after it."""
     if ask.method not in ("auto", *METHODS):
         raise InputError(f"--method {ask.method}: unknown", f"choose from auto, {', '.join(METHODS)}")
-    if not 0 <= ask.alpha <= 1:
-        raise InputError(f"--alpha {ask.alpha}: expected a number from 0 to 1")
-    needed = {"auto": 0, "coopq": 2}.get(ask.method, 1)
-    if sampling.permutations < needed:
-        raise InputError(f"--permutations {sampling.permutations}: {ask.method} needs at least {needed}")
+    require_alpha(ask.alpha)
+    require_estimable(ask.method, sampling.widths, sampling.permutations)
     if ask.finalists < 1:
         raise InputError(f"--finalists {ask.finalists}: expected at least 1")
 
@@ -249,6 +250,7 @@ def finish(
         "optimal": plan.optimal,
         "source": plan.source,
         "tried": len(plan.tried),
+        "judged_on": plan.judged_on,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
         **samples.counts,
@@ -257,7 +259,7 @@ def finish(
         "plan": plan.by_name(),
         "out": str(out),
     }
-    files += ["run.json", "plan.json", "sensitivity.json", "frontier.json"]
+    files += [RUN, "plan.json", "sensitivity.json", "frontier.json"]
     files += [f"samples/{name}" for name in (SAMPLES, VALUES, WINDOWS)]
     write_json(out / "result.json", result)
     files += ["result.json", *write_report(out)]
@@ -299,11 +301,12 @@ def apply(
     """Round a model as a plan says and write the checkpoint: the last step alone.
 
     Args:
+        resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
         rounding: the rounding to write with; the plan's own if None.
         sampling: where a rounding that needs moments (gptq) takes its text from.
 
     Raises:
-        ArtifactMismatchError: the plan was made for another model.
+        ArtifactMismatchError: the plan was made for another model, or the folder from something else.
         BudgetError: in this rounding's format the plan takes more bytes than it may.
     """
     if plan.settings["model"] != staged.digest:
@@ -314,9 +317,21 @@ def apply(
     backend = rounding_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
     require_bits(plan.widths, backend.bits, backend.name)
-    plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend, group_size))
-    claim_folder(out, resume=resume)
-    text = rounding_text(staged, tokenizer, sampling or Sampling(), backend)
+    sampling = sampling or Sampling()
+    sampling.check()
+    player_bytes = afforded_bytes(staged, plan, backend, group_size)
+    require_free(out, resume=resume)
+    text = rounding_text(staged, tokenizer, sampling, backend)
+    asked = {
+        "plan": digest_of(plan),
+        "model": staged.digest,
+        "apply_rounding": backend.name,
+        "text": Calibration(text, "").digest if text is not None else None,
+    }
+    if finished(out, asked, resume=resume):
+        return dict(read_manifest(out)["result"])
+    start(out, asked)
+    plan = replace(plan, player_bytes=player_bytes)
     widths = widths_by_path(staged, plan.players, plan.assignment)
     rounded = round_plan(staged, backend, widths, group_size, text)
     weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer, backend.format)
@@ -334,7 +349,7 @@ def apply(
     write_manifest(
         out,
         {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
-        [*files, "plan.json"],
+        [*files, RUN, "plan.json"],
     )
     return result
 

@@ -39,9 +39,8 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "|---|---|---|---|",
         "| {nll_fp:.4f} | {nll_high:.4f} | **{nll_plan:.4f}** | {nll_low:.4f} |".format(**result),
         "",
-        f"Method `{plan.method}`; rounding `{settings['rounding']}`, group {settings['group_size']}; widths "
-        f"{', '.join(map(str, plan.widths))}. "
-        + ("The surrogate's optimum was proved." if plan.optimal else f"The solver stopped {plan.gap:.2%} from proof."),
+        f"Method `{plan.method}`; rounding {roundings(settings)}, group {settings['group_size']}; widths "
+        f"{', '.join(map(str, plan.widths))}. {how_chosen(plan)}",
         f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
         f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s.",
         "",
@@ -70,6 +69,21 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
     ]
     return "\n".join(lines)
+
+
+def roundings(settings: Json) -> str:
+    """The rounding that values were measured with, and the one of the written weights where it is another."""
+    measured, written = settings["rounding"], settings["apply_rounding"]
+    return f"`{measured}`" if measured == written else f"`{measured}` measured, `{written}` written"
+
+
+def how_chosen(plan: Plan) -> str:
+    """What vouches for the plan: the solver's proof, its gap, or measurements."""
+    if plan.optimal:
+        return "The surrogate's optimum was proved."
+    if plan.source == "program":
+        return f"The solver stopped {plan.gap:.2%} from proof."
+    return f"The best of the plans measured within the budget (found by: {plan.source})."
 
 
 def player_table(plan: Plan, sensitivity: Sensitivity) -> list[str]:

@@ -18,8 +18,8 @@ from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player, players_of, uniform
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
-from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, save_samples
-from apportion.bits.spqe import coalitions, draw_permutations
+from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, only, save_samples
+from apportion.bits.spqe import asked_by, coalitions, draw_permutations
 from apportion.bits.weights import (
     WeightBank,
     bank_of,
@@ -30,7 +30,7 @@ from apportion.bits.weights import (
     round_plan,
 )
 from apportion.core.arrays import NDArray
-from apportion.core.artifact import Json, claim_folder
+from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog
 
@@ -173,6 +173,7 @@ class Table:
             "group_size": sampling.group_size,
             "dtype": placement.dtype,
             "device": placement.device.split(":")[0],
+            **({"seed": sampling.seed} if sampling.calibration is None else {}),  # kept windows are not sampled again
             **({"rounding_windows": sampling.rounding_windows} if self.rounding.needs_hessian else {}),
         }
 
@@ -192,21 +193,21 @@ def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling, round
 
 
 def calibration_for(table: Table, folder: Path) -> Calibration:
-    """The windows asked for; windows sampled by the model itself are sampled once and kept."""
+    """The windows asked for; windows sampled by the model itself are sampled once and kept.
+
+    Raises:
+        ArtifactMismatchError: kept are windows of another number or length.
+    """
     sampling, saved = table.sampling, folder / WINDOWS
+    count, length, seed = sampling.windows, sampling.window_tokens, sampling.seed
     if sampling.calibration is not None:
-        found = calibrate(
-            sampling.calibration,
-            table.tokenizer,
-            windows=sampling.windows,
-            window_tokens=sampling.window_tokens,
-            seed=sampling.seed,
-        )
+        found = calibrate(sampling.calibration, table.tokenizer, windows=count, window_tokens=length, seed=seed)
     elif saved.exists():
         found = load_calibration(saved)
+        kept, asked = ({"windows": n, "window_tokens": t} for n, t in (found.windows.shape, (count, length)))
+        require_same(kept, asked, saved)
     else:
-        size = {"windows": sampling.windows, "window_tokens": sampling.window_tokens, "seed": sampling.seed}
-        found = sample_calibration(table.staged, table.tokenizer, **size)
+        found = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
     if not saved.exists():
         save_calibration(found, saved)
     return found
@@ -256,7 +257,7 @@ def take_samples(
             player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
             fixed_bytes=table.costs.fixed_bytes,
             orders=orders[:0],
-            values=game.known,
+            values=only(game.known, asked_by(orders[:0], sampling.widths[0], sampling.widths[-1])),
             nll_fp=nll_fp,
             settings=settings,
             counts={"asked": len(orders)},
@@ -288,7 +289,8 @@ def play(
         taken = orders[:count]
         fresh = coalitions(orders[count - step : count], samples.low, samples.high)
         game.values(fresh[1:])  # the first of them, all at the highest width, is known
-        samples = replace(samples, orders=taken, values=dict(game.known))
+        asked = asked_by(taken, samples.low, samples.high)  # a resumed log may already know later ones
+        samples = replace(samples, orders=taken, values=only(game.known, asked))
         if stop is not None and stop(samples):
             break
     return samples

@@ -4,6 +4,7 @@ A folder: `values.log` (append-only, one checksummed line per coalition, safe ag
 `windows.safetensors` (the calibration text) and, written last, `samples.json`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.bits.game import Values, decode
+from apportion.bits.game import Values, decode, encode
 from apportion.bits.players import Assignment, Player, uniform
+from apportion.bits.spqe import asked_by
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.errors import ArtifactCorruptError
@@ -99,29 +101,45 @@ def load_samples(folder: Path) -> Samples:
     """Read a complete samples folder.
 
     Raises:
-        ArtifactError: not complete. ArtifactCorruptError: the log holds fewer coalitions than it must.
+        ArtifactError: not complete. ArtifactCorruptError: a field is missing or malformed, or the log lacks
+            coalitions.
     """
     content = read_json(folder / SAMPLES)
     _, records, _ = read_log(folder / VALUES)
-    taken = records[: content["coalitions"]]  # later ones were measured for plans, and no estimator saw them
-    values = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in taken}
-    if len(values) < content["coalitions"]:
+    known = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
+    try:
+        return samples_from(content, known)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactCorruptError(
-            f"{folder / VALUES}: holds {len(values)} coalitions, expected {content['coalitions']}",
-            "run the samples step again with --resume",
-        )
+            f"{folder}: field or coalition {error} is missing or malformed",
+            f"delete {SAMPLES} and run the step with --resume: what the log holds is not measured again",
+        ) from error
+
+
+def samples_from(content: Json, known: Values) -> Samples:
+    """The saved fields, and of the known values those that the permutations asked for, in the order measured."""
+    widths, players = tuple(content["widths"]), tuple(player_from(item) for item in content["players"])
+    orders = np.asarray(content["orders"], dtype=np.int64).reshape(-1, len(players))
+    wanted = asked_by(orders, widths[0], widths[-1])
+    for item in wanted - known.keys():
+        raise KeyError(encode(item))
     return Samples(
-        players=tuple(player_from(item) for item in content["players"]),
-        widths=tuple(content["widths"]),
+        players=players,
+        widths=widths,
         player_bytes=np.asarray(content["player_bytes"], dtype=np.int64),
         player_parameters=np.asarray(content["player_parameters"], dtype=np.int64),
         fixed_bytes=content["fixed_bytes"],
-        orders=np.asarray(content["orders"], dtype=np.int64),
-        values=values,
+        orders=orders,
+        values=only(known, wanted),
         nll_fp=np.asarray(content["nll_fp"], dtype=np.float64),
         settings=content["settings"],
         counts=content["counts"],
     )
+
+
+def only(values: Values, wanted: Collection[Assignment]) -> Values:
+    """Some of the values, in the order measured: what others asked for must not change an estimate."""
+    return {item: nll for item, nll in values.items() if item in wanted}
 
 
 def player_from(item: dict[str, Any]) -> Player:

@@ -98,9 +98,18 @@ class Search:
         return sorted(fits, key=self.mean)
 
 
-def smallest_limit(players: int, widths: int) -> int:
-    """Evaluations without which there is nothing to fit: uniform plans and each player alone once."""
-    return widths + players
+def require_evaluations(evaluations: int, players: int, widths: int) -> None:
+    """Refuse fewer evaluations than uniform plans and each player alone once: there is nothing to fit.
+
+    Raises:
+        InputError: saying how many are needed.
+    """
+    if evaluations < widths + players:
+        raise InputError(
+            f"--evaluations {evaluations}: expected at least {widths + players} "
+            f"({widths} uniform plans and {players} players alone)",
+            "allow more evaluations, or choose --players blocks",
+        )
 
 
 def search(
@@ -115,12 +124,7 @@ def search(
         InputError: fewer evaluations than players and widths.
     """
     players, widths = len(samples.players), len(samples.widths)
-    if evaluations < smallest_limit(players, widths):
-        raise InputError(
-            f"--evaluations {evaluations}: expected at least {smallest_limit(players, widths)} "
-            f"({widths} uniform plans and {players} players alone)",
-            "allow more evaluations, or choose --players blocks",
-        )
+    require_evaluations(evaluations, players, widths)
     state = Search(game, samples, evaluations, seed)
     state.ask([uniform(samples.players, bits) for bits in samples.widths], "uniform")
     prior = alone(state)

@@ -19,6 +19,7 @@ from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactCorruptError, InputError
 
 METHODS = ("coopq", "regression", "shapley")
+FEWEST_PERMUTATIONS = {"coopq": 2, "regression": 1, "shapley": 1}  # a covariance needs two
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,33 @@ def choices_of(players: int, widths: int) -> Int[NDArray[np.int64], "choices 2"]
     return np.asarray([(p, w) for p in range(players) for w in range(widths - 1)], dtype=np.int64).reshape(-1, 2)
 
 
+def require_alpha(alpha: float) -> None:
+    """Refuse a shrinkage outside [0, 1].
+
+    Raises:
+        InputError: saying so.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
+
+
+def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -> None:
+    """Refuse a method that SPQE's values cannot feed; methods of other files need none of them.
+
+    Raises:
+        InputError: fewer permutations than it needs, or regression of widths between the lowest and the highest,
+            which SPQE never measures.
+    """
+    needed = FEWEST_PERMUTATIONS.get(method, 0)
+    if permutations < needed:
+        raise InputError(f"--permutations {permutations}: {method} needs at least {needed}", "sample more permutations")
+    if method == "regression" and len(widths) > 2:
+        raise InputError(
+            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
+            "use --method auto, which measures all widths, or give two widths",
+        )
+
+
 def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> Sensitivity:
     """Estimate the surrogate of a method on measured values.
 
@@ -77,8 +105,8 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     """
     if method not in METHODS:
         raise InputError(f"--method {method}: unknown", f"choose from {', '.join(METHODS)}")
-    if not 0 <= alpha <= 1:
-        raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
+    require_alpha(alpha)
+    require_estimable(method, samples.widths, len(samples.orders))
     return regress(samples) if method == "regression" else shapley(samples, method, alpha)
 
 
@@ -89,12 +117,6 @@ def shapley(samples: Samples, method: str, alpha: float) -> Sensitivity:
     K = (1 - alpha) C + alpha diag(C); a_i = phi_i - sum over j != i of K_ij; objective a'q + q'Kq.
     Source: CoopQ, sections on SPQE and on allocation. With q binary, K_ii joins a_i.
     """
-    needed = 1 if method == "shapley" else 2
-    if len(samples.orders) < needed:
-        raise InputError(
-            f"--permutations {len(samples.orders)}: {method} needs at least {needed}",
-            "sample more permutations",
-        )
     D = marginals(samples.orders, samples.means(), samples.low, samples.high)
     phi = D.mean(0)
     players = len(samples.players)
@@ -148,24 +170,14 @@ def regress(samples: Samples) -> Sensitivity:
     widths = np.asarray(samples.widths)[choices[:, 1]]
     x = (np.asarray(assignments)[:, choices[:, 0]] == widths).astype(np.float64)
     y = np.asarray([samples.mean(item) for item in assignments])
-    seen = x.any(0)
-    fit = fit_quadratic(x[:, seen], y, choices[seen, 0])
-    linear = np.zeros(len(choices))
-    pair = np.zeros((len(choices), len(choices)))
-    linear[seen] = fit.linear
-    pair[np.ix_(seen, seen)] = fit.pair
-    if not seen.all():
-        raise InputError(
-            f"--method regression: widths {samples.widths} were not all measured",
-            "sample random assignments of all widths (--method auto)",
-        )
+    fit = fit_quadratic(x, y, choices[:, 0])
     details = {
         "ridge": fit.ridge,
         "pair_penalty": fit.pair_penalty,
         "loo_rmse": fit.loo_rmse,
         "coalitions": len(y),
     }
-    return surrogate(samples, "regression", linear, pair, details, intercept=fit.intercept)
+    return surrogate(samples, "regression", fit.linear, fit.pair, details, intercept=fit.intercept)
 
 
 def surrogate(

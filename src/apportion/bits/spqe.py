@@ -57,6 +57,13 @@ def coalitions(orders: Int[NDArray[np.int64], "permutations players"], low: int,
     return [chains[0][0], *(item for one in chains for item in one[1:])]
 
 
+def asked_by(orders: Int[NDArray[np.int64], "permutations players"], low: int, high: int) -> set[Assignment]:
+    """The distinct coalitions of some permutations; without any, all high and all low alone."""
+    players = orders.shape[1]
+    ends = {(high,) * players, (low,) * players}
+    return ends | set(coalitions(orders, low, high)) if len(orders) else ends
+
+
 def marginals(
     orders: Int[NDArray[np.int64], "permutations players"],
     values: Mapping[Assignment, float],

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from apportion.bits.bootstrap import Interval, draws, interval
 from apportion.bits.budget import Budget
 from apportion.bits.game import Values, encode
 from apportion.bits.methods import Choice
@@ -15,6 +14,7 @@ from apportion.bits.plan import average_bits
 from apportion.bits.samples import Samples
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, plain
+from apportion.core.bootstrap import Bootstrap, Interval
 
 REFERENCES = ("optimum",)  # no method: it looks at every plan; "best" is among the others
 
@@ -29,7 +29,7 @@ class Scoreboard:
         choices: per method, its plans for every budget.
         values: NLL per window of every distinct plan on the held-out text.
         high: NLL per window with every player at the highest width.
-        weights: bootstrap weights, shared so that differences are paired.
+        bootstrap: resamples of the windows, shared so that differences are paired.
     """
 
     samples: Samples
@@ -38,7 +38,7 @@ class Scoreboard:
     choices: Mapping[str, Sequence[Choice]]
     values: Values
     high: Float[NDArray[np.float64], " windows"]
-    weights: Float[NDArray[np.float64], "resamples windows"]
+    bootstrap: Bootstrap
 
     def nll(self, method: str, place: int) -> Float[NDArray[np.float64], " windows"]:
         """NLL per window of a method's plan at a budget; the mean of its plans where it has several."""
@@ -60,7 +60,7 @@ class Scoreboard:
     def against_best(self, method: str, place: int | None) -> Interval:
         """Paired difference to the best."""
         best = self.best(place)
-        return interval(self.loss(method, place) - self.loss(best, place), self.weights)
+        return self.bootstrap.interval(self.loss(method, place) - self.loss(best, place))
 
 
 def scoreboard(
@@ -73,7 +73,7 @@ def scoreboard(
 ) -> Scoreboard:
     """Put measured values beside the plans they belong to."""
     high = values[(samples.high,) * len(samples.players)]
-    return Scoreboard(samples, budgets, grid, choices, values, high, draws(len(high), seed))
+    return Scoreboard(samples, budgets, grid, choices, values, high, Bootstrap(len(high), seed))
 
 
 def standings(board: Scoreboard, exhaustive: Exhaustive | None) -> Json:
@@ -88,7 +88,7 @@ def method_row(board: Scoreboard, method: str, exhaustive: Exhaustive | None) ->
         "regret": None,
     }
     if len(board.budgets) > board.grid:
-        own = interval(board.excess(method), board.weights)
+        own = board.bootstrap.interval(board.excess(method))
         row["excess"] = {**plain(own), **against(board, method, None)}
         row["curve"] = [
             {"asked": board.budgets[place].asked, "excess": float((board.nll(method, place) - board.high).mean())}
@@ -101,7 +101,7 @@ def method_row(board: Scoreboard, method: str, exhaustive: Exhaustive | None) ->
 def budget_cell(board: Scoreboard, method: str, place: int) -> Json:
     """One method at one budget."""
     plans = board.choices[method][place]
-    own = interval(board.nll(method, place), board.weights)
+    own = board.bootstrap.interval(board.nll(method, place))
     each = [float(board.values[item].mean()) for item in plans]
     bits = [average_bits(item, board.samples.player_parameters) for item in plans]
     return {

@@ -7,29 +7,26 @@ import typer
 from apportion.cli.base import app
 from apportion.core.errors import ApportionError
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 
 def main() -> None:
     """Entry point of the `apportion` command."""
     from apportion.cli import bits, compare, demo, route, router  # noqa: F401  each module adds its commands to app
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # outside of standalone mode an exit code is returned, Ctrl-C's among them
     except ApportionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "interrupted: finished work is saved; run the same command with --resume to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
         show = getattr(error, "show", None)  # click's usage errors know how to print themselves
         if show is None:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 2))
+    if code == INTERRUPTED:
+        print("interrupted: finished work is saved; run the same command with --resume to go on", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)

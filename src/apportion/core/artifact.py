@@ -23,6 +23,7 @@ from apportion.core.errors import (
 )
 
 MANIFEST = "manifest.json"
+RUN = "run.json"
 SCHEMA_VERSION = 1
 Json = dict[str, Any]
 
@@ -125,8 +126,8 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def claim_folder(folder: Path, *, resume: bool) -> None:
-    """Create an output folder, or refuse one that holds something and is not being resumed."""
+def require_free(folder: Path, *, resume: bool) -> None:
+    """Refuse an output folder that holds something and is not being resumed; writes nothing."""
     if folder.exists() and not folder.is_dir():
         raise ArtifactExistsError(f"--out {folder}: is a file, expected a folder", "choose another --out")
     if folder.exists() and any(folder.iterdir()) and not resume:
@@ -134,10 +135,35 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
             f"--out {folder}: exists and is not empty",
             "choose another --out, delete it, or continue it with --resume",
         )
+
+
+def claim_folder(folder: Path, *, resume: bool) -> None:
+    """Create an output folder, or refuse as `require_free` does."""
+    require_free(folder, resume=resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
+
+
+def finished(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> bool:
+    """Whether a run is complete already; writes nothing, so that what is refused later leaves no folder behind.
+
+    Raises:
+        ArtifactExistsError: as `require_free`. ArtifactMismatchError: something else was asked there.
+    """
+    require_free(folder, resume=resume)
+    if (folder / RUN).exists():
+        require_same(read_json(folder / RUN), asked, folder)
+    elif (folder / MANIFEST).exists():
+        raise ArtifactMismatchError(f"{folder}: is complete and has no {RUN}: not made by this", "choose another --out")
+    return (folder / MANIFEST).exists()
+
+
+def start(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Create the folder of a run and record what was asked, so that a resumed one can be compared with it."""
+    claim_folder(folder, resume=True)
+    write_json(folder / RUN, asked)
 
 
 def require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:

@@ -26,19 +26,31 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
 
     if dtype not in ("auto", *DTYPES):
         raise InputError(f"--dtype {dtype}: expected auto or one of {', '.join(DTYPES)}")
-    has_cuda = torch.cuda.is_available()
     if device == "auto":
+        has_cuda = torch.cuda.is_available()
         device = "cuda" if has_cuda else "cpu"
         reason = "a CUDA device is present" if has_cuda else "no CUDA device is present"
     else:
         reason = "asked for"
-        if device.startswith("cuda") and not has_cuda:
-            raise InputError(f"--device {device}: torch sees no CUDA device", "use --device cpu")
-        try:
-            torch.device(device)
-        except RuntimeError as error:
-            raise InputError(f"--device {device}: torch knows no such device", "use cpu or cuda") from error
+        require_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
         reason += f"; {dtype} is fastest there at the accuracy the game needs"
     return Placement(device, dtype, reason)
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that is not here, or that nothing has been tested on.
+
+    Raises:
+        InputError: neither `cpu` nor a CUDA device that torch sees.
+    """
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= count:
+        seen = f"torch sees {count} CUDA devices" if kind == "cuda" else "there is one CPU"
+        raise InputError(f"--device {device}: {seen}", "use --device cpu or auto")

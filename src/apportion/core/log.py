@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from apportion.core.artifact import disk_error, plain, require_same, sync_folder
-from apportion.core.errors import ArtifactCorruptError, ArtifactExistsError
+from apportion.core.errors import ArtifactCorruptError, ArtifactError, ArtifactExistsError
 
 Record = dict[str, Any]
 
@@ -44,9 +44,13 @@ def read_log(path: Path) -> tuple[Record, list[Record], int]:
     """Header, complete records, and the length in bytes of what is whole.
 
     Raises:
+        ArtifactError: no such file, or unreadable.
         ArtifactCorruptError: a complete line does not match its checksum (the line is named).
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", "run the step that writes it again") from error
     whole = data.rfind(b"\n") + 1
     lines = data[:whole].splitlines(keepends=True)
     records = [decode(line, number, path) for number, line in enumerate(lines, start=1)]
@@ -100,8 +104,11 @@ class AppendLog:
             raise OSError(28, "no space left for a whole record")
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(self.path, error) from error
 
     def __enter__(self) -> Self:
         return self

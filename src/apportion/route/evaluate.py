@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from apportion.core.bootstrap import Bootstrap
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
-from apportion.route.bootstrap import Bootstrap
 from apportion.route.contenders import BestStatic, Routed, RouterStatic
 from apportion.route.contest import Field, Heat, hold
 from apportion.route.contestants import (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from apportion.route.bootstrap import Interval
+from apportion.core.bootstrap import Interval
 
 BETTER, WORSE, UNCLEAR, SAME = "better", "worse", "no difference shown", "the same choices"
 

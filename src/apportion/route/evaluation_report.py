@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from apportion.route.bootstrap import Interval
+from apportion.core.bootstrap import Interval
 from apportion.route.evaluation import AtWeights, Evaluation, Row
 
 

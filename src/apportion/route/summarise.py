@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apportion.route.bootstrap import Bootstrap, Interval
+from apportion.core.bootstrap import Bootstrap, Interval
 from apportion.route.contenders import Played
 from apportion.route.contest import Results
 from apportion.route.evaluation import (

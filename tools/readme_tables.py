@@ -1,0 +1,78 @@
+"""The measured tables of README.md, from the JSON files in docs/results/; `make results` fills them in."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+MODEL = "llama-mini"
+
+
+def best(files: Mapping[str, Json]) -> list[str]:
+    """Perplexity at the same bytes: the published method, `auto`, and uniform plans."""
+    paper, plain, gptq = (
+        files.get(name) for name in (f"compare_{MODEL}_nearest", f"best_{MODEL}_nearest", f"best_{MODEL}_gptq")
+    )
+    if not (paper and plain and gptq):
+        return ["*not run*"]
+    cells = {
+        "CoopQ as published (blocks, 2 or 4 bits), nearest": paper["methods"]["coopq"]["budgets"],
+        "`auto` (linears; 2, 3 or 4 bits), nearest": plain["budgets"],
+        "`auto`, gptq": gptq["budgets"],
+    }
+    budgets = [f"{row['budget']:g}" for row in gptq["budgets"]]
+    uniform = {name: item["uniform"] for name, item in (("nearest", plain), ("gptq", gptq))}
+    levels = "; ".join(
+        f"{name} " + ", ".join(f"{value:.1f} at {bits}" for bits, value in sorted(item.items()))
+        for name, item in uniform.items()
+    )
+    return [
+        f"WikiText-2 perplexity of {MODEL} (16 blocks, 31 million parameters; full precision {paper['perplexity_fp']:.1f}) at the same "
+        "average bits of its quantized weights; plans are chosen on C4:",
+        "",
+        "| average bits | " + " | ".join(budgets) + " |",
+        "|---|" + "---|" * len(budgets),
+        *(
+            f"| {name} | " + " | ".join(f"{cell['perplexity']:.1f}" for cell in row) + " |"
+            for name, row in cells.items()
+        ),
+        "",
+        f"Uniform widths: {levels}. Made by `{gptq['command']}` (and `--rounding nearest`; `apportion compare` for the first row); "
+        "all models, roundings and baselines, and where the paper's ordering was not seen, in [docs/results.md](docs/results.md).",
+    ]
+
+
+def reference(files: Mapping[str, Json]) -> list[str]:
+    """What the main job costs and gives on two cores."""
+    found = files.get("reference")
+    if not found:
+        return ["*not run*"]
+    rows = [
+        f"| `{item['method']}` | {item['avg_bits']:.2f} | {item['bytes']:,} | {item['perplexity']:.2f} | {item['evaluations']} | "
+        f"{item['block_forwards']:,} of {item['naive_block_forwards']:,} | {item['seconds']:.0f} s |"
+        for item in found["quantized"]
+    ]
+    full = ", ".join(f"{item['model']} {item['perplexity']:.2f}" for item in found["full_precision"])
+    return [
+        f"llama-mini to 3 bits on two cores, with 8 x 256 tokens of C4 (full precision: {full}):",
+        "",
+        "| method | bits | bytes on disk | WikiText-2 perplexity | coalitions | block forwards, of naive | wall time |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"Made by `{found['command']}`.",
+    ]
+
+
+TABLES: dict[str, Callable[[Mapping[str, Json]], list[str]]] = {"best": best, "reference": reference}
+
+
+def fill(readme: Path, files: Mapping[str, Json]) -> None:
+    """Replace what stands between `<!-- generated: NAME -->` and `<!-- end -->`."""
+    text = readme.read_text()
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.S)
+        body = "\n".join(make(files)) + "\n"
+        text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
+    readme.write_text(text)
