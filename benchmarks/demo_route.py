@@ -23,7 +23,7 @@ import numpy as np
 from apportion.core.artifact import Json, plain, sha256_file, versions, write_json
 from apportion.core.errors import InputError
 from apportion.core.seeds import derived_seed
-from apportion.demo import DEFAULT_SEED, model_path, prompts_path, thinned, world, write_corpus
+from apportion.demo import DEFAULT_SEED, TRAFFIC, model_path, prompts_path, thinned, world, write_corpus
 from apportion.demo.recorded import profile_path
 from apportion.route.contestants import EvaluationPlan
 from apportion.route.corpus import read_corpus
@@ -32,6 +32,7 @@ from apportion.route.evaluation_report import report
 from apportion.route.frontier_plot import draw_frontier
 from apportion.route.indexing import build_index
 from apportion.route.llm.connect import LLMSettings, connect
+from apportion.route.profile import Profile
 from apportion.route.profile_file import KEY, read_profile
 from apportion.route.profiling import run_profile
 from apportion.route.prompts import load_prompts
@@ -86,16 +87,19 @@ def judge(given: argparse.Namespace) -> None:
         profile.select(np.array([name.startswith(f"{split}/") for name in profile.ids]))
         for split in ("validation", "test")
     )
+    if given.traffic:
+        test = as_traffic(test)
     plan = EvaluationPlan(ablations=not given.brief, leave_out=not given.brief)
     evaluation = evaluate(test, plan, train=seen)
     print(report(evaluation).split("## Strategies in detail")[0])
-    rehearsed = evaluate(seen, EvaluationPlan(ablations=False, leave_out=False))
+    rehearsed = evaluate(seen, EvaluationPlan(ablations=False, leave_out=False)) if not given.traffic else None
     saved: dict[str, Any] = plain(evaluation)
-    chosen = chosen_before(plain(rehearsed), saved)
+    chosen = chosen_before(plain(rehearsed), saved) if rehearsed else None
     found = {
         "command": "python " + " ".join(sys.argv),
         "versions": versions("torch", "transformers", "numpy", "tantivy"),
         "profile_sha256": sha256_file(given.profile),
+        "mixture": dict(TRAFFIC) if given.traffic else "that of the split",
         "training_questions": seen.n,
         "seconds": round(time.monotonic() - begun, 1),
         "latency": "one request at a time on a shared 2-core machine; all four pipelines of a question in a row",
@@ -107,6 +111,13 @@ def judge(given: argparse.Namespace) -> None:
     if given.plot:
         draw_frontier(found, given.plot)
     print(json.dumps({"best": best_of(found["at_no_lower_quality"]), "chosen before": chosen}, indent=1))
+
+
+def as_traffic(profile: Profile) -> Profile:
+    """The first questions of each family, in the shares of `TRAFFIC`: mostly easy ones, as a service is asked."""
+    own = {name: [row for row, family in enumerate(profile.dataset) if family == name] for name in TRAFFIC}
+    unit = min(len(rows) // TRAFFIC[name] for name, rows in own.items())
+    return profile.select(np.array([row for name, rows in own.items() for row in rows[: unit * TRAFFIC[name]]]))
 
 
 def points(saved: Json) -> list[Json]:
@@ -166,6 +177,7 @@ def main() -> None:
     judging.add_argument("--out", type=Path, required=True)
     judging.add_argument("--plot", type=Path)
     judging.add_argument("--brief", action="store_true", help="no ablations, no family left out")
+    judging.add_argument("--traffic", action="store_true", help="judge in the mixture of demo.TRAFFIC")
     judging.set_defaults(run=judge)
     given = parser.parse_args()
     given.run(given)
