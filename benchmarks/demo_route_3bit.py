@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from apportion.route.bootstrap import Bootstrap
 from demo_route import questions_of
 
 from apportion.core.arrays import NDArray
