@@ -20,11 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from apportion.route.bootstrap import Bootstrap
 from demo_route import questions_of
 
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, plain, versions, write_json
+from apportion.core.bootstrap import Bootstrap
 from apportion.demo import model_path, prompts_path, write_corpus
 from apportion.demo.recorded import recorded
 from apportion.route.contestants import EvaluationPlan

@@ -27,8 +27,8 @@ class BitsPlan:
 
     avg_bits: float = 3.0
     permutations: int = 10
-    evaluations: int = 100
-    windows: int = 16
+    evaluations: int = 120
+    windows: int = 8
     window_tokens: int = 256
     text_windows: int = 48
     widths: tuple[int, ...] = (4, 3, 2)
