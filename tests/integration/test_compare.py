@@ -147,6 +147,21 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_numbers(
         compare(model, out, replace(ask, text_windows=3), sampling, resume=True)
 
 
+def test_a_method_killed_halfway_reports_all_that_it_measured(
+    checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    ask, sampling = ask_for(text_file, methods=("one-at-a-time", "greedy"), curve=False)
+    model, out = str(checkpoint("llama", blocks=4)), tmp_path / "out"
+    first = compare(model, out, ask, sampling)["methods"]
+    assert first["greedy"]["evaluations"] >= 2
+    for name in ("manifest.json", "plans/greedy.json"):
+        (out / name).unlink()
+    log = out / "calibration.log"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    again = compare(model, out, ask, sampling, resume=True)["methods"]
+    assert [again[name]["evaluations"] for name in first] == [first[name]["evaluations"] for name in first]
+
+
 def test_plans_of_one_rounding_are_evaluated_with_another(
     finished: Path, checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

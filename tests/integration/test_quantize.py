@@ -13,7 +13,7 @@ import torch
 import apportion
 from apportion.bits.allocate import allocate
 from apportion.bits.budget import budget_from_bits
-from apportion.bits.checkpoint import packed_entries, widths_by_path
+from apportion.bits.checkpoint import packed_entries, save_companions, widths_by_path
 from apportion.bits.container import file_bytes
 from apportion.bits.game import encode
 from apportion.bits.plan import plan_from
@@ -182,6 +182,22 @@ def test_samples_of_another_model_or_text_are_refused_by_digest(checkpoint, text
         take_samples(open_table(str(checkpoint()), small(other)), tmp_path / "s", resume=True)
     with pytest.raises(ArtifactMismatchError, match="another group_size"):
         take_samples(open_table(str(checkpoint()), small(text_file, group_size=16)), tmp_path / "s", resume=True)
+
+
+def test_a_rounding_sees_no_more_windows_than_asked_and_reads_them_once(checkpoint):
+    table = open_table(str(checkpoint()), small(None, rounding="gptq", rounding_windows=2))
+    assert table.text.shape == (2, 24)
+    assert table.text is table.text
+
+
+@pytest.mark.parametrize("refusal", [OSError(28, "No space left on device"), Exception("No space left on device")])
+def test_a_tokenizer_that_cannot_be_written_is_an_error(checkpoint, tmp_path, refusal):
+    class Full:
+        def save_pretrained(self, folder: str) -> None:
+            raise refusal
+
+    with pytest.raises(ArtifactError, match="cannot be written: No space left"):
+        save_companions(tmp_path, open_table(str(checkpoint()), Sampling(group_size=32)).staged, Full())
 
 
 def test_long_steps_before_the_game_show_their_progress(checkpoint, tmp_path, monkeypatch, capsys):

@@ -99,6 +99,7 @@ def test_a_loss_that_is_not_finite_names_its_coalition(checkpoint):
     bank.weights[key].fill_(float("nan"))
     with pytest.raises(NumericError, match=r"coalition 2222 is not finite on windows \[0, 1, 2, 3, 4\]"):
         MeasuredGame(bank, text()).values([uniform(bank.players, 2)])
+    assert np.isfinite(bank.staged.window_nll(text().windows)).all()  # the checkpoint's own weights are back
 
 
 @given(st.lists(st.sampled_from([2, 3, 4, 8]), min_size=1, max_size=40))

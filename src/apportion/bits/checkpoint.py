@@ -21,7 +21,7 @@ from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment, Player
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.rounding.grid import FORMAT as GRID
-from apportion.core.artifact import Json, write_bytes, write_json
+from apportion.core.artifact import Json, disk_error, write_bytes, write_json
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
@@ -192,8 +192,20 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def save_companions(folder: Path, staged: StagedModel, tokenizer: Any) -> list[str]:
-    """Tokenizer and generation settings."""
-    saved = [Path(name).name for name in tokenizer.save_pretrained(str(folder)) if Path(name).is_file()]
+    """Tokenizer and generation settings.
+
+    Raises:
+        ArtifactError: the disk is full or refuses.
+    """
+    try:
+        written = tokenizer.save_pretrained(str(folder))
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises bare exceptions for what the system refuses
+            raise
+        raise disk_error(folder, OSError(str(error))) from error
+    saved = [Path(name).name for name in written if Path(name).is_file()]
     generation = getattr(staged.model, "generation_config", None)
     if generation is not None:
         write_bytes(folder / "generation_config.json", generation.to_json_string().encode())

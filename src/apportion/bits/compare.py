@@ -150,14 +150,16 @@ def chosen_by(name: str, context: Context, budgets: Sequence[Budget]) -> Json:
     path = context.folder / "plans" / f"{name}.json"
     asked = {"budgets": [budget.player_bytes for budget in budgets], "alpha": context.alpha}
     if path.exists() and (saved := read_json(path))["asked"] == asked:
+        context.logged.update(saved.get("logged", {}))
         return saved
-    began, before = time.monotonic(), context.evaluations
+    began, before = time.monotonic(), sum(context.logged.values())
     choices = METHODS[name](context, budgets)
     found = {
         "method": name,
         "asked": asked,
         "plans": [[encode(item) for item in choice] for choice in choices],
-        "evaluations": context.evaluations - before,
+        "evaluations": sum(context.logged.values()) - before,
+        "logged": context.logged,
         "seconds": time.monotonic() - began,
     }
     write_json(path, found)

@@ -106,9 +106,11 @@ class MeasuredGame:
         self.counts.naive_block_forwards += len(assignments) * staged.layout.block_count
         pending = {self._path(item): item for item in assignments if item not in self.known}
         if pending:
-            with progress("coalitions", trie_edges(pending), "block forwards") as advance:
-                self._walk(sorted(pending), pending, advance)
-            staged.restore()
+            try:
+                with progress("coalitions", trie_edges(pending), "block forwards") as advance:
+                    self._walk(sorted(pending), pending, advance)
+            finally:
+                staged.restore()
         return np.stack([self.known[item] for item in assignments])
 
     def _path(self, assignment: Assignment) -> tuple[Assignment, ...]:

@@ -5,7 +5,7 @@ To add one: write `def choose(context, budgets) -> list[Choice]` and add a line 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -43,7 +43,8 @@ class Context:
         samples: the values of SPQE that all methods share.
         folder: where further values are appended as they are measured.
         alpha: shrinkage of coopq's covariance. seed: of random plans.
-        evaluations: coalitions measured so far beyond the samples. allowed: that `auto` may ask for, of all budgets.
+        logged: coalitions in each log beyond the samples, whichever run measured them.
+        allowed: evaluations that `auto` may ask for, of all budgets.
     """
 
     table: Table
@@ -53,7 +54,7 @@ class Context:
     folder: Path
     alpha: float = 0.5
     seed: int = 0
-    evaluations: int = 0
+    logged: dict[str, int] = field(default_factory=dict)
     allowed: int = 2000
 
     @contextmanager
@@ -66,7 +67,7 @@ class Context:
             game = MeasuredGame(self.bank, self.calibration, file)
             game.known = {**self.samples.values, **game.known}
             yield game
-            self.evaluations += game.counts.evaluations
+            self.logged[log] = game.resumed + game.counts.evaluations
 
     @cached_property
     def exhaustive(self) -> Exhaustive:

@@ -321,7 +321,7 @@ def apply(
     sampling.check()
     player_bytes = afforded_bytes(staged, plan, backend, group_size)
     require_free(out, resume=resume)
-    text = rounding_text(staged, tokenizer, sampling, backend)
+    text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
     asked = {
         "plan": digest_of(plan),
         "model": staged.digest,

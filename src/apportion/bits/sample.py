@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,16 @@ class Table:
     def rounded(self) -> Mapping[tuple[str, int], Rounded]:
         """Every linear at every width, rounded once."""
         if not self._rounded:
-            windows = rounding_text(self.staged, self.tokenizer, self.sampling, self.rounding)
+            windows = self.text if self.rounding.needs_hessian else None
             self._rounded = round_all(
                 self.staged, self.rounding, self.sampling.widths, self.sampling.group_size, windows
             )
         return self._rounded
+
+    @cached_property
+    def text(self) -> Tensor:
+        """The windows that roundings with moments see: read, or sampled, once for all plans."""
+        return rounding_text(self.staged, self.tokenizer, self.sampling)
 
     @property
     def rewrites(self) -> bool:
@@ -152,7 +158,7 @@ class Table:
         if not self.rewrites:
             rounded = self.rounded()
             return {path: rounded[path, bits] for path, bits in widths.items()}
-        text = rounding_text(self.staged, self.tokenizer, self.sampling, self.applied)
+        text = self.text if self.applied.needs_hessian else None
         return round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
 
     def bank(self) -> WeightBank:
@@ -178,15 +184,12 @@ class Table:
         }
 
 
-def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling, rounding: Rounding) -> Tensor | None:
+def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling) -> Tensor:
     """Windows for a rounding that needs moments: of the calibration text, or sampled from the model itself."""
-    if not rounding.needs_hessian:
-        return None
-    length, seed = sampling.window_tokens, sampling.seed
+    length, seed, count = sampling.window_tokens, sampling.seed, sampling.rounding_windows
     if sampling.calibration is None:
-        count = sampling.windows
+        count = min(count, sampling.windows)
         return sample_calibration(staged, tokenizer, windows=count, window_tokens=length, seed=seed).windows
-    count = sampling.rounding_windows
     return calibrate(
         sampling.calibration, tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
     ).windows

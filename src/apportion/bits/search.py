@@ -8,8 +8,9 @@
    `allocate`, uniform plans, and swaps of widths between players, most promising first, each measured; the fit
    learns from them. The plan that is kept is the best of all that were measured within the budget.
 
-The number of evaluations is stated and never exceeded. Everything is deterministic given seed and values, so a
-resumed search asks for the same assignments and finds them in the log.
+The number of evaluations is stated and never exceeded. Given seed and values everything is deterministic as long
+as the solver proves its optima within SOLVER_SECONDS; then a resumed search asks for the same assignments and finds
+them in the log.
 """
 
 from collections.abc import Sequence
