@@ -14,11 +14,13 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Quantize the shipped model, and route questions with it: two tables and two plots in a few minutes."""
+    import torch
     from transformers.utils import logging
 
     from apportion.core.artifact import plain
     from apportion.demo.show import show, text_of
 
+    torch.set_num_threads(1)  # so small a model gains nothing from more, and on a busy machine they wait on each other
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     shown = show(out)
