@@ -144,7 +144,7 @@ def test_what_is_refused():
 
 def test_regression_of_widths_that_spqe_never_measures_is_refused():
     samples = samples_of(game_of(0, 3), 3, 4)
-    with pytest.raises(InputError, match="lowest and highest only"):
+    with pytest.raises(InputError, match="measures only 2 and 4 bits"):
         estimate(replace(samples, widths=(2, 3, 4)), "regression")
 
 
