@@ -30,9 +30,9 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--permutations", type=int, default=100)
-    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=128)
-    parser.add_argument("--naive-share", type=float, default=0.06, help="share of the coalitions timed naively")
+    parser.add_argument("--naive-share", type=float, default=0.025, help="share of the coalitions timed naively")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
