@@ -119,6 +119,7 @@ class Table:
     players: tuple[Player, ...] = field(init=False)
     costs: CostTable = field(init=False)
     _rounded: dict[tuple[str, int], Rounded] = field(default_factory=dict)
+    _bank: WeightBank | None = None
 
     def __post_init__(self) -> None:
         self.sampling.check()
@@ -162,7 +163,10 @@ class Table:
         return round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
 
     def bank(self) -> WeightBank:
-        return bank_of(self.staged, self.players, self.rounded())
+        """The rounded weights in the compute dtype, decoded once."""
+        if self._bank is None:
+            self._bank = bank_of(self.staged, self.players, self.rounded())
+        return self._bank
 
     def settings(self, calibration: Calibration) -> Json:
         """What the values depend on, by digest and by name."""
