@@ -162,6 +162,18 @@ def test_a_method_killed_halfway_reports_all_that_it_measured(
     assert [again[name]["evaluations"] for name in first] == [first[name]["evaluations"] for name in first]
 
 
+def test_evaluations_of_a_method_do_not_depend_on_the_order(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    model, names = str(checkpoint("llama", blocks=4)), ("one-at-a-time", "greedy", "optimum")
+    found = []
+    for order in (names, names[::-1]):
+        ask, sampling = ask_for(text_file, methods=order, curve=False)
+        rows = compare(model, tmp_path / order[0], ask, sampling)["methods"]
+        found.append({name: rows[name]["evaluations"] for name in names})
+    assert found[0] == found[1]
+    shared = len(read_log(tmp_path / "optimum" / "samples" / "values.log")[1])
+    assert found[0]["optimum"] == 16 - shared
+
+
 def test_plans_of_one_rounding_are_evaluated_with_another(
     finished: Path, checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

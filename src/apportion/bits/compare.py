@@ -146,20 +146,23 @@ def budgets_of(costs: Costs, ask: Comparison) -> list[Budget]:
 
 
 def chosen_by(name: str, context: Context, budgets: Sequence[Budget]) -> Json:
-    """A method's plans and what they cost to find; read from its file if an earlier run finished it."""
+    """A method's plans and what they cost to find; read from its file if an earlier run finished it.
+
+    `evaluations` counts the distinct coalitions that the method asked for beyond the shared samples, whether or not
+    another method had them measured before, so that neither the order of the methods nor a kill changes it.
+    """
     path = context.folder / "plans" / f"{name}.json"
     asked = {"budgets": [budget.player_bytes for budget in budgets], "alpha": context.alpha}
     if path.exists() and (saved := read_json(path))["asked"] == asked:
-        context.logged.update(saved.get("logged", {}))
         return saved
-    began, before = time.monotonic(), sum(context.logged.values())
+    began = time.monotonic()
+    context.asked.clear()
     choices = METHODS[name](context, budgets)
     found = {
         "method": name,
         "asked": asked,
         "plans": [[encode(item) for item in choice] for choice in choices],
-        "evaluations": sum(context.logged.values()) - before,
-        "logged": context.logged,
+        "evaluations": len(context.asked - context.samples.values.keys()),
         "seconds": time.monotonic() - began,
     }
     write_json(path, found)
