@@ -309,6 +309,37 @@ def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
         open_table(str(tmp_path / "done"), small(text_file))
 
 
+def test_sampling_that_stops_by_itself_is_refused_where_there_is_none(text_file, tmp_path):
+    with pytest.raises(InputError, match=r"(?s)--until-stable: --method auto draws no permutations.*--evaluations"):
+        quantize("/absent", tmp_path / "out", Quantization(3.0, until_stable=True), small(text_file))
+
+
+def test_untied_linears_are_refused_for_servers_that_fuse_them(checkpoint, text_file, tmp_path):
+    free = small(text_file, players="linears", untie=True)
+    with pytest.raises(InputError, match=r"(?s)--untie: nearest writes compressed-tensors.*apportion\.load"):
+        quantize("/absent", tmp_path / "out", paper(avg_bits=3.0), free)
+    table = open_table(str(checkpoint(blocks=2)), free)
+    sensitivity = estimate(take_samples(table, tmp_path / "samples"))
+    found = allocate(sensitivity, budget_from_bits(sensitivity, 3.0))
+    names = [name.split()[-1] for name in found.by_name()]
+    split = replace(found, assignment=tuple(2 if name in ("k_proj", "down_proj") else 4 for name in names))
+    split = replace(split, budget_bytes=found.player_bytes * 4)
+    with pytest.raises(InputError, match=r"(?s)fuse.*q_proj 4.*k_proj 2.*--apply-rounding quanto or hqq"):
+        apply(table.staged, table.tokenizer, split, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    kept = apply(table.staged, table.tokenizer, split, tmp_path / "hqq", rounding="hqq")
+    assert kept["plan"] == split.by_name()
+    level = replace(split, assignment=tuple(2 if name == "down_proj" else 4 for name in names))
+    assert apply(table.staged, table.tokenizer, level, tmp_path / "level")["format"] == "compressed-tensors"
+
+
+def test_untied_linears_in_a_format_of_their_own(checkpoint, text_file, tmp_path):
+    free = small(text_file, players="linears", untie=True, apply_rounding="hqq")
+    result = quantize(str(checkpoint(blocks=2)), tmp_path / "out", paper(avg_bits=3.0), free)
+    assert len(result["plan"]) == 14
+    assert apportion.load(tmp_path / "out")(torch.arange(2, 42).view(2, 20)).logits.isfinite().all()
+
+
 def test_a_plan_is_not_applied_to_another_model(checkpoint, text_file, tmp_path):
     quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file))
     plan = plan_from(read_json(tmp_path / "out" / "plan.json"))

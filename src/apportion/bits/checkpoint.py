@@ -18,10 +18,11 @@ from apportion.bits.container import Entry, entry_of, file_bytes, write_tensors
 from apportion.bits.formats import Width
 from apportion.bits.model import StagedModel
 from apportion.bits.plan import Plan
-from apportion.bits.players import Assignment, Player
+from apportion.bits.players import Assignment, Player, tied
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.rounding.grid import FORMAT as GRID
 from apportion.core.artifact import Json, disk_error, write_bytes, write_json
+from apportion.core.errors import InputError
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
@@ -36,6 +37,23 @@ def widths_by_path(staged: StagedModel, players: tuple[Player, ...], assignment:
         for player, bits in zip(players, assignment, strict=True)
         for linear in player.linears
     }
+
+
+def require_fusable(widths: Mapping[str, int], rounding: Rounding) -> None:
+    """Refuse, in the format that servers load, other widths within q/k/v or gate/up: they are fused there.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    if rounding.format != GRID:
+        return
+    split = [group for group in tied(tuple(widths)) if len({widths[path] for path in group}) > 1]
+    if split:
+        listed = "; ".join(", ".join(f"{path} {widths[path]}" for path in group) for group in split[:4])
+        raise InputError(
+            f"plan: gives linears that servers fuse other widths ({listed}), and {GRID} is the format of servers",
+            "write it with --apply-rounding quanto or hqq (read by apportion.load), or plan without --untie",
+        )
 
 
 def unquantized(staged: StagedModel) -> dict[str, Tensor]:

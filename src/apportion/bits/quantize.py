@@ -11,7 +11,7 @@ from apportion.bits.allocate import allocate
 from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
 from apportion.bits.calibration import Calibration, load_calibration
-from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
+from apportion.bits.checkpoint import require_fusable, stored_bytes, widths_by_path, write_checkpoint
 from apportion.bits.evaluate import perplexity
 from apportion.bits.formats import require_bits
 from apportion.bits.load import load_staged
@@ -19,7 +19,7 @@ from apportion.bits.model import StagedModel, is_quantized, load_model, load_tok
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
-from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
+from apportion.bits.sample import Sampling, Table, measure, require_tied, rounding_text, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
 from apportion.bits.search import require_evaluations
 from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
@@ -122,7 +122,9 @@ def quantize(
     """
     began = time.monotonic()
     sampling = sampling_for(ask.method, sampling)
-    require_all(sampling.check, lambda: estimate_check(ask, sampling), ask.require_one_budget)
+    require_all(
+        sampling.check, lambda: require_tied(sampling), lambda: estimate_check(ask, sampling), ask.require_one_budget
+    )
     out = Path(out)
     asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
     if finished(out, asked, resume=resume):
@@ -191,6 +193,11 @@ def estimate_check(ask: Quantization, sampling: Sampling) -> None:
     require_estimable(ask.method, sampling.widths, sampling.permutations)
     if ask.finalists < 1:
         raise InputError(f"--finalists {ask.finalists}: expected at least 1")
+    if ask.until_stable and ask.method == "auto":
+        raise InputError(
+            "--until-stable: --method auto draws no permutations that could stop",
+            "limit it by --evaluations instead, or choose --method coopq, regression or shapley",
+        )
 
 
 def frontier_plans(sensitivity: Sensitivity) -> list[Plan]:
@@ -308,6 +315,7 @@ def apply(
     Raises:
         ArtifactMismatchError: the plan was made for another model, or the folder from something else.
         BudgetError: in this rounding's format the plan takes more bytes than it may.
+        InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
     """
     if plan.settings["model"] != staged.digest:
         raise ArtifactMismatchError(
@@ -317,6 +325,7 @@ def apply(
     backend = rounding_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
     require_bits(plan.widths, backend.bits, backend.name)
+    require_fusable(widths_by_path(staged, plan.players, plan.assignment), backend)
     sampling = sampling or Sampling()
     sampling.check()
     player_bytes = afforded_bytes(staged, plan, backend, group_size)

@@ -19,6 +19,7 @@ from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player, players_of, uniform
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
+from apportion.bits.rounding.grid import FORMAT as GRID
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, only, save_samples
 from apportion.bits.spqe import asked_by, coalitions, draw_permutations
 from apportion.bits.weights import (
@@ -100,6 +101,21 @@ def at_least(name: str, value: int, smallest: int) -> None:
 def require_applied(widths: tuple[int, ...], rounding: str, applied: str) -> None:
     if applied != rounding:
         require_bits(widths, rounding_named(applied).bits, applied)
+
+
+def require_tied(sampling: Sampling) -> None:
+    """Refuse untied linears where plans are written in the format of servers, which fuse q/k/v and gate/up.
+
+    Raises:
+        InputError: with formats that can.
+    """
+    applied = rounding_named(sampling.applied)
+    if sampling.untie and applied.format == GRID:
+        raise InputError(
+            f"--untie: {applied.name} writes {GRID}, and servers that load it (vLLM) fuse q/k/v and gate/up, which "
+            "then need equal widths",
+            "leave --untie out, or write with --rounding or --apply-rounding quanto or hqq (read by apportion.load)",
+        )
 
 
 def require_text(path: Path | None) -> None:
