@@ -20,7 +20,7 @@ _HOMES = {
     "Sensitivity": "bits.sensitivity",
     "allocate": "bits.allocate",
     "answer": "route.answer",
-    "apply": "bits.quantize",
+    "apply": "bits.apply",
     "budget_from_bits": "bits.budget",
     "budget_from_bytes": "bits.budget",
     "estimate": "bits.sensitivity",

@@ -12,12 +12,13 @@ import torch
 
 import apportion
 from apportion.bits.allocate import allocate
+from apportion.bits.apply import apply
 from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import packed_entries, save_companions, widths_by_path
 from apportion.bits.container import file_bytes
 from apportion.bits.game import encode
 from apportion.bits.plan import plan_from
-from apportion.bits.quantize import Quantization, apply, measure_perplexity, open_table, quantize
+from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
 from apportion.bits.sample import Sampling, take_samples
 from apportion.bits.samples import load_samples
 from apportion.bits.sensitivity import estimate

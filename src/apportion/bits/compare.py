@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apportion.bits.apply import PACKAGES
 from apportion.bits.budget import Budget, Costs, budget_from_bits
 from apportion.bits.calibration import Calibration, load_calibration
 from apportion.bits.compare_page import write_page
@@ -16,7 +17,7 @@ from apportion.bits.game import MeasuredGame, Values, decode, encode, full_preci
 from apportion.bits.methods import METHODS, Choice, Context, require_methods
 from apportion.bits.optimum import Exhaustive, require_exhaustible
 from apportion.bits.players import Assignment, uniform
-from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_memory
+from apportion.bits.quantize import Quantization, open_table, peak_memory
 from apportion.bits.rounding import rounding_named
 from apportion.bits.sample import Sampling, Table, at_least, take_samples
 from apportion.bits.samples import WINDOWS, Samples

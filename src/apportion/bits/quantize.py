@@ -5,45 +5,40 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from apportion.bits.allocate import allocate
+from apportion.bits.apply import PACKAGES
 from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
-from apportion.bits.calibration import Calibration, load_calibration
-from apportion.bits.checkpoint import require_fusable, stored_bytes, widths_by_path, write_checkpoint
+from apportion.bits.calibration import load_calibration
+from apportion.bits.checkpoint import stored_bytes, write_checkpoint
 from apportion.bits.evaluate import perplexity
-from apportion.bits.formats import require_bits
-from apportion.bits.load import load_staged
-from apportion.bits.model import StagedModel, is_quantized, load_model, load_tokenizer
+from apportion.bits.load import load_full, load_staged
+from apportion.bits.model import load_tokenizer
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
-from apportion.bits.rounding import Rounded, Rounding, rounding_named
-from apportion.bits.sample import Sampling, Table, measure, require_tied, rounding_text, take_samples
+from apportion.bits.rounding import Rounded
+from apportion.bits.sample import Sampling, Table, measure, require_tied, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
 from apportion.bits.search import require_evaluations
 from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
-from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     RUN,
     Json,
-    digest_of,
     finished,
     read_manifest,
-    require_free,
     start,
     versions,
     write_json,
     write_manifest,
 )
 from apportion.core.device import place
-from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError, require_all
+from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.progress import progress
 
 FRONTIER_SECONDS = 5.0  # of the solver for each of them
 FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
-PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +92,7 @@ def open_table(model: str, sampling: Sampling | None = None, ask: Quantization |
     sampling, ask = sampling or Sampling(), ask or Quantization()
     sampling.check()
     placement = place(ask.device, ask.dtype)
-    staged = load_model(model, placement, trust_remote_code=ask.trust_remote_code)
-    if is_quantized(staged.model.config):
-        raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
-    return Table(staged, load_tokenizer(model, trust_remote_code=ask.trust_remote_code), sampling)
+    return Table(*load_full(model, placement, trust_remote_code=ask.trust_remote_code), sampling)
 
 
 def quantize(
@@ -295,95 +287,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def apply(
-    staged: StagedModel,
-    tokenizer: Any,
-    plan: Plan,
-    out: Path,
-    *,
-    resume: bool = False,
-    rounding: str | None = None,
-    sampling: Sampling | None = None,
-) -> Json:
-    """Round a model as a plan says and write the checkpoint: the last step alone.
-
-    Args:
-        resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
-        rounding: the rounding to write with; the plan's own if None.
-        sampling: where a rounding that needs moments (gptq) takes its text from.
-
-    Raises:
-        ArtifactMismatchError: the plan was made for another model, or the folder from something else.
-        BudgetError: in this rounding's format the plan takes more bytes than it may.
-        InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
-    """
-    if plan.settings["model"] != staged.digest:
-        raise ArtifactMismatchError(
-            f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
-            "apply it to the checkpoint that it was made for",
-        )
-    backend = rounding_named(rounding or plan.settings["apply_rounding"])
-    group_size = plan.settings["group_size"]
-    require_bits(plan.widths, backend.bits, backend.name)
-    require_fusable(widths_by_path(staged, plan.players, plan.assignment), backend)
-    sampling = sampling or Sampling()
-    sampling.check()
-    player_bytes = afforded_bytes(staged, plan, backend, group_size)
-    require_free(out, resume=resume)
-    text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
-    asked = {
-        "plan": digest_of(plan),
-        "model": staged.digest,
-        "apply_rounding": backend.name,
-        "text": Calibration(text, "").digest if text is not None else None,
-    }
-    if finished(out, asked, resume=resume):
-        return dict(read_manifest(out)["result"])
-    start(out, asked)
-    plan = replace(plan, player_bytes=player_bytes)
-    widths = widths_by_path(staged, plan.players, plan.assignment)
-    rounded = round_plan(staged, backend, widths, group_size, text)
-    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer, backend.format)
-    plan = replace(plan, total_bytes=weight_bytes)
-    write_json(out / "plan.json", plan)
-    result = {
-        "avg_bits": plan.avg_bits,
-        "bytes": weight_bytes,
-        "rounding": plan.settings["rounding"],
-        "apply_rounding": backend.name,
-        "format": backend.format,
-        "plan": plan.by_name(),
-        "out": str(out),
-    }
-    write_manifest(
-        out,
-        {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
-        [*files, RUN, "plan.json"],
-    )
-    return result
-
-
-def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:
-    """Bytes of the plan's players in a rounding's format.
-
-    Raises:
-        BudgetError: more than the plan's budget.
-    """
-    pairs = zip(plan.players, plan.assignment, strict=True)
-    found = sum(player_bytes(staged, player, rounding, bits, group_size) for player, bits in pairs)
-    if found > plan.budget_bytes:
-        raise BudgetError(
-            f"--apply-rounding {rounding.name}: the plan takes {found:,} bytes in its format, "
-            f"{found - plan.budget_bytes:,} more than the {plan.budget_bytes:,} it may spend",
-            "make the samples and the plan with the same --apply-rounding, so that its bytes are counted",
-        )
-    return found
-
-
 def measure_perplexity(
-    model: str, text: Path, *, window_tokens: int, windows: int | None, device: str = "auto", dtype: str = "auto"
+    model: str,
+    text: Path,
+    *,
+    window_tokens: int,
+    windows: int | None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Json:
     """Perplexity of a checkpoint (full precision or quantized by this program) on a text."""
-    staged = load_staged(model, place(device, dtype))
-    found = perplexity(staged, load_tokenizer(model), text, window_tokens=window_tokens, windows=windows)
+    staged = load_staged(model, place(device, dtype), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    found = perplexity(staged, tokenizer, text, window_tokens=window_tokens, windows=windows)
     return {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "windows": len(found.windows)}
