@@ -17,6 +17,7 @@ from apportion.bits.plan import average_bits
 from apportion.bits.rounding import ROUNDINGS
 from apportion.bits.rounding.grid import GridWeight
 from apportion.bits.rounding.nearest import Nearest
+from apportion.bits.rounding.protocol import Shapes
 from apportion.bits.sample import Sampling
 from apportion.cli import main
 from apportion.core.errors import ApportionError, ArtifactMismatchError, InputError
@@ -198,6 +199,7 @@ def test_plans_of_one_rounding_are_evaluated_with_another(
         ({"text_windows": 0}, "at least 1"),
         ({"text": Path("absent.txt")}, "no such file"),
         ({"apply_rounding": "magic"}, "unknown"),
+        ({"apply_rounding": "quanto", "widths": (2, 3), "methods": ("coopq",), "avg_bits": (2.5,)}, "not supported"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
@@ -208,6 +210,22 @@ def test_bad_input_is_refused_before_any_work(
     sampling = replace(sampling, **of_samples)  # type: ignore[arg-type]
     with pytest.raises(ApportionError, match=said):
         compare("/absent", tmp_path / "out", ask, sampling)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_judging_rounding_cannot_hold_is_refused_before_any_work(
+    checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Picky(Shrunk):
+        def shapes(self, *_: object) -> Shapes:
+            raise InputError("cannot hold this shape")
+
+    monkeypatch.setitem(ROUNDINGS, "shrunk", Picky)
+    ask, sampling = ask_for(text_file, methods=("coopq",), apply_rounding="shrunk")
+    with pytest.raises(InputError, match="cannot hold this shape"):
+        compare(str(checkpoint("llama", blocks=3)), tmp_path / "out", ask, sampling)
+    with pytest.raises(InputError, match="--text-windows 100000"):
+        compare(str(checkpoint("llama", blocks=3)), tmp_path / "out", *ask_for(text_file, text_windows=100_000))
     assert not (tmp_path / "out").exists()
 
 

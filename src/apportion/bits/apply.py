@@ -24,7 +24,7 @@ from apportion.core.artifact import (
     write_json,
     write_manifest,
 )
-from apportion.core.errors import ArtifactMismatchError, BudgetError
+from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 
@@ -48,9 +48,13 @@ def apply(
 
     Raises:
         ArtifactMismatchError: the plan was made for another model, or the folder from something else.
+        ArtifactCorruptError: the plan does not say what it was made for.
         BudgetError: in this rounding's format the plan takes more bytes than it may.
         InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
     """
+    missing = [key for key in ("model", "apply_rounding", "group_size") if key not in plan.settings]
+    if missing:
+        raise ArtifactCorruptError(f"plan: its settings lack {', '.join(missing)}", "make the plan again")
     if plan.settings["model"] != staged.digest:
         raise ArtifactMismatchError(
             f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",

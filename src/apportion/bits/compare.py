@@ -18,8 +18,7 @@ from apportion.bits.methods import METHODS, Choice, Context, require_methods
 from apportion.bits.optimum import Exhaustive, require_exhaustible
 from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import Quantization, open_table, peak_memory
-from apportion.bits.rounding import rounding_named
-from apportion.bits.sample import Sampling, Table, at_least, take_samples
+from apportion.bits.sample import Sampling, Table, at_least, require_applied, take_samples
 from apportion.bits.samples import WINDOWS, Samples
 from apportion.bits.sensitivity import require_alpha, require_estimable
 from apportion.bits.standings import Scoreboard, scoreboard, standings
@@ -76,7 +75,7 @@ class Comparison:
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),
             lambda: require_grid(self.avg_bits, sampling.widths),
-            lambda: rounding_named(self.apply_rounding or sampling.rounding),
+            lambda: require_applied(sampling.widths, sampling.rounding, self.apply_rounding or sampling.rounding),
         )
 
 
@@ -121,9 +120,16 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     if "optimum" in ask.methods:
         require_exhaustible(len(table.players), sampling.widths)
     held_out = Calibration(
-        first_windows(table.tokenizer, ask.text, window_tokens=sampling.window_tokens, windows=ask.text_windows),
+        first_windows(
+            table.tokenizer,
+            ask.text,
+            window_tokens=sampling.window_tokens,
+            windows=ask.text_windows,
+            option="--text-windows",
+        ),
         str(ask.text),
     )
+    judging = judging_table(table, ask)  # before the work, so that what this rounding refuses is refused now
     start(out, asked)
     samples = take_samples(table, out / "samples", resume=True)
     context = Context(
@@ -131,7 +137,7 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     )
     budgets = budgets_of(samples, ask)
     chosen = {name: chosen_by(name, context, budgets) for name in ask.methods}
-    judged = judge(table, ask, held_out, wanted(samples, chosen), out)
+    judged = judge(judging, held_out, wanted(samples, chosen), out)
     board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, sampling.seed)
     result = result_of(model, ask, context, chosen, board, judged)
     result["seconds"] = time.monotonic() - began
@@ -193,16 +199,25 @@ class Judged:
     settings: Json = field(default_factory=dict)
 
 
-def judge(table: Table, ask: Comparison, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
-    """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
+def judging_table(table: Table, ask: Comparison) -> Table:
+    """The table with the rounding that plans are judged on.
+
+    Raises:
+        InputError: that rounding cannot hold this model or these widths.
+    """
     rounding = ask.apply_rounding or table.sampling.rounding
-    if rounding != table.sampling.rounding:
-        table = Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
+    if rounding == table.sampling.rounding:
+        return table
+    return Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
+
+
+def judge(table: Table, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
+    """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
     settings = table.settings(held_out)
     with AppendLog(out / "text.log", settings, resume=True) as log:
         game = MeasuredGame(table.bank(), held_out, log)
         game.values(plans)
-    return Judged(game.known, full_precision_nll(table.staged, held_out), rounding, settings)
+    return Judged(game.known, full_precision_nll(table.staged, held_out), table.rounding.name, settings)
 
 
 def result_of(

@@ -34,7 +34,7 @@ from apportion.bits.weights import (
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.errors import InputError, require_all
-from apportion.core.log import AppendLog
+from apportion.core.log import AppendLog, read_log
 
 STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
 
@@ -218,20 +218,24 @@ def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling) -> Te
 def calibration_for(table: Table, folder: Path) -> Calibration:
     """The windows asked for; windows sampled by the model itself are sampled once and kept.
 
+    Kept windows without values belong to a run that ended before it measured, perhaps of another text or model: they
+    are made anew, so that what is measured later is measured on the text that the values' log names.
+
     Raises:
         ArtifactMismatchError: kept are windows of another number or length.
     """
-    sampling, saved = table.sampling, folder / WINDOWS
+    sampling, saved, log = table.sampling, folder / WINDOWS, folder / VALUES
     count, length, seed = sampling.windows, sampling.window_tokens, sampling.seed
+    keep = saved.exists() and log.exists() and bool(read_log(log)[0])
     if sampling.calibration is not None:
         found = calibrate(sampling.calibration, table.tokenizer, windows=count, window_tokens=length, seed=seed)
-    elif saved.exists():
+    elif keep:
         found = load_calibration(saved)
         kept, asked = ({"windows": n, "window_tokens": t} for n, t in (found.windows.shape, (count, length)))
         require_same(kept, asked, saved)
     else:
         found = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
-    if not saved.exists():
+    if not keep:
         save_calibration(found, saved)
     return found
 
@@ -267,7 +271,8 @@ def take_samples(
     with AppendLog(folder / VALUES, settings, resume=resume) as log:
         if (folder / SAMPLES).exists():
             saved = load_samples(folder)
-            if np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders):
+            same = np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders)
+            if same and (stop is not None or len(saved.orders) == len(orders)):  # others may have stopped early
                 return saved
         nll_fp = full_precision_nll(table.staged, calibration)
         game = MeasuredGame(table.bank(), calibration, log)

@@ -88,7 +88,7 @@ def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -
     if method == "regression" and len(widths) > 2:
         raise InputError(
             f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
-            "use --method auto, which measures all widths, or give two widths",
+            "use auto, which measures all widths, leave regression out of --methods, or give two widths",
         )
 
 
