@@ -1,6 +1,6 @@
 """A width: how many bits, in what groups, and the exact bytes of a tensor stored in it.
 
-Compressed-tensors `pack-quantized`, symmetric, which stock transformers and vLLM load:
+Compressed-tensors `pack-quantized`, symmetric, which stock transformers loads (and vLLM's source has):
 
     weight_packed  int32 [rows, ceil(columns * bits / 32)]   codes, 32 of them in `bits` words, none wasted
     weight_scale   dtype [rows, columns / group]             one scale per group, its sign free

@@ -52,7 +52,7 @@ def quantize(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a checkpoint to a memory budget; transformers and vLLM load the result.
+    """Quantize a checkpoint to a memory budget; rounded by nearest or gptq, stock transformers loads the result.
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
     """
