@@ -1,13 +1,15 @@
 """The command line of the bits half: options defined once, trust in a checkpoint's code, what Ctrl-C says."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
 from apportion.cli import main
-from apportion.cli.base import app
+from apportion.cli.base import app, emit
 from apportion.cli.options import PlaceOptions, SamplingOptions
 from apportion.core.errors import ApportionError
 
@@ -138,3 +140,27 @@ def test_untied_samples_are_refused_before_any_work(
     assert run_main(monkeypatch, *words) == 1
     assert "--untie: nearest writes compressed-tensors" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--players", "heads"), "--players heads: unknown\n  remedy: choose from blocks, linears"),
+        (("--apply-rounding", "magic"), "error: --apply-rounding magic: unknown"),
+        (("--widths", "4"), "--widths 4: expected at least two"),
+        (("--method", "regression", "--widths", "2,3,4"), "only 2 and 4 bits of --widths 2,3,4"),
+        (("--rounding", "magic", "--method", "coopq", "--untie"), "error: --rounding magic: unknown"),
+    ],
+)
+def test_refusals_before_the_model_is_looked_for(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "quantize", "/absent", "--out", "/absent/out", "--avg-bits", "3", *words) == 1
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "2 values" not in shown or words[0] == "--method"
+
+
+def test_json_holds_numpy_numbers_and_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"a": np.float64(0.5), "b": Path("x")}, as_json=True, text="")
+    assert json.loads(capsys.readouterr().out) == {"a": 0.5, "b": "x"}

@@ -9,8 +9,8 @@ from apportion.bits.checkpoint import require_fusable, widths_by_path, write_che
 from apportion.bits.formats import require_bits
 from apportion.bits.model import StagedModel
 from apportion.bits.plan import Plan
-from apportion.bits.rounding import Rounding, rounding_named
-from apportion.bits.sample import Sampling, rounding_text
+from apportion.bits.rounding import Rounding
+from apportion.bits.sample import Sampling, applied_named, rounding_text
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     RUN,
@@ -60,7 +60,7 @@ def apply(
             f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
             "apply it to the checkpoint that it was made for",
         )
-    backend = rounding_named(rounding or plan.settings["apply_rounding"])
+    backend = applied_named(rounding or plan.settings["apply_rounding"])
     group_size = plan.settings["group_size"]
     require_bits(plan.widths, backend.bits, backend.name)
     require_fusable(widths_by_path(staged, plan.players, plan.assignment), backend)

@@ -46,7 +46,8 @@ def require_bits(widths: tuple[int, ...], supported: tuple[int, ...], rounding: 
             f"choose from {', '.join(map(str, supported))}",
         )
     if list(widths) != sorted(set(widths)) or len(widths) < 2:
-        raise InputError(f"--widths {widths}: expected at least two different widths in rising order, e.g. 2,4")
+        listed = ",".join(map(str, widths))
+        raise InputError(f"--widths {listed}: expected at least two different widths in rising order, e.g. 2,4")
 
 
 def require_groups(columns: dict[str, int], group_size: int) -> None:

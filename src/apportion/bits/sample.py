@@ -17,8 +17,8 @@ from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_bits, require_groups
 from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
 from apportion.bits.model import StagedModel
-from apportion.bits.players import Assignment, Player, players_of, uniform
-from apportion.bits.rounding import Rounded, Rounding, rounding_named
+from apportion.bits.players import Assignment, Player, players_of, require_kind, uniform
+from apportion.bits.rounding import ROUNDINGS, Rounded, Rounding, rounding_named
 from apportion.bits.rounding.grid import FORMAT as GRID
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, only, save_samples
 from apportion.bits.spqe import asked_by, coalitions, draw_permutations
@@ -83,6 +83,7 @@ class Sampling:
         require_all(
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
             lambda: require_applied(self.widths, self.rounding, self.applied),
+            lambda: require_kind(self.players),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
@@ -100,7 +101,18 @@ def at_least(name: str, value: int, smallest: int) -> None:
 
 def require_applied(widths: tuple[int, ...], rounding: str, applied: str) -> None:
     if applied != rounding:
-        require_bits(widths, rounding_named(applied).bits, applied)
+        require_bits(widths, applied_named(applied).bits, applied)
+
+
+def applied_named(name: str) -> Rounding:
+    """`rounding_named` for the rounding that plans are written with.
+
+    Raises:
+        InputError: unknown name. MissingExtraError: its package is not installed.
+    """
+    if name not in ROUNDINGS:
+        raise InputError(f"--apply-rounding {name}: unknown", f"choose from {', '.join(ROUNDINGS)}")
+    return rounding_named(name)
 
 
 def require_tied(sampling: Sampling) -> None:
@@ -109,10 +121,9 @@ def require_tied(sampling: Sampling) -> None:
     Raises:
         InputError: with formats that can.
     """
-    applied = rounding_named(sampling.applied)
-    if sampling.untie and applied.format == GRID:
+    if sampling.untie and sampling.applied in ROUNDINGS and rounding_named(sampling.applied).format == GRID:
         raise InputError(
-            f"--untie: {applied.name} writes {GRID}, and servers that load it (vLLM) fuse q/k/v and gate/up, which "
+            f"--untie: {sampling.applied} writes {GRID}, and servers that load it (vLLM) fuse q/k/v and gate/up, which "
             "then need equal widths",
             "leave --untie out, or write with --rounding or --apply-rounding quanto or hqq (read by apportion.load)",
         )

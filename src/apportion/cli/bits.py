@@ -61,10 +61,11 @@ def quantize(
     from apportion.bits.quantize import Quantization
     from apportion.bits.quantize import quantize as run
     from apportion.bits.rounding import rounding_named
+    from apportion.bits.sample import applied_named
 
     settings = sampling.settings(apply_rounding=apply_rounding)
     if method == "auto":
-        supported = set(rounding_named(settings.rounding).bits) & set(rounding_named(settings.applied).bits)
+        supported = set(rounding_named(settings.rounding).bits) & set(applied_named(settings.applied).bits)
         widths = default_widths(sorted(supported))
         settings = sampling.settings(widths=widths, players="linears", apply_rounding=apply_rounding)
     ask = Quantization(
