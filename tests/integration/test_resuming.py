@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,16 @@ def test_a_text_that_cannot_be_read_is_an_error(text_file: Path, monkeypatch: py
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(InputError, match="cannot be read: Permission denied"):
         read_text(text_file)
+
+
+def test_what_an_earlier_run_measured_beyond_the_samples_is_counted_as_resumed(
+    checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    table = open_table(str(checkpoint(blocks=3)), small(text_file))
+    samples = take_samples(table, tmp_path / "s")
+    plans = [item for item in product((2, 4), repeat=3) if item not in samples.values]
+    first = measure(table, samples, tmp_path / "s", plans).counts
+    again = measure(table, take_samples(table, tmp_path / "s", resume=True), tmp_path / "s", plans).counts
+    assert len(plans) > 0
+    assert (first["evaluations"], first["resumed_evaluations"]) == (8, 0)
+    assert (again["evaluations"], again["resumed_evaluations"]) == (8 - len(plans), len(plans))

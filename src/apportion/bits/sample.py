@@ -340,15 +340,21 @@ def measure(table: Table, samples: Samples, folder: Path, assignments: list[tupl
     calibration = load_calibration(folder / WINDOWS)
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
         game = MeasuredGame(table.bank(), calibration, log)
+        earlier = len((set(assignments) & game.known.keys()) - samples.values.keys())
         game.values(assignments)
-    return replace(samples, values=game.known, counts=added(samples.counts, game.counts))
+    return replace(samples, values=game.known, counts=added(samples.counts, game.counts, resumed=earlier))
 
 
-def added(counts: Json, more: Counts) -> Json:
-    """Counts of the samples and of further measurements together."""
+def added(counts: Json, more: Counts, *, resumed: int = 0) -> Json:
+    """Counts of the samples and of further measurements together.
+
+    Args:
+        resumed: how many of the values asked for, beyond the samples', an earlier run had left in the log.
+    """
     return {
         **counts,
         "evaluations": counts["evaluations"] + more.evaluations,
+        "resumed_evaluations": counts["resumed_evaluations"] + resumed,
         "block_forwards": counts["block_forwards"] + more.block_forwards,
         "naive_block_forwards": counts["naive_block_forwards"] + more.naive_block_forwards,
     }

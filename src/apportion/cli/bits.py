@@ -86,11 +86,13 @@ def quantize(
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
+    resumed = result["resumed_evaluations"]
+    earlier = f" (and {resumed} of an earlier run)" if resumed else ""
     return (
         f"{result['out']}: {result['avg_bits']:.3f} bits on average, {result['bytes']:,} bytes of weights\n"
         f"NLL on {result['calibration']}: {result['nll_fp']:.4f} full precision, {result['nll_high']:.4f} all at the "
         f"highest width, {result['nll_plan']:.4f} this plan\n"
-        f"{result['evaluations']} coalitions, {result['block_forwards']:,} block forwards "
+        f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
         f"(naive: {result['naive_block_forwards']:,}), {result['seconds']:.0f} s\n"
         f"report: {result['out']}/report/report.md"
     )
