@@ -23,7 +23,7 @@ from apportion.bits.auto import default_widths, finalists, judging_text, searche
 from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
-from apportion.bits.game import decode, encode
+from apportion.bits.game import decode, encode, teacher_for
 from apportion.bits.plan import average_bits, spent
 from apportion.bits.players import uniform
 from apportion.bits.quantize import Quantization, open_table
@@ -51,6 +51,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounding-windows", type=int, default=128)
     parser.add_argument("--evaluations", type=int, default=3000)
     parser.add_argument("--finalists", type=int, default=2)
+    parser.add_argument("--labels", default="soft")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--work", type=Path, required=True)
@@ -72,6 +73,7 @@ def table_of(asked: argparse.Namespace) -> Table:
         window_tokens=asked.window_tokens,
         permutations=0,
         rounding_windows=asked.rounding_windows,
+        labels=asked.labels,
     )
     return open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
 
@@ -183,9 +185,10 @@ def work_off(asked: argparse.Namespace) -> None:
         rounded = table.written(assignment)
         widths = widths_by_path(table.staged, table.players, assignment)
         bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+        teacher = teacher_for(table.staged, judge.windows, asked.labels)
         bank.put_all(assignment)
         found[plan] = {
-            "calibration": float(table.staged.window_nll(judge.windows).mean()),
+            "calibration": float(table.staged.window_nll(judge.windows, teacher=teacher).mean()),
             "text": table.staged.window_nll(text).tolist(),
         }
         table.staged.restore()

@@ -15,7 +15,7 @@ from apportion.bits.allocate import plan_of
 from apportion.bits.budget import Budget
 from apportion.bits.calibration import Calibration, load_calibration, sample_calibration, unseen_windows
 from apportion.bits.checkpoint import widths_by_path
-from apportion.bits.game import MeasuredGame, encode
+from apportion.bits.game import MeasuredGame, encode, teacher_for
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment
 from apportion.bits.rounding import Rounded
@@ -43,7 +43,7 @@ def searched_plans(
     """The best measured plan for each budget; values are appended to the samples' log."""
     calibration = load_calibration(folder / WINDOWS)
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
-        game = MeasuredGame(table.bank(), calibration, log)
+        game = MeasuredGame(table.bank(), calibration, log, table.sampling.labels)
         found, _ = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
     return replace(samples, values=game.known, counts=added(samples.counts, game.counts)), found
 
@@ -96,10 +96,13 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
     rounded = table.written(assignment)
     widths = widths_by_path(table.staged, table.players, assignment)
     bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
-    bank.put_all(assignment)
     texts = [text] if judge is None else [text, judge]
     with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
-        losses = [float(table.staged.window_nll(item.windows, advance).mean()) for item in texts]
+        losses = []
+        for item in texts:
+            teacher = teacher_for(table.staged, item.windows, table.sampling.labels)
+            bank.put_all(assignment)
+            losses.append(float(table.staged.window_nll(item.windows, advance, teacher=teacher).mean()))
     nll, judged = losses[0], losses[-1]
     table.staged.restore()
     if not (math.isfinite(nll) and math.isfinite(judged)):

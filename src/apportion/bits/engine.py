@@ -43,9 +43,11 @@ class Engine(Protocol):
         ...
 
 
-def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> Engine:
+def engine_for(
+    bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"], teacher: Tensor | None = None
+) -> Engine:
     """Replay for a small model on a CUDA device, plain calls otherwise."""
-    plain = PlainEngine(bank, embedded, windows)
+    plain = PlainEngine(bank, embedded, windows, teacher)
     if embedded.hidden.is_cuda and embedded.hidden.nbytes <= REPLAY_BYTES:
         return ReplayEngine(plain)
     return plain
@@ -54,8 +56,14 @@ def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windo
 class PlainEngine:
     """Swaps weights by pointer and calls the modules."""
 
-    def __init__(self, bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> None:
-        self.bank, self.embedded, self.windows = bank, embedded, windows
+    def __init__(
+        self,
+        bank: WeightBank,
+        embedded: Embedded,
+        windows: Int[Tensor, "windows tokens"],
+        teacher: Tensor | None = None,
+    ) -> None:
+        self.bank, self.embedded, self.windows, self.teacher = bank, embedded, windows, teacher
         self.staged: StagedModel = bank.staged
         self.start: Tensor = embedded.hidden
 
@@ -64,7 +72,7 @@ class PlainEngine:
         return self.staged.run_block(block, hidden, self.embedded)
 
     def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
-        return self.staged.device_nll(hidden, self.windows)
+        return self.staged.device_nll(hidden, self.windows, self.teacher)
 
 
 class ReplayEngine:
