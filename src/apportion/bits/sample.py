@@ -21,6 +21,7 @@ from apportion.bits.players import Assignment, Player, players_of, uniform
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, only, save_samples
 from apportion.bits.spqe import asked_by, coalitions, draw_permutations
+from apportion.bits.tuning import require_tunable, tune
 from apportion.bits.weights import (
     WeightBank,
     bank_of,
@@ -53,6 +54,7 @@ class Sampling:
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
         labels: `text` or `soft`, see `game`.
+        tune: steps by which a written plan's scales are tuned on the text of `rounding_windows`, see `tuning`.
     """
 
     widths: tuple[int, ...] = (2, 4)
@@ -69,6 +71,7 @@ class Sampling:
     rounding_windows: int = 128
     apply_rounding: str | None = None
     labels: str = "text"
+    tune: int = 0
 
     @property
     def applied(self) -> str:
@@ -81,7 +84,7 @@ class Sampling:
         Raises:
             InputError: with every offending value. MissingExtraError: the rounding's package is missing.
         """
-        rounding = rounding_named(self.rounding)
+        rounding, applied = rounding_named(self.rounding), rounding_named(self.applied)
         require_all(
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
             lambda: require_applied(self.widths, self.rounding, self.applied),
@@ -93,6 +96,7 @@ class Sampling:
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
             lambda: require_labels(self.labels),
+            lambda: require_tunable(applied.name, applied.format, self.tune),
         )
 
 
@@ -160,16 +164,23 @@ class Table:
     @property
     def rewrites(self) -> bool:
         """Whether a plan is written with other weights than it was sampled with."""
-        return self.applied.name != self.rounding.name or self.rounding.needs_hessian
+        other = self.applied.name != self.rounding.name
+        return other or self.rounding.needs_hessian or self.sampling.tune > 0
 
-    def written(self, assignment: Assignment) -> dict[str, Rounded]:
-        """Each linear's weight as a plan is written: by the applied rounding, in sequence where it sees moments."""
+    def written(self, assignment: Assignment) -> Mapping[str, Rounded]:
+        """Each linear's weight as a plan is written.
+
+        By the applied rounding, in sequence where it sees moments, and tuned where that is asked for.
+        """
         widths = widths_by_path(self.staged, self.players, assignment)
-        if not self.rewrites:
-            rounded = self.rounded()
-            return {path: rounded[path, bits] for path, bits in widths.items()}
-        text = self.text if self.applied.needs_hessian else None
-        return round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
+        if self.applied.name == self.rounding.name and not self.rounding.needs_hessian:
+            kept = self.rounded()
+            rounded: Mapping[str, Rounded] = {path: kept[path, bits] for path, bits in widths.items()}
+        else:
+            text = self.text if self.applied.needs_hessian else None
+            rounded = round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
+        steps = self.sampling.tune
+        return tune(self.staged, rounded, self.text, steps, self.sampling.seed).rounded if steps else rounded
 
     def bank(self) -> WeightBank:
         """The rounded weights in the compute dtype, decoded once."""
