@@ -27,11 +27,14 @@ def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpo
     unseen = torch.randint(2, 150, (8, 24), generator=torch.Generator().manual_seed(6))
     teacher = staged.last_hidden(unseen)
     assert loss_of(staged, tuned.rounded, unseen, teacher) < loss_of(staged, rounded, unseen, teacher)
-    assert tuned.after < tuned.before and tuned.steps in {24 * look // CHECKS for look in range(1, CHECKS + 1)}
+    assert tuned.after < tuned.before
+    assert tuned.steps in {24 * look // CHECKS for look in range(1, CHECKS + 1)}
     for path, item in rounded.items():
         after = tuned.rounded[path]
-        assert torch.equal(item.codes, after.codes) and item.width == after.width
-        assert item.scale.dtype == after.scale.dtype and item.scale.shape == after.scale.shape
+        assert torch.equal(item.codes, after.codes)
+        assert item.width == after.width
+        assert item.scale.dtype == after.scale.dtype
+        assert item.scale.shape == after.scale.shape
     assert (staged.window_nll(WINDOWS) == own).all()  # the checkpoint's own weights are back
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in staged.model.parameters())
 
@@ -41,7 +44,8 @@ def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monke
     rounded = rounded_to(staged, 4)
     monkeypatch.setattr("apportion.bits.tuning.RATE", 3.0)  # far too fast
     tuned = tune(staged, rounded, WINDOWS, 4)
-    assert tuned.steps == 0 and tuned.after == tuned.before
+    assert tuned.steps == 0
+    assert tuned.after == tuned.before
     assert all(torch.equal(item.scale, tuned.rounded[path].scale) for path, item in rounded.items())
 
 
