@@ -36,7 +36,6 @@ from apportion.bits.quantize import Quantization, open_table
 from apportion.bits.rounding import Moments, Rounded, rounding_named
 from apportion.bits.sample import Sampling, Table, take_samples
 from apportion.bits.samples import Samples
-from apportion.bits.tuning import tune
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
@@ -271,8 +270,8 @@ def work_off(asked: argparse.Namespace) -> None:
         found[plan] = {"untuned": losses(table, plan, rounded, judge, text), "seconds": time.monotonic() - began}
         if asked.tune:
             began = time.monotonic()
-            tuned = tune(table.staged, rounded, table.text, asked.tune)
-            found[plan]["tuned"] = losses(table, plan, tuned.rounded, judge, text) | {"steps": tuned.steps}
+            tuned = table.tuned(rounded, asked.tune)
+            found[plan]["tuned"] = losses(table, plan, tuned, judge, text)
             found[plan]["tuning_seconds"] = time.monotonic() - began
         write_json(asked.written, {"plans": job["plans"], "found": found})
 

@@ -84,10 +84,11 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
         seed = derived_seed(sampling.seed, "unseen")
         own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
         return own, "windows that the search has not seen"
-    fitted = table.applied.needs_hessian or sampling.tune > 0
-    tries = [("neither the search nor the rounding has", (used.windows, table.text))] if fitted else []
-    for whom, taken in [*tries, ("the search has not", (used.windows,))]:
-        seen = Calibration(torch.cat(taken), used.source)
+    fitted = [table.text] if table.applied.needs_hessian else []
+    fitted += [table.tuning_text] if sampling.tune else []
+    tries = [("neither the search nor the rounding has", fitted)] if fitted else []
+    for whom, taken in [*tries, ("the search has not", [])]:
+        seen = Calibration(torch.cat([used.windows, *taken]), used.source)
         fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=count, seed=sampling.seed)
         if fresh is not None:
             return fresh, f"{len(fresh.windows)} windows that {whom} seen"

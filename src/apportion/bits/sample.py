@@ -12,7 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from apportion.bits.budget import CostTable
-from apportion.bits.calibration import Calibration, calibrate, load_calibration, sample_calibration, save_calibration
+from apportion.bits.calibration import (
+    Calibration,
+    calibrate,
+    count_windows,
+    load_calibration,
+    sample_calibration,
+    save_calibration,
+)
 from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_bits, require_groups
 from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
@@ -35,6 +42,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog
+from apportion.core.seeds import derived_seed
 
 LABELS = ("text", "soft")
 STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
@@ -54,7 +62,8 @@ class Sampling:
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
         labels: `text` or `soft`, see `game`.
-        tune: steps by which a written plan's scales are tuned on the text of `rounding_windows`, see `tuning`.
+        tune: steps by which a written plan's scales are tuned, see `tuning`; tune_windows: on how much of the text,
+            at most, and never on more than three quarters of it.
     """
 
     widths: tuple[int, ...] = (2, 4)
@@ -72,6 +81,7 @@ class Sampling:
     apply_rounding: str | None = None
     labels: str = "text"
     tune: int = 0
+    tune_windows: int = 1024
 
     @property
     def applied(self) -> str:
@@ -89,6 +99,7 @@ class Sampling:
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
             lambda: require_applied(self.widths, self.rounding, self.applied),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
+            lambda: at_least("--tune-windows", self.tune_windows, 2),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--permutations", self.permutations, 0),
@@ -161,6 +172,19 @@ class Table:
         """The windows that roundings with moments see: read, or sampled, once for all plans."""
         return rounding_text(self.staged, self.tokenizer, self.sampling)
 
+    @cached_property
+    def tuning_text(self) -> Tensor:
+        """The windows that scales are tuned on."""
+        sampling, length = self.sampling, self.sampling.window_tokens
+        if sampling.calibration is None:
+            return self.text
+        most = 3 * count_windows(sampling.calibration, self.tokenizer, length) // 4
+        count = max(2, min(sampling.tune_windows, most))
+        seed = derived_seed(sampling.seed, "tuning")
+        return calibrate(
+            sampling.calibration, self.tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
+        ).windows
+
     @property
     def rewrites(self) -> bool:
         """Whether a plan is written with other weights than it was sampled with."""
@@ -179,8 +203,11 @@ class Table:
         else:
             text = self.text if self.applied.needs_hessian else None
             rounded = round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
-        steps = self.sampling.tune
-        return tune(self.staged, rounded, self.text, steps, self.sampling.seed).rounded if steps else rounded
+        return self.tuned(rounded, self.sampling.tune) if self.sampling.tune else rounded
+
+    def tuned(self, rounded: Mapping[str, Rounded], steps: int) -> Mapping[str, Rounded]:
+        """Written weights with their scales tuned."""
+        return tune(self.staged, rounded, self.tuning_text, steps, self.sampling.seed).rounded
 
     def bank(self) -> WeightBank:
         """The rounded weights in the compute dtype, decoded once."""
