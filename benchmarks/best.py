@@ -29,7 +29,7 @@ from apportion.bits.calibration import Calibration
 from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
 from apportion.bits.formats import Width
-from apportion.bits.game import decode, encode, teacher_for
+from apportion.bits.game import decode, encode
 from apportion.bits.plan import average_bits, spent
 from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import Quantization, open_table
@@ -58,7 +58,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounding-windows", type=int, default=128)
     parser.add_argument("--evaluations", type=int, default=3000)
     parser.add_argument("--finalists", type=int, default=2)
-    parser.add_argument("--labels", default="soft")
     parser.add_argument("--tune", type=int, default=0, help="steps; tuned plans are reported beside the untuned")
     parser.add_argument("--rivals", type=Path, help="a result of compare: its plans, written the same way")
     parser.add_argument("--rival-methods", default="coopq,llm-mq,lim,zd,activation")
@@ -84,7 +83,6 @@ def table_of(asked: argparse.Namespace) -> Table:
         window_tokens=asked.window_tokens,
         permutations=0,
         rounding_windows=asked.rounding_windows,
-        labels=asked.labels,
     )
     return open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
 
@@ -277,13 +275,12 @@ def work_off(asked: argparse.Namespace) -> None:
 
 
 def losses(table: Table, plan: str, rounded: Mapping[str, Rounded], judge: Calibration, text: Tensor) -> Measured:
-    """Loss on the judging windows with the search's labels, and NLL per held-out window."""
+    """Loss on the judging windows, and NLL per held-out window."""
     staged, assignment = table.staged, decode(plan)
     widths = widths_by_path(staged, table.players, assignment)
     bank = bank_of(staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
-    teacher = teacher_for(staged, judge.windows, table.sampling.labels)
     bank.put_all(assignment)
-    judged = float(staged.window_nll(judge.windows, teacher=teacher).mean())
+    judged = float(staged.window_nll(judge.windows).mean())
     found = {"judged": judged, "text": staged.window_nll(text).tolist()}
     staged.restore()
     return found

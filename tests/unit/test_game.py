@@ -12,7 +12,6 @@ from apportion.bits.game import (
     block_states,
     decode,
     encode,
-    full_precision_nll,
     naive_values,
     trie_edges,
 )
@@ -113,30 +112,3 @@ def test_a_loss_that_is_not_finite_names_its_coalition(checkpoint):
 @given(st.lists(st.sampled_from([2, 3, 4, 8]), min_size=1, max_size=40))
 def test_assignments_read_back(widths):
     assert decode(encode(tuple(widths))) == tuple(widths)
-
-
-def naive_soft_values(bank: WeightBank, calibration: Calibration, assignments: list[tuple[int, ...]]) -> list[float]:
-    """Cross-entropy to the full-precision model's predictions by whole-model passes, written another way."""
-    with torch.inference_mode():
-        bank.staged.restore()
-        theirs = bank.staged.model(input_ids=calibration.windows).logits[:, :-1].double().log_softmax(-1)
-        found = []
-        for assignment in assignments:
-            bank.put_all(assignment)
-            own = bank.staged.model(input_ids=calibration.windows).logits[:, :-1].double().log_softmax(-1)
-            found.append(float(-(theirs.exp() * own).sum(-1).mean()))
-    bank.staged.restore()
-    return found
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_soft_values_equal_naive_cross_entropy_and_full_precision_is_least(checkpoint, kind):
-    bank = bank_for(checkpoint(kind), "linears", (2, 3, 4))
-    rng = np.random.default_rng(1)
-    wanted = [tuple(rng.choice([2, 3, 4], size=len(bank.players)).tolist()) for _ in range(6)]
-    game = MeasuredGame(bank, text(), labels="soft")
-    values = game.values(wanted)
-    np.testing.assert_allclose(values.mean(1), naive_soft_values(bank, text(), wanted), rtol=1e-5)
-    entropy = full_precision_nll(bank.staged, text(), "soft")
-    assert (values >= entropy - 1e-6).all()  # Gibbs: nothing is nearer to a distribution than itself
-    assert (MeasuredGame(bank, text()).values(wanted) != values).all()

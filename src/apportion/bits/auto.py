@@ -17,7 +17,7 @@ from apportion.bits.allocate import plan_of
 from apportion.bits.budget import Budget
 from apportion.bits.calibration import Calibration, load_calibration, sample_calibration, unseen_windows
 from apportion.bits.checkpoint import widths_by_path
-from apportion.bits.game import MeasuredGame, encode, teacher_for
+from apportion.bits.game import MeasuredGame, encode
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment
 from apportion.bits.rounding import Rounded
@@ -32,6 +32,7 @@ from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
 
 WIDTHS = (2, 3, 4)
+JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
 
 def default_widths(supported: Sequence[int]) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ def searched_plans(
     """The best measured plan for each budget; values are appended to the samples' log."""
     calibration = load_calibration(folder / WINDOWS)
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
-        game = MeasuredGame(table.bank(), calibration, log, table.sampling.labels)
+        game = MeasuredGame(table.bank(), calibration, log)
         found, _ = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
     return replace(samples, values=game.known, counts=added(samples.counts, game.counts)), found
 
@@ -76,7 +77,7 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
     plan does not. A rounding that fits its own windows flatters itself there too. So finalists meet on other windows
-    of the same text, as many as the search had, as far as the text has others.
+    of the same text, JUDGES times as many as the search had, as far as the text has others.
     """
     used, sampling = load_calibration(folder / WINDOWS), table.sampling
     count, length = used.windows.shape
@@ -89,7 +90,7 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
     tries = [("neither the search nor the rounding has", fitted)] if fitted else []
     for whom, taken in [*tries, ("the search has not", [])]:
         seen = Calibration(torch.cat([used.windows, *taken]), used.source)
-        fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=count, seed=sampling.seed)
+        fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=JUDGES * count, seed=sampling.seed)
         if fresh is not None:
             return fresh, f"{len(fresh.windows)} windows that {whom} seen"
     return used, "the search's own windows: the text has no others"
@@ -104,13 +105,10 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
     rounded = table.written(assignment)
     widths = widths_by_path(table.staged, table.players, assignment)
     bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+    bank.put_all(assignment)
     texts = [text] if judge is None else [text, judge]
     with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
-        losses = []
-        for item in texts:
-            teacher = teacher_for(table.staged, item.windows, table.sampling.labels)
-            bank.put_all(assignment)
-            losses.append(float(table.staged.window_nll(item.windows, advance, teacher=teacher).mean()))
+        losses = [float(table.staged.window_nll(item.windows, advance).mean()) for item in texts]
     nll, judged = losses[0], losses[-1]
     table.staged.restore()
     if not (math.isfinite(nll) and math.isfinite(judged)):

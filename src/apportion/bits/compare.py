@@ -192,8 +192,8 @@ class Judged:
 def judge(table: Table, ask: Comparison, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
     """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
     rounding = ask.apply_rounding or table.sampling.rounding
-    if rounding != table.sampling.rounding or table.sampling.labels != "text":
-        table = Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding, labels="text"))
+    if rounding != table.sampling.rounding:
+        table = Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
     settings = table.settings(held_out)
     with AppendLog(out / "text.log", settings, resume=True) as log:
         game = MeasuredGame(table.bank(), held_out, log)

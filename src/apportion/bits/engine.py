@@ -43,11 +43,9 @@ class Engine(Protocol):
         ...
 
 
-def engine_for(
-    bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"], teacher: Tensor | None = None
-) -> Engine:
+def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> Engine:
     """Replay for a small model on a CUDA device, plain calls otherwise."""
-    plain = PlainEngine(bank, embedded, windows, teacher)
+    plain = PlainEngine(bank, embedded, windows)
     if embedded.hidden.is_cuda and embedded.hidden.nbytes <= REPLAY_BYTES:
         return ReplayEngine(plain)
     return plain
@@ -56,14 +54,8 @@ def engine_for(
 class PlainEngine:
     """Swaps weights by pointer and calls the modules."""
 
-    def __init__(
-        self,
-        bank: WeightBank,
-        embedded: Embedded,
-        windows: Int[Tensor, "windows tokens"],
-        teacher: Tensor | None = None,
-    ) -> None:
-        self.bank, self.embedded, self.windows, self.teacher = bank, embedded, windows, teacher
+    def __init__(self, bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> None:
+        self.bank, self.embedded, self.windows = bank, embedded, windows
         self.staged: StagedModel = bank.staged
         self.start: Tensor = embedded.hidden
 
@@ -72,7 +64,7 @@ class PlainEngine:
         return self.staged.run_block(block, hidden, self.embedded)
 
     def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
-        return self.staged.device_nll(hidden, self.windows, self.teacher)
+        return self.staged.device_nll(hidden, self.windows)
 
 
 class ReplayEngine:

@@ -1,9 +1,5 @@
 """The value of a coalition: the mean negative log-likelihood per token of the model at given widths.
 
-The labels are the text's own next tokens, as in the paper, or `soft`: every token of the vocabulary with the
-full-precision model's probability. Soft labels take out what a short text's tokens happen to be: the difference
-to full precision is then a divergence, never below zero. [ours for choosing widths; distillation's loss]
-
 Many coalitions are evaluated as a trie over blocks in model order. Sorted by their widths, two neighbours
 share the longest prefix; hidden states after each block of the current one are kept, so that the next starts
 where it differs. Every edge of the trie is one block forward; memory is bounded by the trie's depth.
@@ -88,13 +84,10 @@ class MeasuredGame:
         bank: the model with its rounded weights.
         calibration: the windows on which values are measured.
         log: where values are appended as they come; its records are known from the start.
-        labels: `text` or `soft`.
     """
 
-    def __init__(
-        self, bank: WeightBank, calibration: Calibration, log: AppendLog | None = None, labels: str = "text"
-    ) -> None:
-        self.bank, self.calibration, self.log, self.labels = bank, calibration, log, labels
+    def __init__(self, bank: WeightBank, calibration: Calibration, log: AppendLog | None = None) -> None:
+        self.bank, self.calibration, self.log = bank, calibration, log
         self.players = bank.players
         self.counts = Counts()
         self.known: Values = {}
@@ -150,8 +143,7 @@ class MeasuredGame:
     def _start(self) -> Engine:
         """Embed the text and choose how blocks are run; kept for later calls."""
         windows = self.calibration.windows.to(self.bank.staged.placement.device)
-        teacher = teacher_for(self.bank.staged, windows, self.labels)
-        self._engine = engine_for(self.bank, self.bank.staged.embed(windows), windows, teacher)
+        self._engine = engine_for(self.bank, self.bank.staged.embed(windows), windows)
         return self._engine
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
@@ -203,24 +195,15 @@ def decode(text: str) -> Assignment:
     return tuple(map(int, text))
 
 
-def teacher_for(staged: StagedModel, windows: Tensor, labels: str) -> Tensor | None:
-    """Full precision's hidden states after the last block, where labels are soft. The checkpoint's weights are left."""
-    if labels == "text":
-        return None
-    staged.restore()
-    return staged.last_hidden(windows)
-
-
-def full_precision_nll(staged: StagedModel, calibration: Calibration, labels: str = "text") -> NDArray[np.float64]:
-    """NLL per window of the checkpoint's own weights; with soft labels the entropy of its predictions.
+def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray[np.float64]:
+    """NLL per window of the checkpoint's own weights.
 
     Raises:
         NumericError: it is NaN or infinite; the windows are named.
     """
     staged.restore()
-    teacher = teacher_for(staged, calibration.windows, labels)
     with progress("full precision", len(calibration.windows), "windows") as advance:
-        nll = staged.window_nll(calibration.windows, advance, teacher=teacher)
+        nll = staged.window_nll(calibration.windows, advance)
     require_finite("the checkpoint's own weights", nll, "--dtype float32")
     return nll
 

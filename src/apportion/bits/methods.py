@@ -58,20 +58,14 @@ class Context:
     allowed: int = 2000
 
     @contextmanager
-    def measuring(self, log: str = "calibration", labels: str | None = None) -> Iterator[MeasuredGame]:
-        """The game on the calibration text; it appends new values to its own log.
+    def measuring(self, log: str = "calibration") -> Iterator[MeasuredGame]:
+        """The game on the calibration text; it knows the samples' values and appends new ones to its own log.
 
         The samples' own log stays as SPQE left it, so that no estimator sees values that another method asked for.
-
-        Args:
-            labels: the samples' own if None; then the game also knows their values.
         """
-        own = self.samples.settings["labels"]
-        settings = {**self.samples.settings, "labels": labels or own}
-        with AppendLog(self.folder / f"{log}.log", settings, resume=True) as file:
-            game = MeasuredGame(self.bank, self.calibration, file, settings["labels"])
-            if settings["labels"] == own:
-                game.known = {**self.samples.values, **game.known}
+        with AppendLog(self.folder / f"{log}.log", self.samples.settings, resume=True) as file:
+            game = MeasuredGame(self.bank, self.calibration, file)
+            game.known = {**self.samples.values, **game.known}
             yield game
             self.logged[log] = game.resumed + game.counts.evaluations
 
@@ -129,8 +123,8 @@ def random_plan(context: Context, budget: Budget, draw: int) -> Assignment:
 
 
 def auto(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
-    """Plans found by measuring with soft labels, `context.allowed` evaluations for all budgets together."""
-    with context.measuring("auto", "soft") as game:
+    """Plans found by measuring, `context.allowed` evaluations for all budgets together."""
+    with context.measuring("auto") as game:
         found, _ = search(game, context.samples, budgets, evaluations=context.allowed, seed=context.seed)
     return [(item.assignment,) for item in found]
 

@@ -146,12 +146,9 @@ Chosen = tuple[Samples, Sensitivity, Plan, Mapping[str, Rounded]]
 
 
 def sampling_for(method: str, sampling: Sampling | None) -> Sampling:
-    """The settings given, or the method's own.
-
-    `auto` plays linears at 2, 3 and 4 bits with soft labels, the paper blocks at 2 and 4 with the text's own.
-    """
+    """The settings given, or the method's own: `auto` plays linears at 2, 3 and 4 bits, the paper blocks at 2 and 4."""
     if sampling is None:
-        sampling = Sampling(widths=WIDTHS, players="linears", labels="soft") if method == "auto" else Sampling()
+        sampling = Sampling(widths=WIDTHS, players="linears") if method == "auto" else Sampling()
     return replace(sampling, permutations=0) if method == "auto" else sampling
 
 

@@ -44,7 +44,6 @@ from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog
 from apportion.core.seeds import derived_seed
 
-LABELS = ("text", "soft")
 STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
 
 
@@ -61,7 +60,6 @@ class Sampling:
         rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
-        labels: `text` or `soft`, see `game`.
         tune: steps by which a written plan's scales are tuned, see `tuning`; tune_windows: on how much of the text,
             at most, and never on more than three quarters of it.
     """
@@ -79,7 +77,6 @@ class Sampling:
     seed: int = 0
     rounding_windows: int = 128
     apply_rounding: str | None = None
-    labels: str = "text"
     tune: int = 0
     tune_windows: int = 1024
 
@@ -106,7 +103,6 @@ class Sampling:
             lambda: at_least("--group-size", self.group_size, 1),
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
-            lambda: require_labels(self.labels),
             lambda: require_tunable(applied.name, applied.format, self.tune),
         )
 
@@ -114,11 +110,6 @@ class Sampling:
 def at_least(name: str, value: int, smallest: int) -> None:
     if value < smallest:
         raise InputError(f"{name} {value}: expected at least {smallest}")
-
-
-def require_labels(labels: str) -> None:
-    if labels not in LABELS:
-        raise InputError(f"--labels {labels}: unknown", f"choose from {', '.join(LABELS)}")
 
 
 def require_applied(widths: tuple[int, ...], rounding: str, applied: str) -> None:
@@ -228,7 +219,6 @@ class Table:
             "rounding": sampling.rounding,
             "apply_rounding": sampling.applied,
             "group_size": sampling.group_size,
-            "labels": sampling.labels,
             "dtype": placement.dtype,
             "device": placement.device.split(":")[0],
             **({"seed": sampling.seed} if sampling.calibration is None else {}),  # kept windows are not sampled again
@@ -301,8 +291,8 @@ def take_samples(
             saved = load_samples(folder)
             if np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders):
                 return saved
-        nll_fp = full_precision_nll(table.staged, calibration, sampling.labels)
-        game = MeasuredGame(table.bank(), calibration, log, sampling.labels)
+        nll_fp = full_precision_nll(table.staged, calibration)
+        game = MeasuredGame(table.bank(), calibration, log)
         ends = [uniform(table.players, sampling.widths[-1]), uniform(table.players, sampling.widths[0])]
         game.values([ends[0]] if len(orders) else ends)
         samples = Samples(
@@ -355,7 +345,7 @@ def measure(table: Table, samples: Samples, folder: Path, assignments: list[tupl
     """Measure further assignments on the samples' own text, appending them to the same log."""
     calibration = load_calibration(folder / WINDOWS)
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
-        game = MeasuredGame(table.bank(), calibration, log, table.sampling.labels)
+        game = MeasuredGame(table.bank(), calibration, log)
         game.values(assignments)
     return replace(samples, values=game.known, counts=added(samples.counts, game.counts))
 
