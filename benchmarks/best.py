@@ -30,6 +30,7 @@ from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
 from apportion.bits.formats import Width
 from apportion.bits.game import decode, encode
+from apportion.bits.methods import ISOLATED
 from apportion.bits.plan import average_bits, spent
 from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import Quantization, open_table
@@ -60,7 +61,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--finalists", type=int, default=2)
     parser.add_argument("--tune", type=int, default=0, help="steps; tuned plans are reported beside the untuned")
     parser.add_argument("--rivals", type=Path, help="a result of compare: its plans, written the same way")
-    parser.add_argument("--rival-methods", default="coopq,llm-mq,lim,zd,activation")
+    parser.add_argument("--rival-methods", default="coopq,best-isolated")
     parser.add_argument("--round-on", default=None, help="device of gptq's loops, if not the model's (launches cost)")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--dtype", default="auto")
@@ -137,10 +138,17 @@ def rival_plans(asked: argparse.Namespace, table: Table) -> dict[str, list[Assig
     assert compared["avg_bits"] == list(BUDGETS)
     found = {}
     for method in asked.rival_methods.split(","):
-        cells = compared["methods"][method]["budgets"]
-        blocks = [decode(cell["plans"][0]) for cell in cells]
+        blocks = [decode(rival_cell(compared, method, place)["plans"][0]) for place in range(len(BUDGETS))]
         found[method] = [tuple(widths[player.block] for player in table.players) for widths in blocks]
     return found
+
+
+def rival_cell(compared: dict[str, Any], method: str, place: int) -> dict[str, Any]:
+    """A method's row at one budget; `best-isolated` is the isolated baseline best there on the held-out text itself."""
+    cells = {name: row["budgets"][place] for name, row in compared["methods"].items()}
+    if method == "best-isolated":
+        return min((cells[name] for name in ISOLATED), key=lambda cell: cell["perplexity"])
+    return cells[method]
 
 
 Measured = dict[str, Any]
