@@ -12,6 +12,7 @@ chosen on the held-out text. Plans of other methods, from a result of compare, a
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -85,7 +86,10 @@ def table_of(asked: argparse.Namespace) -> Table:
         permutations=0,
         rounding_windows=asked.rounding_windows,
     )
-    return open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
+    table = open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
+    if asked.round_on:
+        table.rounding = table.applied = Elsewhere(table.rounding, asked.round_on)
+    return table
 
 
 def main() -> None:
@@ -234,7 +238,8 @@ def written(asked: argparse.Namespace, folder: Path, plans: list[str]) -> dict[s
     for index, share in enumerate(share for share in shares if share):
         job = folder / f"written{index}.json"
         write_json(job, {"plans": share})
-        processes.append((job, subprocess.Popen([sys.executable, *sys.argv, "--written", str(job)])))
+        command, one_thread = [sys.executable, *sys.argv, "--written", str(job)], {"OMP_NUM_THREADS": "1"}
+        processes.append((job, subprocess.Popen(command, env=os.environ | one_thread)))
     found: dict[str, Measured] = {}
     for job, process in processes:
         if process.wait() != 0:
@@ -262,8 +267,6 @@ class Elsewhere:
 def work_off(asked: argparse.Namespace) -> None:
     """Write and measure the plans of one job file, saving after each."""
     table = table_of(asked)
-    if asked.round_on:
-        table.applied = Elsewhere(table.applied, asked.round_on)
     folder = asked.work / f"{Path(asked.model).name}_{asked.rounding}"
     fitted = Table(table.staged, table.tokenizer, replace(table.sampling, tune=asked.tune))
     judge, _ = judging_text(fitted, folder / "samples")
