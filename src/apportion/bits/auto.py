@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from apportion.bits.allocate import plan_of
 from apportion.bits.budget import Budget
 from apportion.bits.calibration import Calibration, load_calibration, sample_calibration, unseen_windows
@@ -30,6 +32,7 @@ from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
 
 WIDTHS = (2, 3, 4)
+JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
 
 def default_widths(supported: Sequence[int]) -> tuple[int, ...]:
@@ -73,7 +76,8 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
     """Windows to choose finalists on, and what they are.
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
-    plan does not. So finalists meet on other windows of the same text, as many as the search had.
+    plan does not. A rounding that fits its own windows flatters itself there too. So finalists meet on other windows
+    of the same text, JUDGES times as many as the search had, as far as the text has others.
     """
     used, sampling = load_calibration(folder / WINDOWS), table.sampling
     count, length = used.windows.shape
@@ -81,10 +85,15 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
         seed = derived_seed(sampling.seed, "unseen")
         own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
         return own, "windows that the search has not seen"
-    fresh = unseen_windows(sampling.calibration, table.tokenizer, used, windows=count, seed=sampling.seed)
-    if fresh is None:
-        return used, "the search's own windows: the text has no others"
-    return fresh, f"{len(fresh.windows)} windows that the search has not seen"
+    fitted = [table.text] if table.applied.needs_hessian else []
+    fitted += [table.tuning_text] if sampling.tune else []
+    tries = [("neither the search nor the rounding has", fitted)] if fitted else []
+    for whom, taken in [*tries, ("the search has not", [])]:
+        seen = Calibration(torch.cat([used.windows, *taken]), used.source)
+        fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=JUDGES * count, seed=sampling.seed)
+        if fresh is not None:
+            return fresh, f"{len(fresh.windows)} windows that {whom} seen"
+    return used, "the search's own windows: the text has no others"
 
 
 def written(table: Table, assignment: Assignment, text: Calibration, judge: Calibration | None = None) -> Written:

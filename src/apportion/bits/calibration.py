@@ -119,6 +119,15 @@ def calibrate(
     return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
 
 
+def count_windows(path: Path, tokenizer: Any, window_tokens: int) -> int:
+    """How many windows of this length a text has.
+
+    Raises:
+        InputError: shorter than one window.
+    """
+    return len(cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens))
+
+
 def unseen_windows(path: Path, tokenizer: Any, used: Calibration, *, windows: int, seed: int) -> Calibration | None:
     """At most so many windows of a text, of the same length, that are not among those used; None if there are none."""
     length = used.windows.shape[1]

@@ -12,7 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from apportion.bits.budget import CostTable
-from apportion.bits.calibration import Calibration, calibrate, load_calibration, sample_calibration, save_calibration
+from apportion.bits.calibration import (
+    Calibration,
+    calibrate,
+    count_windows,
+    load_calibration,
+    sample_calibration,
+    save_calibration,
+)
 from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_bits, require_groups
 from apportion.bits.game import Counts, MeasuredGame, full_precision_nll
@@ -22,6 +29,7 @@ from apportion.bits.rounding import ROUNDINGS, Rounded, Rounding, rounding_named
 from apportion.bits.rounding.grid import FORMAT as GRID
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, only, save_samples
 from apportion.bits.spqe import asked_by, coalitions, draw_permutations
+from apportion.bits.tuning import require_tunable, tune
 from apportion.bits.weights import (
     WeightBank,
     bank_of,
@@ -35,6 +43,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.errors import InputError, require_all
 from apportion.core.log import AppendLog, read_log
+from apportion.core.seeds import derived_seed
 
 STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
 
@@ -52,6 +61,8 @@ class Sampling:
         rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
+        tune: steps by which a written plan's scales are tuned, see `tuning`; tune_windows: on how much of the text,
+            at most, and never on more than three quarters of it.
     """
 
     widths: tuple[int, ...] = (2, 4)
@@ -67,6 +78,8 @@ class Sampling:
     seed: int = 0
     rounding_windows: int = 128
     apply_rounding: str | None = None
+    tune: int = 0
+    tune_windows: int = 1024
 
     @property
     def applied(self) -> str:
@@ -79,18 +92,20 @@ class Sampling:
         Raises:
             InputError: with every offending value. MissingExtraError: the rounding's package is missing.
         """
-        rounding = rounding_named(self.rounding)
+        rounding, applied = rounding_named(self.rounding), applied_named(self.applied)
         require_all(
             lambda: require_bits(self.widths, rounding.bits, rounding.name),
             lambda: require_applied(self.widths, self.rounding, self.applied),
             lambda: require_kind(self.players),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
+            lambda: at_least("--tune-windows", self.tune_windows, 2),
             lambda: at_least("--windows", self.windows, 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--permutations", self.permutations, 0),
             lambda: at_least("--group-size", self.group_size, 1),
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
+            lambda: require_tunable(applied.name, applied.format, self.tune),
         )
 
 
@@ -175,19 +190,42 @@ class Table:
         """The windows that roundings with moments see: read, or sampled, once for all plans."""
         return rounding_text(self.staged, self.tokenizer, self.sampling)
 
+    @cached_property
+    def tuning_text(self) -> Tensor:
+        """The windows that scales are tuned on."""
+        sampling, length = self.sampling, self.sampling.window_tokens
+        if sampling.calibration is None:
+            return self.text
+        most = 3 * count_windows(sampling.calibration, self.tokenizer, length) // 4
+        count = max(2, min(sampling.tune_windows, most))
+        seed = derived_seed(sampling.seed, "tuning")
+        return calibrate(
+            sampling.calibration, self.tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
+        ).windows
+
     @property
     def rewrites(self) -> bool:
         """Whether a plan is written with other weights than it was sampled with."""
-        return self.applied.name != self.rounding.name or self.rounding.needs_hessian
+        other = self.applied.name != self.rounding.name
+        return other or self.rounding.needs_hessian or self.sampling.tune > 0
 
-    def written(self, assignment: Assignment) -> dict[str, Rounded]:
-        """Each linear's weight as a plan is written: by the applied rounding, in sequence where it sees moments."""
+    def written(self, assignment: Assignment) -> Mapping[str, Rounded]:
+        """Each linear's weight as a plan is written.
+
+        By the applied rounding, in sequence where it sees moments, and tuned where that is asked for.
+        """
         widths = widths_by_path(self.staged, self.players, assignment)
-        if not self.rewrites:
-            rounded = self.rounded()
-            return {path: rounded[path, bits] for path, bits in widths.items()}
-        text = self.text if self.applied.needs_hessian else None
-        return round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
+        if self.applied.name == self.rounding.name and not self.rounding.needs_hessian:
+            kept = self.rounded()
+            rounded: Mapping[str, Rounded] = {path: kept[path, bits] for path, bits in widths.items()}
+        else:
+            text = self.text if self.applied.needs_hessian else None
+            rounded = round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
+        return self.tuned(rounded, self.sampling.tune) if self.sampling.tune else rounded
+
+    def tuned(self, rounded: Mapping[str, Rounded], steps: int) -> Mapping[str, Rounded]:
+        """Written weights with their scales tuned."""
+        return tune(self.staged, rounded, self.tuning_text, steps, self.sampling.seed).rounded
 
     def bank(self) -> WeightBank:
         """The rounded weights in the compute dtype, decoded once."""
