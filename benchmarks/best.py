@@ -232,20 +232,30 @@ def held_out(asked: argparse.Namespace, table: Table):
 
 
 def written(asked: argparse.Namespace, folder: Path, plans: list[str]) -> dict[str, Measured]:
-    """Plans as written, by worker processes: judged on unseen calibration windows, and NLL per held-out window."""
-    shares = [plans[start :: asked.workers] for start in range(asked.workers)]
-    processes = []
-    for index, share in enumerate(share for share in shares if share):
-        job = folder / f"written{index}.json"
-        write_json(job, {"plans": share})
-        command, one_thread = [sys.executable, *sys.argv, "--written", str(job)], {"OMP_NUM_THREADS": "1"}
-        processes.append((job, subprocess.Popen(command, env=os.environ | one_thread)))
+    """Plans as written, by worker processes: judged on unseen calibration windows, and NLL per held-out window.
+
+    What an earlier run with the same folder measured is not measured again.
+    """
     found: dict[str, Measured] = {}
+    jobs = sorted(folder.glob("written*.json"))
+    for job in jobs:
+        found |= json.loads(job.read_text()).get("found", {})
+    missing = [plan for plan in plans if plan not in found]
+    processes = []
+    for index, share in enumerate(missing[start :: asked.workers] for start in range(asked.workers)):
+        if share:
+            job = folder / f"written{len(jobs) + index}.json"
+            write_json(job, {"plans": share})
+            command, one_thread = [sys.executable, *sys.argv, "--written", str(job)], {"OMP_NUM_THREADS": "1"}
+            processes.append((job, subprocess.Popen(command, env=os.environ | one_thread)))
+    failed = []
     for job, process in processes:
         if process.wait() != 0:
-            raise SystemExit(f"the worker of {job} failed")
-        found |= json.loads(job.read_text())["found"]
-    return found
+            failed.append(str(job))
+        found |= json.loads(job.read_text()).get("found", {})
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; run again with the same --work")
+    return {plan: found[plan] for plan in plans}
 
 
 @dataclass(frozen=True)
