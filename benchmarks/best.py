@@ -36,8 +36,10 @@ from apportion.bits.plan import average_bits, spent
 from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import Quantization, open_table
 from apportion.bits.rounding import Moments, Rounded, rounding_named
-from apportion.bits.sample import Sampling, Table, take_samples
+from apportion.bits.sample import take_samples
 from apportion.bits.samples import Samples
+from apportion.bits.sampling import Sampling
+from apportion.bits.table import Table
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap

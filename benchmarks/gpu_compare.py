@@ -128,7 +128,8 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     from apportion.bits.game import MeasuredGame, block_states, trie_edges
     from apportion.bits.model import load_model, load_tokenizer
     from apportion.bits.optimum import assignment_at
-    from apportion.bits.sample import Sampling, Table
+    from apportion.bits.sampling import Sampling
+    from apportion.bits.table import Table
     from apportion.core.device import place
 
     sampling = Sampling(windows=asked.windows, window_tokens=asked.window_tokens, rounding=asked.roundings)

@@ -21,7 +21,7 @@ from apportion.bits.quantize import Quantization, measure_perplexity, open_table
 from apportion.bits.rounding import rounding_named, shape_bytes
 from apportion.bits.rounding.hqq import HqqWeight
 from apportion.bits.rounding.quanto import QuantoWeight
-from apportion.bits.sample import Sampling
+from apportion.bits.sampling import Sampling
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError, MissingExtraError
 from tests.tiny_models import KINDS

@@ -18,7 +18,7 @@ from apportion.bits.rounding import ROUNDINGS
 from apportion.bits.rounding.grid import GridWeight
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.protocol import Shapes
-from apportion.bits.sample import Sampling
+from apportion.bits.sampling import Sampling
 from apportion.cli import main
 from apportion.core.errors import ApportionError, ArtifactMismatchError, InputError
 from apportion.core.log import read_log

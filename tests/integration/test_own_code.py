@@ -13,7 +13,7 @@ from apportion.bits.apply import apply
 from apportion.bits.load import load_full
 from apportion.bits.plan import plan_from
 from apportion.bits.quantize import Quantization, measure_perplexity, quantize
-from apportion.bits.sample import Sampling
+from apportion.bits.sampling import Sampling
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
 from apportion.core.errors import InputError

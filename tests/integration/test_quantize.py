@@ -19,8 +19,9 @@ from apportion.bits.container import file_bytes
 from apportion.bits.game import encode
 from apportion.bits.plan import plan_from
 from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.sample import Sampling, take_samples
+from apportion.bits.sample import take_samples
 from apportion.bits.samples import load_samples
+from apportion.bits.sampling import Sampling
 from apportion.bits.sensitivity import estimate
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import read_json, read_manifest

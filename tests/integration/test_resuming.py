@@ -12,8 +12,9 @@ from apportion.bits.apply import apply
 from apportion.bits.budget import budget_from_bits
 from apportion.bits.calibration import load_calibration, read_text
 from apportion.bits.quantize import open_table
-from apportion.bits.sample import Sampling, calibration_for, measure, take_samples
+from apportion.bits.sample import calibration_for, measure, take_samples
 from apportion.bits.samples import WINDOWS
+from apportion.bits.sampling import Sampling
 from apportion.bits.sensitivity import estimate
 from apportion.core.errors import ArtifactCorruptError, InputError
 

@@ -10,7 +10,8 @@ from apportion.bits.formats import require_bits
 from apportion.bits.model import StagedModel
 from apportion.bits.plan import Plan
 from apportion.bits.rounding import Rounding
-from apportion.bits.sample import Sampling, applied_named, rounding_text
+from apportion.bits.sampling import Sampling, applied_named
+from apportion.bits.table import rounding_text
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     RUN,

@@ -21,9 +21,10 @@ from apportion.bits.game import MeasuredGame, encode
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment
 from apportion.bits.rounding import Rounded
-from apportion.bits.sample import Table, added
+from apportion.bits.sample import added
 from apportion.bits.samples import VALUES, WINDOWS, Samples
 from apportion.bits.search import Found, search
+from apportion.bits.table import Table
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError

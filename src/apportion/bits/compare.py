@@ -18,10 +18,12 @@ from apportion.bits.methods import METHODS, Choice, Context, require_methods
 from apportion.bits.optimum import Exhaustive, require_exhaustible
 from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import Quantization, open_table, peak_memory
-from apportion.bits.sample import Sampling, Table, at_least, require_applied, take_samples
+from apportion.bits.sample import take_samples
 from apportion.bits.samples import WINDOWS, Samples
+from apportion.bits.sampling import Sampling, at_least, require_applied
 from apportion.bits.sensitivity import require_alpha, require_estimable
 from apportion.bits.standings import Scoreboard, scoreboard, standings
+from apportion.bits.table import Table
 from apportion.core.artifact import (
     RUN,
     Json,

@@ -20,11 +20,11 @@ from apportion.bits.greedy import demotion_path, first_within
 from apportion.bits.optimum import Exhaustive, exhaust
 from apportion.bits.plan import spent
 from apportion.bits.players import Assignment, Player, uniform
-from apportion.bits.sample import Table
 from apportion.bits.samples import Samples
 from apportion.bits.scores import activation, lim, llm_mq, one_at_a_time, zd
 from apportion.bits.search import search
 from apportion.bits.sensitivity import Sensitivity, estimate
+from apportion.bits.table import Table
 from apportion.bits.weights import WeightBank
 from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError

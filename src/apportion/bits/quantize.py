@@ -18,11 +18,13 @@ from apportion.bits.model import load_tokenizer
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
 from apportion.bits.rounding import Rounded
-from apportion.bits.sample import Sampling, Table, measure, require_tied, take_samples
+from apportion.bits.sample import measure, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
+from apportion.bits.sampling import Sampling, require_tied
 from apportion.bits.search import require_evaluations
 from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
+from apportion.bits.table import Table
 from apportion.core.artifact import (
     RUN,
     Json,

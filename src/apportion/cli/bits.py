@@ -61,7 +61,7 @@ def quantize(
     from apportion.bits.quantize import Quantization
     from apportion.bits.quantize import quantize as run
     from apportion.bits.rounding import rounding_named
-    from apportion.bits.sample import applied_named
+    from apportion.bits.sampling import applied_named
 
     settings = sampling.settings(apply_rounding=apply_rounding)
     if method == "auto":
@@ -115,7 +115,8 @@ def samples(
     Example: apportion samples ./model --calibration c4.jsonl --permutations 50 --out ./samples
     """
     from apportion.bits.quantize import open_table
-    from apportion.bits.sample import require_tied, take_samples
+    from apportion.bits.sample import take_samples
+    from apportion.bits.sampling import require_tied
 
     settings = sampling.settings(apply_rounding=apply_rounding)
     require_tied(settings)
@@ -194,7 +195,7 @@ def apply(
     from apportion.bits.apply import apply as run
     from apportion.bits.load import load_full
     from apportion.bits.plan import plan_from
-    from apportion.bits.sample import Sampling
+    from apportion.bits.sampling import Sampling
     from apportion.core.artifact import read_json
     from apportion.core.device import place
 
