@@ -287,12 +287,12 @@ def work_off(asked: argparse.Namespace) -> None:
     found = job.get("found", {})
     for plan in (plan for plan in job["plans"] if plan not in found):
         began = time.monotonic()
-        rounded = table.written(decode(plan))
+        rounded = table.written(decode(plan)).rounded
         found[plan] = {"untuned": losses(table, plan, rounded, judge, text), "seconds": time.monotonic() - began}
         if asked.tune:
             began = time.monotonic()
             tuned = table.tuned(rounded, asked.tune)
-            found[plan]["tuned"] = losses(table, plan, tuned, judge, text)
+            found[plan]["tuned"] = losses(table, plan, tuned.rounded, judge, text) | {"tuning": tuned.tuned}
             found[plan]["tuning_seconds"] = time.monotonic() - began
         write_json(asked.written, {"plans": job["plans"], "found": found})
 

@@ -110,7 +110,7 @@ def save_values(work: Path, path: Path, result: dict[str, object]) -> None:
     from apportion.core.log import read_log
 
     samples = load_samples(work / "samples")
-    values = np.empty((2 ** len(samples.players), len(samples.nll_fp)), dtype=np.float32)
+    values = np.full((2 ** len(samples.players), len(samples.nll_fp)), np.nan, dtype=np.float32)
     for assignment, nll in samples.values.items():
         values[index_of(assignment, samples.low)] = nll
     for log in ("calibration.log", "optimum.log"):

@@ -84,3 +84,15 @@ def test_what_an_earlier_run_measured_beyond_the_samples_is_counted_as_resumed(
     assert len(plans) > 0
     assert (first["evaluations"], first["resumed_evaluations"]) == (8, 0)
     assert (again["evaluations"], again["resumed_evaluations"]) == (8 - len(plans), len(plans))
+
+
+def test_what_the_log_held_counts_neither_as_computed_nor_as_naive(checkpoint, text_file, tmp_path):
+    table = open_table(str(checkpoint(blocks=3)), small(text_file, permutations=6))
+    whole = take_samples(table, tmp_path / "s")
+    assert whole.counts["naive_block_forwards"] == 3 * (1 + 6 * 3)
+    (tmp_path / "s" / "samples.json").unlink()
+    again = take_samples(table, tmp_path / "s", resume=True)
+    assert again.counts["resumed_evaluations"] == whole.counts["evaluations"]
+    assert (again.counts["block_forwards"], again.counts["naive_block_forwards"]) == (0, 0)
+    more = measure(table, again, tmp_path / "s", [(2, 2, 2), (4, 4, 4)])
+    assert more.counts["naive_block_forwards"] == 0

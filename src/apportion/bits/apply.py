@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from apportion.bits.calibration import Calibration
 from apportion.bits.checkpoint import require_fusable, widths_by_path, write_checkpoint
 from apportion.bits.formats import require_bits
@@ -11,7 +13,8 @@ from apportion.bits.model import StagedModel
 from apportion.bits.plan import Plan
 from apportion.bits.rounding import Rounding
 from apportion.bits.sampling import Sampling, applied_named
-from apportion.bits.table import rounding_text
+from apportion.bits.table import PlanWeights, rounding_text, tuned_weights, tuning_text
+from apportion.bits.tuning import require_tunable
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     RUN,
@@ -45,7 +48,7 @@ def apply(
     Args:
         resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
         rounding: the rounding to write with; the plan's own if None.
-        sampling: where a rounding that needs moments (gptq) takes its text from.
+        sampling: where a rounding that needs moments (gptq) takes its text from; `tune` and its text.
 
     Raises:
         ArtifactMismatchError: the plan was made for another model, or the folder from something else.
@@ -69,20 +72,25 @@ def apply(
     sampling.check()
     player_bytes = afforded_bytes(staged, plan, backend, group_size)
     require_free(out, resume=resume)
+    require_tunable(backend.name, backend.format, sampling.tune)
     text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
+    taught = tuning_windows(staged, tokenizer, sampling) if sampling.tune else None
     asked = {
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
         "text": Calibration(text, "").digest if text is not None else None,
+        "tune": [sampling.tune, Calibration(taught, "").digest] if taught is not None else None,
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])
     start(out, asked)
     plan = replace(plan, player_bytes=player_bytes)
     widths = widths_by_path(staged, plan.players, plan.assignment)
-    rounded = round_plan(staged, backend, widths, group_size, text)
-    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer, backend.format)
+    weights = PlanWeights(round_plan(staged, backend, widths, group_size, text))
+    if taught is not None:
+        weights = tuned_weights(staged, weights.rounded, taught, sampling.tune, sampling.seed)
+    weight_bytes, files = write_checkpoint(out, staged, plan, weights.rounded, group_size, tokenizer, backend.format)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     result = {
@@ -91,6 +99,7 @@ def apply(
         "rounding": plan.settings["rounding"],
         "apply_rounding": backend.name,
         "format": backend.format,
+        "tuned": weights.tuned,
         "plan": plan.by_name(),
         "out": str(out),
     }
@@ -100,6 +109,13 @@ def apply(
         [*files, RUN, "plan.json"],
     )
     return result
+
+
+def tuning_windows(staged: StagedModel, tokenizer: Any, sampling: Sampling) -> Tensor:
+    """The windows that scales are tuned on: of the text, or sampled from the model itself."""
+    if sampling.calibration is None:
+        return rounding_text(staged, tokenizer, sampling)
+    return tuning_text(tokenizer, sampling)
 
 
 def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:

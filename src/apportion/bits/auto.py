@@ -7,7 +7,7 @@ seen, and the best is kept: a mixed plan that loses to a uniform one is not kept
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +20,10 @@ from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.game import MeasuredGame, encode
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment
-from apportion.bits.rounding import Rounded
 from apportion.bits.sample import added
 from apportion.bits.samples import VALUES, WINDOWS, Samples
 from apportion.bits.search import Found, search
-from apportion.bits.table import Table
+from apportion.bits.table import PlanWeights, Table
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
@@ -48,8 +47,10 @@ def searched_plans(
     calibration = load_calibration(folder / WINDOWS)
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
         game = MeasuredGame(table.bank(), calibration, log)
-        found, _ = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
-    return replace(samples, values=game.known, counts=added(samples.counts, game.counts)), found
+        earlier = game.known.keys() - samples.values.keys()
+        found, state = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
+    counts = added(samples.counts, game.counts, resumed=len(earlier & state.seen.keys()))
+    return replace(samples, values=game.known, counts=counts), found
 
 
 def plan_found(found: Found, samples: Samples, budget: Budget) -> Plan:
@@ -68,7 +69,7 @@ class Written:
     """
 
     assignment: Assignment
-    rounded: Mapping[str, Rounded]
+    weights: PlanWeights
     nll: float
     judged: float
 
@@ -103,9 +104,9 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
     Raises:
         NumericError: the loss is not finite.
     """
-    rounded = table.written(assignment)
+    weights = table.written(assignment)
     widths = widths_by_path(table.staged, table.players, assignment)
-    bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+    bank = bank_of(table.staged, table.players, {(path, bits): weights.rounded[path] for path, bits in widths.items()})
     bank.put_all(assignment)
     texts = [text] if judge is None else [text, judge]
     with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
@@ -116,7 +117,7 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
         raise NumericError(
             f"the loss of plan {encode(assignment)} as written is {nll}", "use --dtype float32 or another rounding"
         )
-    return Written(assignment, rounded, nll, judged)
+    return Written(assignment, weights, nll, judged)
 
 
 def finalists(found: Found, samples: Samples, count: int) -> list[Assignment]:
@@ -137,7 +138,8 @@ def best_written(
     tried: list[Json] = []
     for item in finalists(found, samples, count):
         one = written(table, item, text, judge)
-        tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged})
+        tuned = {"tuned": one.weights.tuned} if one.weights.tuned else {}
+        tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged, **tuned})
         best = one if best is None or one.judged < best.judged else best
     assert best is not None, "a search always keeps a plan"
     return best, tuple(tried), judged_on

@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from apportion.bits.load import load_full, load_staged
 from apportion.bits.model import load_tokenizer
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
-from apportion.bits.rounding import Rounded
 from apportion.bits.sample import measure, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
 from apportion.bits.sampling import Sampling, require_tied
 from apportion.bits.search import require_evaluations
 from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
-from apportion.bits.table import Table
+from apportion.bits.table import PlanWeights, Table
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -129,16 +127,16 @@ def quantize(
         require_evaluations(ask.evaluations, len(table.players), len(sampling.widths))
     start(out, asked)
     choose = by_search if ask.method == "auto" else by_estimate
-    samples, sensitivity, plan, rounded = choose(table, ask, budget, out / "samples")
+    samples, sensitivity, plan, weights = choose(table, ask, budget, out / "samples")
     frontier = frontier_plans(sensitivity)
     samples = measure(table, samples, out / "samples", [item.assignment for item in (plan, *frontier)])
-    assert stored_bytes(plan, rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
+    assert stored_bytes(plan, weights.rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
     return finish(
-        out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], rounded, began
+        out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], weights, began
     )
 
 
-Chosen = tuple[Samples, Sensitivity, Plan, Mapping[str, Rounded]]
+Chosen = tuple[Samples, Sensitivity, Plan, PlanWeights]
 
 
 def sampling_for(method: str, sampling: Sampling | None) -> Sampling:
@@ -162,7 +160,7 @@ def by_estimate(table: Table, ask: Quantization, budget: Budget, folder: Path) -
     if not table.rewrites:
         return samples, sensitivity, measured(plan, samples), table.written(plan.assignment)
     final = written(table, plan.assignment, load_calibration(folder / WINDOWS))
-    return samples, sensitivity, replace(plan, measured_nll=final.nll), final.rounded
+    return samples, sensitivity, replace(plan, measured_nll=final.nll), final.weights
 
 
 def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> Chosen:
@@ -176,7 +174,7 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     kept = replace(found, assignment=best.assignment, source=source)
     plan = plan_found(kept, samples, budget)
     plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
-    return samples, found.surrogate, plan, best.rounded
+    return samples, found.surrogate, plan, best.weights
 
 
 def estimate_check(ask: Quantization, sampling: Sampling) -> None:
@@ -223,12 +221,12 @@ def finish(
     sensitivity: Sensitivity,
     plan: Plan,
     frontier: list[Plan],
-    rounded: Mapping[str, Rounded],
+    weights: PlanWeights,
     began: float,
 ) -> Json:
     """Write the checkpoint, its evidence, the report and, last, the manifest."""
     weight_bytes, files = write_checkpoint(
-        out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer, table.applied.format
+        out, table.staged, plan, weights.rounded, table.sampling.group_size, table.tokenizer, table.applied.format
     )
     assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
     plan = replace(plan, total_bytes=weight_bytes)
@@ -248,6 +246,7 @@ def finish(
         "rounding": table.rounding.name,
         "apply_rounding": table.applied.name,
         "format": table.applied.format,
+        "tuned": weights.tuned,
         "optimal": plan.optimal,
         "source": plan.source,
         "tried": len(plan.tried),

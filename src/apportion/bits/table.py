@@ -23,6 +23,20 @@ from apportion.core.artifact import Json
 from apportion.core.seeds import derived_seed
 
 
+@dataclass(frozen=True)
+class PlanWeights:
+    """A plan's weights as they are written.
+
+    Attributes:
+        rounded: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after
+            how many the scales were best; 0: none was better than untuned), `before` and `after` (cross-entropy to
+            full precision on windows kept aside, nats per token).
+    """
+
+    rounded: Mapping[str, Rounded]
+    tuned: Json | None = None
+
+
 @dataclass
 class Table:
     """A model set up to be played: players, costs, and rounded weights as they are needed."""
@@ -67,15 +81,7 @@ class Table:
     @cached_property
     def tuning_text(self) -> Tensor:
         """The windows that scales are tuned on."""
-        sampling, length = self.sampling, self.sampling.window_tokens
-        if sampling.calibration is None:
-            return self.text
-        most = 3 * count_windows(sampling.calibration, self.tokenizer, length) // 4
-        count = max(2, min(sampling.tune_windows, most))
-        seed = derived_seed(sampling.seed, "tuning")
-        return calibrate(
-            sampling.calibration, self.tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
-        ).windows
+        return self.text if self.sampling.calibration is None else tuning_text(self.tokenizer, self.sampling)
 
     @property
     def rewrites(self) -> bool:
@@ -83,7 +89,7 @@ class Table:
         other = self.applied.name != self.rounding.name
         return other or self.rounding.needs_hessian or self.sampling.tune > 0
 
-    def written(self, assignment: Assignment) -> Mapping[str, Rounded]:
+    def written(self, assignment: Assignment) -> PlanWeights:
         """Each linear's weight as a plan is written.
 
         By the applied rounding, in sequence where it sees moments, and tuned where that is asked for.
@@ -95,11 +101,11 @@ class Table:
         else:
             text = self.text if self.applied.needs_hessian else None
             rounded = round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
-        return self.tuned(rounded, self.sampling.tune) if self.sampling.tune else rounded
+        return self.tuned(rounded, self.sampling.tune) if self.sampling.tune else PlanWeights(rounded)
 
-    def tuned(self, rounded: Mapping[str, Rounded], steps: int) -> Mapping[str, Rounded]:
-        """Written weights with their scales tuned."""
-        return tune(self.staged, rounded, self.tuning_text, steps, self.sampling.seed).rounded
+    def tuned(self, rounded: Mapping[str, Rounded], steps: int) -> PlanWeights:
+        """A plan's weights with their scales tuned."""
+        return tuned_weights(self.staged, rounded, self.tuning_text, steps, self.sampling.seed)
 
     def bank(self) -> WeightBank:
         """The rounded weights in the compute dtype, decoded once."""
@@ -125,6 +131,27 @@ class Table:
             **({"seed": sampling.seed} if sampling.calibration is None else {}),  # kept windows are not sampled again
             **({"rounding_windows": sampling.rounding_windows} if self.rounding.needs_hessian else {}),
         }
+
+
+def tuning_text(tokenizer: Any, sampling: Sampling) -> Tensor:
+    """At most `tune_windows` windows, and at most three quarters of the text: finalists are judged on the rest."""
+    assert sampling.calibration is not None, "the model's own text is sampled once, as `Table.text`"
+    length = sampling.window_tokens
+    most = 3 * count_windows(sampling.calibration, tokenizer, length) // 4
+    count, seed = max(2, min(sampling.tune_windows, most)), derived_seed(sampling.seed, "tuning")
+    return calibrate(
+        sampling.calibration, tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
+    ).windows
+
+
+def tuned_weights(
+    staged: StagedModel, rounded: Mapping[str, Rounded], windows: Tensor, steps: int, seed: int
+) -> PlanWeights:
+    """A plan's weights after tuning, and what it did."""
+    found = tune(staged, rounded, windows, steps, seed)
+    return PlanWeights(
+        found.rounded, {"asked": steps, "steps": found.steps, "before": found.before, "after": found.after}
+    )
 
 
 def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling) -> Tensor:

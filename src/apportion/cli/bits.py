@@ -1,5 +1,6 @@
 """Commands of CoopQ: quantize, its four steps alone, and perplexity."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ from apportion.cli.options import (
     SamplingOptions,
     Seed,
     Text,
+    Tune,
+    TuneWindows,
     WindowTokens,
     with_groups,
 )
@@ -43,6 +46,8 @@ def quantize(
     evaluations: Annotated[int, typer.Option(help="Plans that auto may measure.")] = 500,
     finalists: Annotated[int, typer.Option(help="Plans that auto writes and measures again.")] = 3,
     apply_rounding: ApplyRounding = None,
+    tune: Tune = 0,
+    tune_windows: TuneWindows = 1024,
     alpha: Alpha = 0.5,
     until_stable: Annotated[
         bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing (not with auto).")
@@ -68,6 +73,7 @@ def quantize(
         supported = set(rounding_named(settings.rounding).bits) & set(applied_named(settings.applied).bits)
         widths = default_widths(sorted(supported))
         settings = sampling.settings(widths=widths, players="linears", apply_rounding=apply_rounding)
+    settings = replace(settings, tune=tune, tune_windows=tune_windows)
     ask = Quantization(
         avg_bits=avg_bits,
         max_bytes=parse_bytes(max_bytes) if max_bytes is not None else None,
@@ -181,6 +187,8 @@ def apply(
     apply_rounding: ApplyRounding = None,
     calibration: Calibration = None,
     rounding_windows: RoundingWindows = 128,
+    tune: Tune = 0,
+    tune_windows: TuneWindows = 1024,
     window_tokens: WindowTokens = 512,
     seed: Seed = 0,
     device: Device = "auto",
@@ -200,7 +208,14 @@ def apply(
     from apportion.core.device import place
 
     loaded = plan_from(read_json(plan_file))
-    text = Sampling(calibration=calibration, rounding_windows=rounding_windows, window_tokens=window_tokens, seed=seed)
+    text = Sampling(
+        calibration=calibration,
+        rounding_windows=rounding_windows,
+        window_tokens=window_tokens,
+        tune=tune,
+        tune_windows=tune_windows,
+        seed=seed,
+    )
     staged, tokenizer = load_full(model, place(device), trust_remote_code=trust_remote_code)
     result = run(staged, tokenizer, loaded, out, resume=resume, rounding=apply_rounding, sampling=text)
     emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} bytes of weights")
