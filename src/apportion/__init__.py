@@ -16,7 +16,7 @@ _HOMES = {
     "Quantization": "bits.quantize",
     "Router": "route.router",
     "Samples": "bits.samples",
-    "Sampling": "bits.sample",
+    "Sampling": "bits.sampling",
     "Sensitivity": "bits.sensitivity",
     "allocate": "bits.allocate",
     "answer": "route.answer",
