@@ -42,7 +42,7 @@ def skipping_game(bank: WeightBank, windows: Calibration) -> MeasuredGame:
 
 def pruning(asked: argparse.Namespace) -> list[dict[str, object]]:
     """Spread and divergence of both games along the same permutations."""
-    folder = asked.inputs[0]
+    folder = asked.input
     sampling = Sampling(
         rounding=asked.rounding, calibration=Path(asked.text), windows=asked.windows,
         window_tokens=asked.window_tokens, permutations=asked.permutations,
