@@ -9,8 +9,7 @@ import pytest
 
 
 @pytest.fixture
-def maker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+def maker() -> ModuleType:
     return importlib.import_module("make_results")
 
 
