@@ -13,8 +13,8 @@ from torch import Tensor
 from apportion.bits.calibration import Calibration, calibrate
 from apportion.bits.engine import PlainEngine
 from apportion.bits.game import MeasuredGame
-from apportion.bits.model import load_model, load_tokenizer
 from apportion.bits.players import Assignment
+from apportion.bits.pretrained import load_model, load_tokenizer
 from apportion.bits.sampling import Sampling
 from apportion.bits.spqe import coalitions, draw_permutations, marginals
 from apportion.bits.table import Table
