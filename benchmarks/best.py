@@ -110,7 +110,7 @@ def main() -> None:
     print(f"{name}: searched in {searched_s:.0f} s", flush=True)
     levels = [uniform(samples.players, bits) for bits in samples.widths]
     rewrites = table.rewrites or asked.tune > 0
-    own = {item for one in found for item in finalists(one, samples, asked.finalists if rewrites else 1)} | set(levels)
+    own = {item for one in found for item in finalists(one, asked.finalists if rewrites else 1)} | set(levels)
     rivals = rival_plans(asked, table)
     plans = sorted(own | {item for choices in rivals.values() for item in choices})
     measured = written(asked, folder, [encode(item) for item in plans]) if rewrites else sampled(asked, table, plans)
@@ -124,6 +124,7 @@ def main() -> None:
         "settings": samples.settings,
         "evaluations": asked.evaluations,
         "finalists": asked.finalists if rewrites else None,
+        "tune_windows": table.sampling.tune_windows if asked.tune else None,
         "search_seconds": searched_s,
     }
     for kind in ("untuned", "tuned") if asked.tune else ("untuned",):
@@ -140,8 +141,10 @@ def rival_plans(asked: argparse.Namespace, table: Table) -> dict[str, list[Assig
     if asked.rivals is None:
         return {}
     compared = json.loads(asked.rivals.read_text())
-    assert compared["settings"]["players"] == "blocks"
-    assert compared["avg_bits"] == list(BUDGETS)
+    expected = {"model": table.staged.digest, "rounding": asked.rounding, "players": "blocks"}
+    found_settings = {name: compared["settings"][name] for name in expected}
+    if found_settings != expected or compared["avg_bits"] != list(BUDGETS):
+        raise SystemExit(f"{asked.rivals}: made with {found_settings}, expected {expected} and the six budgets")
     found = {}
     for method in asked.rival_methods.split(","):
         blocks = [decode(rival_cell(compared, method, place)["plans"][0]) for place in range(len(BUDGETS))]
@@ -150,7 +153,7 @@ def rival_plans(asked: argparse.Namespace, table: Table) -> dict[str, list[Assig
 
 
 def rival_cell(compared: dict[str, Any], method: str, place: int) -> dict[str, Any]:
-    """A method's row at one budget; `best-isolated` is the isolated baseline best there on the held-out text itself."""
+    """A method's row at one budget; `best-isolated`: the isolated baseline that `compare` has best there, held out."""
     cells = {name: row["budgets"][place] for name, row in compared["methods"].items()}
     if method == "best-isolated":
         return min((cells[name] for name in ISOLATED), key=lambda cell: cell["perplexity"])
@@ -241,13 +244,16 @@ def written(asked: argparse.Namespace, folder: Path, plans: list[str]) -> dict[s
     found: dict[str, Measured] = {}
     jobs = sorted(folder.glob("written*.json"))
     for job in jobs:
-        found |= json.loads(job.read_text()).get("found", {})
+        earlier = json.loads(job.read_text())
+        if earlier["asked"] != job_settings(asked):
+            raise SystemExit(f"{job}: made with {earlier['asked']}; use another --work")
+        found |= earlier.get("found", {})
     missing = [plan for plan in plans if plan not in found]
     processes = []
     for index, share in enumerate(missing[start :: asked.workers] for start in range(asked.workers)):
         if share:
             job = folder / f"written{len(jobs) + index}.json"
-            write_json(job, {"plans": share})
+            write_json(job, {"asked": job_settings(asked), "plans": share})
             command, one_thread = [sys.executable, *sys.argv, "--written", str(job)], {"OMP_NUM_THREADS": "1"}
             processes.append((job, subprocess.Popen(command, env=os.environ | one_thread)))
     failed = []
@@ -258,6 +264,12 @@ def written(asked: argparse.Namespace, folder: Path, plans: list[str]) -> dict[s
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; run again with the same --work")
     return {plan: found[plan] for plan in plans}
+
+
+def job_settings(asked: argparse.Namespace) -> dict[str, Any]:
+    """What losses of written plans depend on besides the search's own settings, which its log keeps."""
+    names = ("tune", "text", "text_windows", "rounding_windows", "windows", "window_tokens", "group_size", "dtype")
+    return {name: str(getattr(asked, name)) for name in names}
 
 
 @dataclass(frozen=True)
@@ -294,7 +306,7 @@ def work_off(asked: argparse.Namespace) -> None:
             tuned = table.tuned(rounded, asked.tune)
             found[plan]["tuned"] = losses(table, plan, tuned.rounded, judge, text) | {"tuning": tuned.tuned}
             found[plan]["tuning_seconds"] = time.monotonic() - began
-        write_json(asked.written, {"plans": job["plans"], "found": found})
+        write_json(asked.written, {**job, "found": found})
 
 
 def losses(table: Table, plan: str, rounded: Mapping[str, Rounded], judge: Calibration, text: Tensor) -> Measured:

@@ -16,7 +16,8 @@ TEXT = (
 RIVALS = (
     "The same, against plans of other methods (blocks, widths 2 and 4, from `compare`) at the same bytes, written and "
     "tuned the same way. Mean: of the log-perplexity above all-4-bit over the six budgets. Best isolated: at each budget "
-    "whichever of one-at-a-time, LLM-MQ, LIM, ZD and activation is best there on the held-out text itself. Worse: budgets "
+    "whichever of one-at-a-time, LLM-MQ, LIM, ZD and activation is best there on the held-out text in `compare` (each linear "
+    "rounded once, untuned; for gptq and tuned scales another might be best as written). Worse: budgets "
     "at which `auto` is behind it by more than the 95 % bootstrap interval of the paired difference over windows."
 )
 
@@ -35,7 +36,10 @@ def best_part(files: Mapping[str, Json]) -> list[str]:
         "",
         RIVALS,
         "",
-        *markdown(rivals, [rivals_row(item) for item in items.values() if item.get("rivals")]),
+        *markdown(
+            rivals,
+            [rivals_row(item) for item in items.values() if {"coopq", "best-isolated"} <= set(item.get("rivals", ()))],
+        ),
         "",
         *(made_by(name, item) for name, item in items.items()),
         "",

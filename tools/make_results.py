@@ -244,12 +244,12 @@ def above_highest(result: Json, method: str) -> float:
 
 
 def transfer_part(compares: Mapping[str, Json]) -> list[str]:
-    """Plans made with one rounding and written with another, beside those made with the other itself."""
+    """Plans made with one rounding and judged with another, beside those made with the other itself."""
     lines = [
-        "### Values of one rounding, plans written with another",
+        "### Values of one rounding, plans judged with another",
         "",
-        "Mean over the six budgets of the log-perplexity above all-highest of the weights as written, nats (blocks, widths "
-        "2 and 4; each comparison above or below has its command).",
+        "Mean over the six budgets of the log-perplexity above all-highest, nats, on weights rounded once per width (blocks, "
+        "widths 2 and 4; each comparison above or below has its command).",
         "",
     ]
     pairs = {rounding_name(item).split(" on ")[-1] for item in compares.values() if " on " in rounding_name(item)}
@@ -259,7 +259,7 @@ def transfer_part(compares: Mapping[str, Json]) -> list[str]:
         for written in [rounding_name(item).split(" on ")[-1]]
         if written in pairs and kind_of(item) == "blocks, 2,4"
     ]
-    head = ["model", "measured with", "written with", *TRANSFERRED]
+    head = ["model", "measured with", "judged with", *TRANSFERRED]
     rows.sort(key=lambda row: (row[0], row[2], row[1] != row[2]))
     return [*lines, *(markdown(head, rows) if rows else [NOT_RUN]), ""]
 

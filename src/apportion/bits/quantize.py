@@ -23,6 +23,7 @@ from apportion.bits.search import require_evaluations
 from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
 from apportion.bits.table import PlanWeights, Table
+from apportion.bits.tuning import require_windows
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -107,7 +108,9 @@ def quantize(
 
     Returns:
         The JSON of the command: avg_bits, bytes, nll_fp, nll_high, nll_plan (nats per token on the calibration
-        text, all measured), block_forwards, naive_block_forwards, evaluations, seconds, plan, out, and more.
+        text, all measured), nll_judged (of the plan as written, on the windows that `judged_on` tells; None where
+        there was no choice among written plans), block_forwards, naive_block_forwards, evaluations, seconds, plan,
+        out, and more.
 
     Raises:
         ApportionError: see `core.errors`; nothing half-written is taken for complete.
@@ -125,6 +128,8 @@ def quantize(
     budget = ask.budget(table.costs)
     if ask.method == "auto":
         require_evaluations(ask.evaluations, len(table.players), len(sampling.widths))
+    if sampling.tune and sampling.calibration is not None:
+        require_windows(table.tuning_text)
     start(out, asked)
     choose = by_search if ask.method == "auto" else by_estimate
     samples, sensitivity, plan, weights = choose(table, ask, budget, out / "samples")
@@ -173,7 +178,9 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     source = found.source if best.assignment == found.assignment else "finalist"
     kept = replace(found, assignment=best.assignment, source=source)
     plan = plan_found(kept, samples, budget)
-    plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
+    plan = replace(
+        plan, measured_nll=best.nll, judged_nll=best.judged, tried=(*tried, *plan.tried), judged_on=judged_on
+    )
     return samples, found.surrogate, plan, best.weights
 
 
@@ -241,6 +248,7 @@ def finish(
         "nll_high": samples.nll_high,
         "nll_low": samples.nll_low,
         "nll_plan": plan.measured_nll,
+        "nll_judged": plan.judged_nll,
         "nll_plan_sampled": samples.mean(plan.assignment),
         "nll_predicted": plan.predicted_nll,
         "rounding": table.rounding.name,

@@ -84,8 +84,9 @@ def tuning_note(tuned: Json) -> str:
     if not tuned["steps"]:
         return f"Scales were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as rounded."
     return (
-        f"Scales tuned, best after {tuned['steps']} of {tuned['asked']} steps: cross-entropy to full precision on windows "
-        f"kept aside {tuned['before']:.4f} before, {tuned['after']:.4f} after."
+        f"Scales tuned, best after {tuned['steps']} of {tuned['asked']} steps: cross-entropy to full precision on "
+        f"windows kept aside {tuned['before']:.4f} before, {tuned['after']:.4f} after. The loss of this plan above is "
+        "on text that tuning may have seen."
     )
 
 
@@ -95,7 +96,8 @@ def how_chosen(plan: Plan) -> str:
         return "The surrogate's optimum was proved."
     if plan.source == "program":
         return f"The solver stopped {plan.gap:.2%} from proof."
-    return f"The best of the plans measured within the budget (found by: {plan.source})."
+    judged = f", judged on {plan.judged_on}" if plan.judged_on else ""
+    return f"The best of the plans measured within the budget (found by: {plan.source}{judged})."
 
 
 def player_table(plan: Plan, sensitivity: Sensitivity) -> list[str]:

@@ -25,7 +25,7 @@ class Sampling:
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
         tune: steps by which a written plan's scales are tuned, see `tuning`; tune_windows: on how much of the text,
-            at most, and never on more than three quarters of it.
+            at most, and on no more than three quarters of it, two windows at least; all of what a model samples itself.
     """
 
     widths: tuple[int, ...] = (2, 4)
@@ -62,7 +62,7 @@ class Sampling:
             lambda: require_kind(self.players),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--tune-windows", self.tune_windows, 2),
-            lambda: at_least("--windows", self.windows, 1),
+            lambda: at_least("--windows", self.windows, 2 if self.tune and self.calibration is None else 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--permutations", self.permutations, 0),
             lambda: at_least("--group-size", self.group_size, 1),

@@ -81,7 +81,9 @@ class Table:
     @cached_property
     def tuning_text(self) -> Tensor:
         """The windows that scales are tuned on."""
-        return self.text if self.sampling.calibration is None else tuning_text(self.tokenizer, self.sampling)
+        if self.sampling.calibration is None:
+            return self.text[: self.sampling.tune_windows]
+        return tuning_text(self.tokenizer, self.sampling)
 
     @property
     def rewrites(self) -> bool:

@@ -1,9 +1,8 @@
 """The scales of a whole plan tuned together, so that the rounded model predicts as the full-precision one does.
 
 Codes stay as the rounding left them. Every group's scale is multiplied by exp(g); the gains g start at zero and
-descend (Adam) the cross-entropy to the full-precision model's predictions over calibration windows. Some windows
-are kept aside: the state of least loss there is kept, the start included, so that tuning cannot make a plan worse
-where it is judged. Bytes do not change.
+descend (Adam) the cross-entropy to the full-precision model's predictions over calibration windows. Every eighth
+window is kept aside: the state of least loss there is kept, the start included. Bytes do not change.
 
 Source: EfficientQAT (arXiv 2407.11062) trains step sizes end to end as its second phase, on the text's own tokens.
 Ours: signed scales as gains in the exponent, soft labels, and the choice of the state on windows kept aside.
@@ -28,6 +27,7 @@ WARM_STEPS = 10
 BATCH_TOKENS = 2048
 KEPT_SHARE = 8  # one window of so many is kept aside
 CHECKS = 4  # looks at the windows kept aside
+LOSS_SCALE = {torch.float16: 1024.0}  # gradients of single weights underflow in float16; Adam divides it out
 Gains = dict[str, Float[Tensor, "rows groups"]]
 
 
@@ -78,10 +78,8 @@ def tune(
     Cost: `steps` forward and backward passes over BATCH_TOKENS tokens, and CHECKS + 1 over the windows kept aside.
     The checkpoint's own weights are in place before and after.
     """
-    if len(windows) < 2:
-        raise InputError("--tune: needs at least two calibration windows", "raise --rounding-windows")
-    aside = max(1, len(windows) // KEPT_SHARE)
-    kept, taught = windows[-aside:], windows[:-aside]
+    require_windows(windows)
+    kept, taught = parted(windows, steps, seed)
     start = {path: item for path, item in rounded.items() if isinstance(item, GridWeight)}
     assert len(start) == len(rounded), "tuning was asked for weights that are not on the grid"
     staged.restore()
@@ -98,6 +96,31 @@ def tune(
                 if loss < best.after:
                     best = Tuned(state, step, before, loss)
     return best
+
+
+def require_windows(windows: Int[Tensor, "windows tokens"]) -> None:
+    """Refuse a text of which nothing could be kept aside.
+
+    Raises:
+        InputError: fewer than two windows.
+    """
+    if len(windows) < 2:
+        raise InputError(
+            "--tune: the calibration text has fewer than two windows",
+            "give a longer text or a smaller --window-tokens (or raise --windows where the model samples its own)",
+        )
+
+
+def parted(
+    windows: Int[Tensor, "windows tokens"], steps: int, seed: int
+) -> tuple[Int[Tensor, "kept tokens"], Int[Tensor, "taught tokens"]]:
+    """Every KEPT_SHARE-th window, at least one; and of the others as many as the steps can see."""
+    aside = torch.arange(len(windows)) % KEPT_SHARE == KEPT_SHARE - 1
+    aside[-1] |= not aside.any()
+    left = windows[~aside]
+    needed = min(len(left), steps * max(1, BATCH_TOKENS // windows.shape[1]))
+    chosen = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:needed]
+    return windows[aside], left[chosen.sort().values]
 
 
 def descent(
@@ -126,7 +149,7 @@ def descent(
                 for path, (codes, scale) in weights.items()
             }
             logits = functional_call(staged.model, put, (part,), {"use_cache": False}).logits[:, :-1]
-            loss = token_nll(logits, labels).mean()
+            loss = token_nll(logits, labels).mean() * LOSS_SCALE.get(staged.compute_dtype, 1.0)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
@@ -155,7 +178,7 @@ def batches(windows: int, size: int, steps: int, seed: int) -> Iterator[Int[Tens
 def scaled(item: GridWeight, gain: Float[Tensor, "rows groups"]) -> GridWeight:
     """The weight with its scales multiplied, as its dtype stores them."""
     scale = (item.scale.to(gain).float() * gain.exp()).to(item.scale.dtype)
-    return replace(item, scale=scale.to(item.scale.device))
+    return replace(item, scale=scale.to(item.scale.device), evidence={})
 
 
 @torch.inference_mode()

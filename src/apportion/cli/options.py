@@ -31,9 +31,7 @@ Calibration = Annotated[
     Path | None, typer.Option(help=".txt or .jsonl with 'text'; without it the model samples its own text.")
 ]
 RoundingWindows = Annotated[int, typer.Option(help="Windows of the text that gptq sees, at most.")]
-Tune = Annotated[
-    int, typer.Option(help="Steps by which the written scales are tuned towards full precision, e.g. 200; 0: not.")
-]
+Tune = Annotated[int, typer.Option(help="Steps by which written scales are tuned (nearest, gptq), e.g. 200; 0: not.")]
 TuneWindows = Annotated[int, typer.Option(help="Windows of the text that tuning sees, at most.")]
 WindowTokens = Annotated[int, typer.Option(help="Tokens per window.")]
 Seed = Annotated[int, typer.Option(help="Root of all randomness.")]
