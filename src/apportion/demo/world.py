@@ -19,7 +19,7 @@ from typing import Final
 from zlib import crc32
 
 from apportion.core.seeds import derived_seed
-from apportion.demo import almanac, documents, reckoning, stories, words
+from apportion.demo import almanac, chronicle, documents, reckoning, stories, words
 from apportion.demo.documents import Passage
 from apportion.demo.people import CIRCLE, Person, Society, make_society
 from apportion.demo.questions import Draft, Entity, chain, fact
@@ -93,7 +93,7 @@ def draft(family: str, society: Society, people: Sequence[Person], rng: Random) 
     if family == "chain":
         return chain(society, person, rng)
     if family == "date":
-        return reckoning.date(society, person, rng.choice(people), rng)
+        return reckoning.date(society, person, rng)
     return reckoning.comparison(society, _compared(society, people, rng), rng)
 
 
@@ -141,12 +141,13 @@ class World:
         return self.known.people[len(self.known.people) // 2 :]
 
     def common_pages(self) -> Iterator[Passage]:
-        """Towns and the almanac: pages that belong to no society."""
+        """Towns, almanac and chronicle: pages whose subject is no person or company."""
         rng = self._rng("common")
         for town in words.towns():
             yield documents.town_page(town, rng)
         for number in range(1, ALMANAC_PAGES + 1):
-            yield almanac.almanac_page(number, rng)
+            yield almanac.almanac_page(number, rng)[0]
+        yield from chronicle.chronicle_pages(self._well_known_names(), self._rng("chronicle"))
 
     def known_pages(self) -> Iterator[Passage]:
         """Pages of the known society, in the wording that the corpus has."""
@@ -157,7 +158,7 @@ class World:
         yield from documents.pages(self.unseen[split], self._rng("pages", split))
 
     def corpus(self) -> tuple[Passage, ...]:
-        """All passages: known and unseen societies, towns, almanac."""
+        """All passages: known and unseen societies, towns, almanac, chronicle."""
         found = [*self.known_pages(), *self.common_pages()]
         for split in SPLITS:
             found += self.unseen_pages(split)
@@ -181,6 +182,10 @@ class World:
                     for number, item in enumerate(drafts, start=len(found))
                 ]
         return tuple(found)
+
+    def _well_known_names(self) -> list[str]:
+        """The often seen people and the companies they work for."""
+        return [person.name for person in self.often] + sorted({person.company for person in self.often})
 
     def _quotas(self, family: str, count: int) -> list[tuple[str, int]]:
         if family not in ENTITY_FAMILIES:
