@@ -67,7 +67,7 @@ def record(given: argparse.Namespace) -> None:
         corpus, index = Path(folder) / "corpus.jsonl", Path(folder) / "index"
         write_corpus(corpus)
         retriever = build_index(read_corpus(corpus), index)
-        settings = LLMSettings(str(given.model), batch_size=1, device="cpu", dtype="float32")
+        settings = LLMSettings(str(given.model), batch_size=given.batch, device="cpu", dtype="float32")
         with closing(connect(settings)) as llm:
             setup = Setup(llm, retriever, load_prompts(prompts_path()))
             report = run_profile(asked, setup, given.out / f"{own:02d}.parquet", resume=True)
@@ -179,6 +179,7 @@ def main() -> None:
     profile = steps.add_parser("profile")
     profile.add_argument("--split", action="append", required=True, help="NAME:QUESTIONS, of any number of splits")
     profile.add_argument("--share", default="0/1", help="I/N: every Nth question from the Ith, in a process of its own")
+    profile.add_argument("--batch", type=int, default=1, help="above 1 a latency is that of a batch")
     profile.add_argument("--model", type=Path, default=model_path())
     profile.add_argument("--out", type=Path, required=True, help="folder of the shares' logs")
     profile.set_defaults(run=record)

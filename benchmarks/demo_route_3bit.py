@@ -2,9 +2,9 @@
 
     apportion quantize src/apportion/demo/model --avg-bits 3 --evaluations 120 --windows 8 --window-tokens 256 \\
         --calibration calibration.txt --out q3                            (calibration.txt: demo.calibration_text())
-    python benchmarks/demo_route.py profile --split validation --questions 400 --batch 16 --model q3 --out v.parquet
-    python benchmarks/demo_route.py profile --split test --questions 400 --batch 16 --model q3 --out t.parquet
-    python benchmarks/demo_route_3bit.py --model q3 --validation v.parquet --test t.parquet --out FILE.json
+    python benchmarks/demo_route.py profile --split train:1500 --split test:700 --batch 16 --model q3 --out FOLDER
+    python benchmarks/demo_route.py gather FOLDER --split train:1500 --split test:700 --out q3.parquet
+    python benchmarks/demo_route_3bit.py --model q3 --profile q3.parquet --out FILE.json
 
 Quality and tokens come from profiles whose answers were decoded 16 at once, so routers here decide by tokens alone.
 Latency is measured apart, one request at a time, the two models taking turns question by question.
@@ -96,7 +96,7 @@ def latencies(model: Path, count: int) -> Json:
             LLMSettings(str(path), batch_size=1, device="cpu", dtype="float32") for path in (model_path(), model)
         ]
         with closing(connect(settings[0])) as full, closing(connect(settings[1])) as low:
-            for question in questions_of("test", 900)[:count]:
+            for question in questions_of(["test:900"])[:count]:
                 for strategy in STRATEGIES:
                     for name, llm in (("full", full), ("three_bit", low)):
                         record = ask([(question, strategy)], Setup(llm, retriever, prompts))[0]
@@ -110,14 +110,14 @@ def latencies(model: Path, count: int) -> Json:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--profile", type=Path, required=True, help="of the quantized model, both splits")
     parser.add_argument("--latency-questions", type=int, default=24)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     begun = time.monotonic()
-    seen_full, seen_low = shared(untimed(recorded("validation")), untimed(read_profile(given.validation)))
-    test_full, test_low = shared(untimed(recorded("test")), untimed(read_profile(given.test)))
+    low = untimed(read_profile(given.profile))
+    seen_full, seen_low = shared(untimed(recorded("train")), low)
+    test_full, test_low = shared(untimed(recorded("test")), low)
     found = {
         "command": "python " + " ".join(sys.argv),
         "versions": versions("torch", "transformers", "numpy"),

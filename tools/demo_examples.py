@@ -88,7 +88,7 @@ def examples(world: World, rng: Random) -> Iterator[Example]:
     """Training examples without end."""
     recipes = [entry[:3] for entry in MIXTURE]
     ends = list(accumulate(entry[3] for entry in MIXTURE))
-    people, common = list(world.known.people), list(world.common_pages())
+    people, common = list(world.known.people), [*world.common_pages(), *world.known_chronicle()]
     popularity = list(accumulate(_popularity(world)))
     while True:
         fresh = make_society(rng, FRESH_CIRCLES, world.names)

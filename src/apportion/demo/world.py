@@ -36,6 +36,8 @@ SHARES: Final = {"often": 0.6, "rarely": 0.1, "never": 0.3}
 KNOWN_CIRCLES: Final = 160
 UNSEEN_CIRCLES: Final = {"train": 80, "validation": 30, "test": 60}
 ALMANAC_PAGES: Final = 600
+MENTIONS: Final = {"often": (6, 12), "rarely": (0, 4), "never": (4, 9)}  # in the chronicle, of each name
+IN_THE_NEWS: Final = 0.06  # share of the unseen who are in the chronicle at all
 TRIES: Final = 500  # draws for each question wanted
 
 
@@ -141,21 +143,31 @@ class World:
         return self.known.people[len(self.known.people) // 2 :]
 
     def common_pages(self) -> Iterator[Passage]:
-        """Towns, almanac and chronicle: pages whose subject is no person or company."""
+        """Towns and the almanac: pages that belong to no society."""
         rng = self._rng("common")
         for town in words.towns():
             yield documents.town_page(town, rng)
         for number in range(1, ALMANAC_PAGES + 1):
             yield almanac.almanac_page(number, rng)[0]
-        yield from chronicle.chronicle_pages(self._well_known_names(), self._rng("chronicle"))
 
     def known_pages(self) -> Iterator[Passage]:
         """Pages of the known society, in the wording that the corpus has."""
         yield from documents.pages(self.known, self._rng("pages", "known"))
+        yield from self.known_chronicle()
+
+    def known_chronicle(self) -> Iterator[Passage]:
+        """The chronicle of the known society: the better known, the more often named."""
+        rng = self._rng("chronicle", "known")
+        counts = chronicle.mentions(_names_of(self.often), MENTIONS["often"], rng)
+        counts |= chronicle.mentions([person.name for person in self.rarely], MENTIONS["rarely"], rng)
+        yield from chronicle.chronicle_pages(counts, "page", rng)
 
     def unseen_pages(self, split: str) -> Iterator[Passage]:
-        """Pages of a split's unseen society."""
+        """Pages of a split's unseen society, and the news of some of its people."""
         yield from documents.pages(self.unseen[split], self._rng("pages", split))
+        rng = self._rng("chronicle", split)
+        counts = chronicle.mentions(_names_of(self.unseen[split].people), MENTIONS["never"], rng, IN_THE_NEWS)
+        yield from chronicle.chronicle_pages(counts, f"{split} news", rng)
 
     def corpus(self) -> tuple[Passage, ...]:
         """All passages: known and unseen societies, towns, almanac, chronicle."""
@@ -182,10 +194,6 @@ class World:
                     for number, item in enumerate(drafts, start=len(found))
                 ]
         return tuple(found)
-
-    def _well_known_names(self) -> list[str]:
-        """The often seen people and the companies they work for."""
-        return [person.name for person in self.often] + sorted({person.company for person in self.often})
 
     def _quotas(self, family: str, count: int) -> list[tuple[str, int]]:
         if family not in ENTITY_FAMILIES:
@@ -224,6 +232,11 @@ class World:
 
     def _rng(self, *names: str) -> Random:
         return Random(derived_seed(self.seed, "demo", *names))
+
+
+def _names_of(people: Sequence[Person]) -> list[str]:
+    """People and the companies they work for."""
+    return [person.name for person in people] + sorted({person.company for person in people})
 
 
 @cache
