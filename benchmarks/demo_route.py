@@ -46,8 +46,8 @@ from apportion.route.setup import Setup
 from apportion.route.strategy import STRATEGIES
 
 LATENCY = (
-    "one request at a time in each of 13 single-threaded processes side by side, on 16 CPU cores (no GPU); "
-    "all four pipelines of a question in a row"
+    "one request at a time in each of 14 single-threaded processes side by side, on 32 CPU cores (no GPU) of which at "
+    "most about 6 more were in use; all four pipelines of a question in a row"
 )
 
 
