@@ -6,29 +6,33 @@ Most need no model: `benchmarks/gpu_compare.py` saves the NLL of all 65,536 coal
     python benchmarks/ablations.py permutations VALUES.npz     5 to 100 permutations, several seeds
     python benchmarks/ablations.py alpha        VALUES.npz     shrinkage 0, .5, 1
     python benchmarks/ablations.py antithetic   VALUES.npz     pairs of reversed permutations
-    python benchmarks/ablations.py calibration  VALUES.npz     fewer windows, judged on the windows left out
-    python benchmarks/ablations.py transfer     FROM.npz ON.npz  plans of one rounding, judged on another
+    python benchmarks/ablations.py calibration  VALUES.npz     fewer windows, judged on all and on those left out
+    python benchmarks/ablations.py transfer     ONE.npz OTHER.npz ...  plans of one rounding, judged on each other one
     python benchmarks/ablations.py pruning      MODEL --text FILE  SPQE against skipping blocks altogether
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from apportion.bits.greedy import demotion_path
 from apportion.bits.optimum import assignment_at, demoted_counts, index_of
-from apportion.bits.players import Player
+from apportion.bits.players import Assignment, Player
 from apportion.bits.samples import Samples
+from apportion.bits.scores import one_at_a_time
 from apportion.bits.sensitivity import Sensitivity, estimate
 from apportion.bits.spqe import coalitions, draw_permutations
 from apportion.core.arrays import NDArray
 
 METHODS = ("coopq", "shapley", "regression")
+MEASURED = ("one-at-a-time", "greedy")  # they choose what they measure; no permutations, nothing random
 COUNTS = (5, 10, 20, 50, 100)
+SIZES = (1, 2, 4, 8, 16, 32)
 Array = NDArray[np.float64]
 
 
@@ -42,28 +46,48 @@ class Everything:
         demoted: [coalitions] how many are.
     """
 
-    name: str
+    model: str
     settings: dict[str, object]
     values: Array
     low: NDArray[np.bool_]
     demoted: NDArray[np.int64]
 
     @property
+    def name(self) -> str:
+        return f"{self.model}_{self.settings['rounding']}"
+
+    @property
     def players(self) -> int:
         return self.low.shape[1]
+
+    @property
+    def windows(self) -> int:
+        return self.values.shape[1]
 
     def samples(self, orders: NDArray[np.int64], windows: slice = slice(None)) -> Samples:
         """What SPQE would have measured along these permutations on these windows."""
         widths = (2, 4)
         asked = set(coalitions(orders, *widths))
         values = {item: self.values[index_of(item, 2), windows] for item in sorted(asked)}
-        players = tuple(Player(f"block {i}", i, ("all",)) for i in range(self.players))
+        players = players_named(self.players)
         ones = np.ones(self.players, dtype=np.int64)
         return Samples(
             players=players, widths=widths, player_bytes=np.stack([2 * ones, 4 * ones], axis=1),
             player_parameters=ones, fixed_bytes=0, orders=orders, values=values,
             nll_fp=np.zeros(self.values[:, windows].shape[1]), settings={}, counts={},
         )  # fmt: skip
+
+    def places(self, method: str, orders: NDArray[np.int64], windows: slice = slice(None)) -> NDArray[np.int64]:
+        """Places of a method's plans for 1 .. players - 1 demoted players, made on these windows."""
+        if method == "optimum":
+            return best_places(self, windows)
+        if method in METHODS:
+            return self.plans(estimate(self.samples(orders, windows), method))
+        looked = Looked(self, windows)
+        samples = self.samples(orders[:1], windows)
+        if method == "one-at-a-time":
+            return self.plans(one_at_a_time(looked, samples))
+        return np.asarray([index_of(item, 2) for item in demotion_path(looked, samples)[1:-1]])
 
     def plans(self, sensitivity: Sensitivity) -> NDArray[np.int64]:
         """Places of the surrogate's best plans for 1 .. players - 1 demoted players, by looking at all."""
@@ -80,15 +104,32 @@ class Everything:
         return float(np.mean(means[places] - best))
 
 
+class Looked:
+    """The game whose values are looked up."""
+
+    def __init__(self, everything: Everything, windows: slice) -> None:
+        self.everything, self.windows = everything, windows
+        self.players = players_named(everything.players)
+
+    def values(self, assignments: Sequence[Assignment]) -> Array:
+        """Rows of the values."""
+        return self.everything.values[[index_of(item, 2) for item in assignments], self.windows]
+
+
+def players_named(count: int) -> tuple[Player, ...]:
+    return tuple(Player(f"block {i}", i, ("all",)) for i in range(count))
+
+
 def load(path: Path) -> Everything:
     """Read what `gpu_compare.py` saved."""
     with np.load(path) as file:
         values = file["values"].astype(np.float64)
         settings, model = json.loads(str(file["settings"])), str(file["model"])
     players = int(np.log2(len(values)))
-    assert len(values) == 2**players, "not every coalition"
+    if len(values) != 2**players or not np.isfinite(values).all():
+        raise SystemExit(f"{path}: {len(values)} coalitions, some without a value: expected all of a number of players")
     low = np.asarray([assignment_at(place, players, (2, 4)) for place in range(len(values))]) == 2
-    return Everything(f"{model}_{settings['rounding']}", settings, values, low, demoted_counts(players))
+    return Everything(model, settings, values, low, demoted_counts(players))
 
 
 def mean_and_spread(values: list[float]) -> dict[str, float]:
@@ -108,12 +149,16 @@ def regrets(
 
 def permutations(game: Everything, seeds: int) -> list[dict[str, object]]:
     """Regret against the number of permutations; evaluations are distinct coalitions."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for count in COUNTS:
         sizes = [len(game.samples(draw_permutations(game.players, count, seed)).values) for seed in range(seeds)]
         row = {"permutations": count, "evaluations": float(np.mean(sizes))}
         rows.append(row | {method: regrets(game, seeds, count, method) for method in METHODS})
         print(rows[-1], file=sys.stderr)
+    orders, n = draw_permutations(game.players, 1, 0), game.players
+    for method, needed in zip(MEASURED, (n + 1, n * (n + 1) // 2 + 1), strict=True):
+        regret = mean_and_spread([game.regret(game.places(method, orders))])
+        rows.append({"permutations": None, "evaluations": float(needed), method: regret})
     return rows
 
 
@@ -153,18 +198,26 @@ def phi(game: Everything, orders: NDArray[np.int64]) -> Array:
 
 
 def calibration(game: Everything, seeds: int) -> list[dict[str, object]]:
-    """Plans from fewer windows, judged on all and on the windows left out; and the optimum of the fewer windows."""
-    windows = game.values.shape[1]
+    """Plans from fewer windows, judged on the whole text and on the windows left out; 100 permutations.
+
+    Each seed draws other permutations and takes other windows; the optimum is that of the fewer windows.
+    """
+    methods = (*METHODS, *MEASURED, "optimum")
     rows: list[dict[str, object]] = []
-    for size in [n for n in (1, 2, 4, 8, 16) if n < windows]:
-        seen: dict[str, list[float]] = {name: [] for name in (*METHODS, "optimum")}
+    for size in [n for n in SIZES if n <= game.windows]:
+        judged = {"all": slice(None)} | ({"left out": slice(size, None)} if size < game.windows else {})
+        found: dict[str, dict[str, list[float]]] = {name: {method: [] for method in methods} for name in judged}
         for seed in range(seeds):
-            rolled = replace(game, values=np.roll(game.values, -seed * windows // seeds, axis=1))
-            samples = rolled.samples(draw_permutations(game.players, 100, seed), slice(size))
-            for method in METHODS:
-                seen[method].append(rolled.regret(rolled.plans(estimate(samples, method)), slice(size, None)))
-            seen["optimum"].append(rolled.regret(best_places(rolled, slice(size)), slice(size, None)))
-        rows.append({"windows": size} | {name: mean_and_spread(values) for name, values in seen.items()})
+            rolled = replace(game, values=np.roll(game.values, -seed * game.windows // seeds, axis=1))
+            orders = draw_permutations(game.players, 100, seed)
+            for method in methods:
+                places = rolled.places(method, orders, slice(size))
+                for name, windows in judged.items():
+                    found[name][method].append(rolled.regret(places, windows))
+        for name, values in found.items():
+            row = {"windows": size, "judged on": name}
+            rows.append(row | {method: mean_and_spread(item) for method, item in values.items()})
+        print(rows[-1], file=sys.stderr)
     return rows
 
 
@@ -174,32 +227,43 @@ def best_places(game: Everything, windows: slice) -> NDArray[np.int64]:
     return np.asarray([np.where(game.demoted == count, means, np.inf).argmin() for count in range(1, game.players)])
 
 
-def transfer(game: Everything, other: Everything, seeds: int) -> list[dict[str, object]]:
-    """Plans of SPQE under one rounding, judged under another, beside plans of the other's own SPQE."""
+def transfer(games: Sequence[Everything], seeds: int) -> list[dict[str, object]]:
+    """Regret of plans made on one rounding's values (100 permutations) and judged on another's, for every pair."""
     rows: list[dict[str, object]] = []
-    for method in METHODS:
-        moved, own = [], []
-        for seed in range(seeds):
-            orders = draw_permutations(game.players, 100, seed)
-            moved.append(other.regret(game.plans(estimate(game.samples(orders), method))))
-            own.append(other.regret(other.plans(estimate(other.samples(orders), method))))
-        rows.append({"method": method, "moved": mean_and_spread(moved), "own": mean_and_spread(own)})
-    best = other.regret(best_places(game, slice(None)))
-    return [*rows, {"method": "optimum", "moved": {"mean": best, "sd": 0.0}, "own": {"mean": 0.0, "sd": 0.0}}]
+    for judge in games:
+        for maker in games:
+            row: dict[str, object] = {"sampled on": maker.settings["rounding"], "judged on": judge.settings["rounding"]}
+            for method in (*METHODS, *MEASURED, "optimum"):
+                drawn = [draw_permutations(maker.players, 100, seed) for seed in range(seeds)]
+                drawn = drawn if method in METHODS else drawn[:1]
+                row[method] = mean_and_spread([judge.regret(maker.places(method, orders)) for orders in drawn])
+            rows.append(row)
+            print(row, file=sys.stderr)
+    return rows
+
+
+def require_one_game(games: Sequence[Everything]) -> None:
+    """Roundings can be told apart only where model and text are the same."""
+    kinds = {(game.model, game.settings.get("calibration"), game.values.shape) for game in games}
+    roundings = {str(game.settings["rounding"]) for game in games}
+    if len(games) < 2 or len(kinds) > 1 or len(roundings) < len(games):
+        raise SystemExit("transfer: expected two or more files of one model and text, each of another rounding")
 
 
 TABLES: dict[str, tuple[str, Callable[[Everything, int], list[dict[str, object]]]]] = {
     "permutations": ("Mean regret against the number of permutations, nats", permutations),
     "alpha": ("Mean regret of coopq against its shrinkage, nats", alphas),
     "antithetic": ("Antithetic pairs of permutations: error of the Shapley means and mean regret, nats", antithetic),
-    "calibration": ("Plans from fewer calibration windows: mean regret on the windows left out, nats", calibration),
+    "calibration": ("Plans from fewer calibration windows: mean regret, nats", calibration),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ablation", choices=[*TABLES, "transfer", "pruning"])
-    parser.add_argument("inputs", nargs="+", help="values_*.npz (two for transfer), or a model folder for pruning")
+    parser.add_argument(
+        "inputs", nargs="+", help="values_*.npz (two or more for transfer), or a model folder for pruning"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="independent draws of permutations")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--text", type=Path, help="calibration text of pruning")
@@ -214,11 +278,14 @@ def main() -> None:
         name, title = Path(asked.inputs[0]).name, "SPQE against skipping blocks: spread of the marginals, nats"
         rows = pruning(asked)
     elif asked.ablation == "transfer":
-        one, other = (load(Path(item)) for item in asked.inputs)
-        name = f"{one.name}_on_{other.name.rsplit('_', 1)[-1]}"
-        title = f"Plans made under {one.settings['rounding']}, judged under {other.settings['rounding']}: mean regret"
-        rows = transfer(one, other, asked.seeds)
+        games = [load(Path(item)) for item in asked.inputs]
+        require_one_game(games)
+        name = "_".join([games[0].model, *(str(game.settings["rounding"]) for game in games)])
+        title = "Plans made on the values of one rounding, judged on another's: mean regret, nats"
+        rows = transfer(games, asked.seeds)
     else:
+        if len(asked.inputs) > 1:
+            parser.error(f"{asked.ablation}: expected one VALUES.npz")
         game = load(Path(asked.inputs[0]))
         name, (title, table) = game.name, TABLES[asked.ablation]
         rows = table(game, asked.seeds)

@@ -1,9 +1,9 @@
 """`auto` with more widths and finer players on a reference model, judged on held-out text, over six budgets.
 
-One search serves all budgets. For roundings that write other weights than they sample (gptq), the finalists of
-each budget and the uniform plans are written by worker processes and measured on calibration text; the best
-there, on windows that the search has not seen, is kept, and its perplexity on the held-out text is reported. Nothing is
-chosen on the held-out text.
+One search serves all budgets. Where written weights are not the sampled ones (gptq, or tuned scales), the finalists
+of each budget and the uniform plans are written by worker processes and judged on calibration windows that neither
+search nor rounding has seen; the best there is kept, and its perplexity on the held-out text is reported. Nothing is
+chosen on the held-out text. Plans of other methods, from a result of compare, are written the same way beside them.
 
     python benchmarks/best.py llama-mini --rounding gptq --calibration c4-sample.jsonl --text wikitext2.txt
         --work /tmp/best --out docs/results
@@ -12,23 +12,34 @@ chosen on the held-out text.
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from apportion.bits.auto import default_widths, finalists, judging_text, searched_plans
-from apportion.bits.budget import budget_from_bits
+from apportion.bits.budget import Budget, budget_from_bits
+from apportion.bits.calibration import Calibration
 from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
+from apportion.bits.formats import Width
 from apportion.bits.game import decode, encode
+from apportion.bits.methods import ISOLATED
 from apportion.bits.plan import average_bits, spent
-from apportion.bits.players import uniform
+from apportion.bits.players import Assignment, uniform
 from apportion.bits.quantize import Quantization, open_table
-from apportion.bits.rounding import rounding_named
-from apportion.bits.sample import Sampling, Table, take_samples
+from apportion.bits.rounding import Moments, Rounded, rounding_named
+from apportion.bits.sample import take_samples
+from apportion.bits.samples import Samples
+from apportion.bits.sampling import Sampling
+from apportion.bits.table import Table
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
@@ -51,6 +62,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounding-windows", type=int, default=128)
     parser.add_argument("--evaluations", type=int, default=3000)
     parser.add_argument("--finalists", type=int, default=2)
+    parser.add_argument("--tune", type=int, default=0, help="steps; tuned plans are reported beside the untuned")
+    parser.add_argument("--rivals", type=Path, help="a result of compare: its plans, written the same way")
+    parser.add_argument("--rival-methods", default="coopq,best-isolated")
+    parser.add_argument("--round-on", default=None, help="device of gptq's loops, if not the model's (launches cost)")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--work", type=Path, required=True)
@@ -73,7 +88,10 @@ def table_of(asked: argparse.Namespace) -> Table:
         permutations=0,
         rounding_windows=asked.rounding_windows,
     )
-    return open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
+    table = open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
+    if asked.round_on:
+        table.rounding = table.applied = Elsewhere(table.rounding, asked.round_on)
+    return table
 
 
 def main() -> None:
@@ -91,56 +109,122 @@ def main() -> None:
     searched_s = time.monotonic() - began
     print(f"{name}: searched in {searched_s:.0f} s", flush=True)
     levels = [uniform(samples.players, bits) for bits in samples.widths]
-    if table.rewrites:
-        plans = sorted({item for one in found for item in finalists(one, samples, asked.finalists)} | set(levels))
-        calibration_nll, text_nll = written(asked, folder, [encode(item) for item in plans])
-    else:
-        plans = sorted({one.assignment for one in found} | set(levels))
-        calibration_nll = {encode(item): samples.values[item].mean() for item in plans}
-        text_nll = sampled(asked, table, plans)
-    rows = []
-    for bits, budget in zip(BUDGETS, budgets, strict=True):
-        fits = [item for item in plans if spent(samples, item) <= budget.player_bytes]
-        kept = min(fits, key=lambda item: calibration_nll[encode(item)])
-        nll = np.asarray(text_nll[encode(kept)])
-        around = Bootstrap(len(nll), 0).interval(nll)
-        rows.append(
-            {
-                "budget": bits,
-                "avg_bits": average_bits(kept, samples.player_parameters),
-                "perplexity": math.exp(nll.mean()),
-                "interval": [math.exp(around.low), math.exp(around.high)],
-                "calibration_nll": float(calibration_nll[encode(kept)]),
-                "uniform": len(set(kept)) == 1,
-                "widths": encode(kept),
-            }
-        )
-        print(f"  {bits}: {rows[-1]['perplexity']:.2f} {'uniform' if rows[-1]['uniform'] else ''}", flush=True)
-    high_nll = float(np.mean(text_nll[encode(levels[-1])]))
-    result = {
+    rewrites = table.rewrites or asked.tune > 0
+    own = {item for one in found for item in finalists(one, samples, asked.finalists if rewrites else 1)} | set(levels)
+    rivals = rival_plans(asked, table)
+    plans = sorted(own | {item for choices in rivals.values() for item in choices})
+    measured = written(asked, folder, [encode(item) for item in plans]) if rewrites else sampled(asked, table, plans)
+    if not table.rewrites:  # what is written is what was sampled: the search's own values choose
+        for item in own:
+            measured[encode(item)]["untuned"]["judged"] = samples.mean(item)
+    common = {
         "command": " ".join(["python", *sys.argv]),
         "model": Path(asked.model).name,
         "rounding": asked.rounding,
         "settings": samples.settings,
         "evaluations": asked.evaluations,
-        "finalists": asked.finalists if table.rewrites else None,
-        "budgets": rows,
-        "uniform": {str(item[0]): math.exp(np.mean(text_nll[encode(item)])) for item in levels},
-        "excess_over_six": float(np.mean([math.log(row["perplexity"]) for row in rows]) - high_nll),
+        "finalists": asked.finalists if rewrites else None,
         "search_seconds": searched_s,
-        "seconds": time.monotonic() - began,
     }
-    write_json(asked.out / f"best_{name}.json", result)
-    print(f"{name}: uniform {result['uniform']}, excess {result['excess_over_six']:.4f}", flush=True)
+    for kind in ("untuned", "tuned") if asked.tune else ("untuned",):
+        values = {decode(plan): found[kind] for plan, found in measured.items()}
+        result = common | {"tune": asked.tune if kind == "tuned" else 0} | report(samples, budgets, own, values, rivals)
+        result["seconds"] = time.monotonic() - began
+        suffix = "_tuned" if kind == "tuned" else ""
+        write_json(asked.out / f"best_{name}{suffix}.json", result)
+        show(f"{name}{suffix}", result)
 
 
-def sampled(asked: argparse.Namespace, table: Table, plans: list[tuple[int, ...]]) -> dict[str, list[float]]:
+def rival_plans(asked: argparse.Namespace, table: Table) -> dict[str, list[Assignment]]:
+    """Plans of other methods, one for each budget, each block's width given to the players inside it."""
+    if asked.rivals is None:
+        return {}
+    compared = json.loads(asked.rivals.read_text())
+    assert compared["settings"]["players"] == "blocks"
+    assert compared["avg_bits"] == list(BUDGETS)
+    found = {}
+    for method in asked.rival_methods.split(","):
+        blocks = [decode(rival_cell(compared, method, place)["plans"][0]) for place in range(len(BUDGETS))]
+        found[method] = [tuple(widths[player.block] for player in table.players) for widths in blocks]
+    return found
+
+
+def rival_cell(compared: dict[str, Any], method: str, place: int) -> dict[str, Any]:
+    """A method's row at one budget; `best-isolated` is the isolated baseline best there on the held-out text itself."""
+    cells = {name: row["budgets"][place] for name, row in compared["methods"].items()}
+    if method == "best-isolated":
+        return min((cells[name] for name in ISOLATED), key=lambda cell: cell["perplexity"])
+    return cells[method]
+
+
+Measured = dict[str, Any]
+
+
+def report(
+    samples: Samples,
+    budgets: list[Budget],
+    own: set[Assignment],
+    values: dict[Assignment, Measured],
+    rivals: dict[str, list[Assignment]],
+) -> dict[str, Any]:
+    """The plan kept for each budget, and how rivals do with the same rounding."""
+    nll = {plan: np.asarray(item["text"]) for plan, item in values.items()}
+    high = float(nll[uniform(samples.players, samples.widths[-1])].mean())
+    rows, kept = [], []
+    for bits, budget in zip(BUDGETS, budgets, strict=True):
+        fits = [item for item in own if spent(samples, item) <= budget.player_bytes]
+        kept.append(min(fits, key=lambda item: values[item]["judged"]))
+        around = Bootstrap(len(nll[kept[-1]]), 0).interval(nll[kept[-1]])
+        rows.append(
+            {
+                "budget": bits,
+                "avg_bits": average_bits(kept[-1], samples.player_parameters),
+                "perplexity": math.exp(nll[kept[-1]].mean()),
+                "interval": [math.exp(around.low), math.exp(around.high)],
+                "judged": float(values[kept[-1]]["judged"]),
+                "uniform": len(set(kept[-1])) == 1,
+                "widths": encode(kept[-1]),
+            }
+        )
+    tried = [{"widths": encode(item), "judged": values[item]["judged"], "perplexity": math.exp(nll[item].mean())}
+             for item in sorted(own)]  # fmt: skip
+    return {
+        "budgets": rows,
+        "uniform": {str(bits): math.exp(nll[uniform(samples.players, bits)].mean()) for bits in samples.widths},
+        "excess_over_six": float(np.mean([math.log(row["perplexity"]) for row in rows]) - high),
+        "rivals": {
+            method: {
+                "perplexity": [math.exp(nll[item].mean()) for item in choices],
+                "excess_over_six": float(np.mean([nll[item].mean() for item in choices]) - high),
+                "auto_behind": [
+                    asdict(Bootstrap(len(nll[item]), 0).interval(nll[ours] - nll[item]))
+                    for ours, item in zip(kept, choices, strict=True)
+                ],
+            }
+            for method, choices in rivals.items()
+        },
+        "tried": tried,
+    }
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    line = " ".join(f"{row['perplexity']:.2f}{'u' if row['uniform'] else ''}" for row in result["budgets"])
+    levels = " / ".join(f"{value:.2f}" for value in result["uniform"].values())
+    print(f"{name}: {line}  excess {result['excess_over_six']:.4f}  uniform {levels}", flush=True)
+    for method, row in result["rivals"].items():
+        line = " ".join(f"{value:.2f}" for value in row["perplexity"])
+        ratio = result["excess_over_six"] / row["excess_over_six"]
+        behind = max(item["low"] for item in row["auto_behind"])
+        print(f"  {method:12} {line}  excess {row['excess_over_six']:.4f}  auto/it {ratio:.3f}  worst low {behind:.4f}")
+
+
+def sampled(asked: argparse.Namespace, table: Table, plans: list[Assignment]) -> dict[str, Measured]:
     """NLL per held-out window of plans on the weights that were sampled."""
     bank, windows = table.bank(), held_out(asked, table)
     found = {}
     for plan in plans:
         bank.put_all(plan)
-        found[encode(plan)] = table.staged.window_nll(windows).tolist()
+        found[encode(plan)] = {"untuned": {"text": table.staged.window_nll(windows).tolist()}}
     table.staged.restore()
     return found
 
@@ -149,47 +233,80 @@ def held_out(asked: argparse.Namespace, table: Table):
     return first_windows(table.tokenizer, asked.text, window_tokens=asked.window_tokens, windows=asked.text_windows)
 
 
-def written(
-    asked: argparse.Namespace, folder: Path, plans: list[str]
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Calibration NLL and held-out NLL per window of plans as written, by worker processes."""
-    shares = [plans[start :: asked.workers] for start in range(asked.workers)]
+def written(asked: argparse.Namespace, folder: Path, plans: list[str]) -> dict[str, Measured]:
+    """Plans as written, by worker processes: judged on unseen calibration windows, and NLL per held-out window.
+
+    What an earlier run with the same folder measured is not measured again.
+    """
+    found: dict[str, Measured] = {}
+    jobs = sorted(folder.glob("written*.json"))
+    for job in jobs:
+        found |= json.loads(job.read_text()).get("found", {})
+    missing = [plan for plan in plans if plan not in found]
     processes = []
-    for index, share in enumerate(share for share in shares if share):
-        job = folder / f"written{index}.json"
-        write_json(job, {"plans": share})
-        processes.append((job, subprocess.Popen([sys.executable, *sys.argv, "--written", str(job)])))
-    calibration: dict[str, float] = {}
-    text: dict[str, list[float]] = {}
+    for index, share in enumerate(missing[start :: asked.workers] for start in range(asked.workers)):
+        if share:
+            job = folder / f"written{len(jobs) + index}.json"
+            write_json(job, {"plans": share})
+            command, one_thread = [sys.executable, *sys.argv, "--written", str(job)], {"OMP_NUM_THREADS": "1"}
+            processes.append((job, subprocess.Popen(command, env=os.environ | one_thread)))
+    failed = []
     for job, process in processes:
         if process.wait() != 0:
-            raise SystemExit(f"the worker of {job} failed")
-        found = json.loads(job.read_text())["found"]
-        calibration |= {plan: item["calibration"] for plan, item in found.items()}
-        text |= {plan: item["text"] for plan, item in found.items()}
-    return calibration, text
+            failed.append(str(job))
+        found |= json.loads(job.read_text()).get("found", {})
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; run again with the same --work")
+    return {plan: found[plan] for plan in plans}
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A rounding whose loops run on another device than the model: thousands of small steps."""
+
+    own: Any
+    device: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+    def round(self, weight: Tensor, width: Width, moments: Moments | None) -> Rounded:
+        cross = moments.cross.to(self.device) if moments.cross is not None else None
+        there = Moments(moments.hessian.to(self.device), cross, moments.tokens)
+        return self.own.round(weight.to(self.device), width, there)
 
 
 def work_off(asked: argparse.Namespace) -> None:
     """Write and measure the plans of one job file, saving after each."""
     table = table_of(asked)
     folder = asked.work / f"{Path(asked.model).name}_{asked.rounding}"
-    judge, _ = judging_text(table, folder / "samples")
+    fitted = Table(table.staged, table.tokenizer, replace(table.sampling, tune=asked.tune))
+    judge, _ = judging_text(fitted, folder / "samples")
     text = held_out(asked, table)
     job = json.loads(asked.written.read_text())
     found = job.get("found", {})
     for plan in (plan for plan in job["plans"] if plan not in found):
-        assignment = decode(plan)
-        rounded = table.written(assignment)
-        widths = widths_by_path(table.staged, table.players, assignment)
-        bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
-        bank.put_all(assignment)
-        found[plan] = {
-            "calibration": float(table.staged.window_nll(judge.windows).mean()),
-            "text": table.staged.window_nll(text).tolist(),
-        }
-        table.staged.restore()
+        began = time.monotonic()
+        rounded = table.written(decode(plan)).rounded
+        found[plan] = {"untuned": losses(table, plan, rounded, judge, text), "seconds": time.monotonic() - began}
+        if asked.tune:
+            began = time.monotonic()
+            tuned = table.tuned(rounded, asked.tune)
+            found[plan]["tuned"] = losses(table, plan, tuned.rounded, judge, text) | {"tuning": tuned.tuned}
+            found[plan]["tuning_seconds"] = time.monotonic() - began
         write_json(asked.written, {"plans": job["plans"], "found": found})
+
+
+def losses(table: Table, plan: str, rounded: Mapping[str, Rounded], judge: Calibration, text: Tensor) -> Measured:
+    """Loss on the judging windows, and NLL per held-out window."""
+    staged, assignment = table.staged, decode(plan)
+    widths = widths_by_path(staged, table.players, assignment)
+    bank = bank_of(staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+    bank.put_all(assignment)
+    judged = float(staged.window_nll(judge.windows).mean())
+    found = {"judged": judged, "text": staged.window_nll(text).tolist()}
+    staged.restore()
+    return found
 
 
 if __name__ == "__main__":

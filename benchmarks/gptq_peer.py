@@ -102,7 +102,9 @@ def main() -> None:
     print(row)
     if asked.out:
         rows = [json.loads(path.read_text()) for path in sorted(asked.folder.glob("[0-9].json"))]
-        asked.out.write_text(json.dumps({"command": "python " + " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
+        title = "Our GPTQ beside llm-compressor's: all linears at one width, WikiText-2 perplexity"
+        content = {"title": title, "command": "python " + " ".join(sys.argv), "rows": rows}
+        asked.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def save_values(work: Path, path: Path, result: dict[str, object]) -> None:
     from apportion.core.log import read_log
 
     samples = load_samples(work / "samples")
-    values = np.empty((2 ** len(samples.players), len(samples.nll_fp)), dtype=np.float32)
+    values = np.full((2 ** len(samples.players), len(samples.nll_fp)), np.nan, dtype=np.float32)
     for assignment, nll in samples.values.items():
         values[index_of(assignment, samples.low)] = nll
     for log in ("calibration.log", "optimum.log"):
@@ -128,7 +128,8 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     from apportion.bits.game import MeasuredGame, block_states, trie_edges
     from apportion.bits.model import load_model, load_tokenizer
     from apportion.bits.optimum import assignment_at
-    from apportion.bits.sample import Sampling, Table
+    from apportion.bits.sampling import Sampling
+    from apportion.bits.table import Table
     from apportion.core.device import place
 
     sampling = Sampling(windows=asked.windows, window_tokens=asked.window_tokens, rounding=asked.roundings)

@@ -15,8 +15,9 @@ from apportion.bits.engine import PlainEngine
 from apportion.bits.game import MeasuredGame
 from apportion.bits.model import load_model, load_tokenizer
 from apportion.bits.players import Assignment
-from apportion.bits.sample import Sampling, Table
+from apportion.bits.sampling import Sampling
 from apportion.bits.spqe import coalitions, draw_permutations, marginals
+from apportion.bits.table import Table
 from apportion.bits.weights import WeightBank
 from apportion.core.arrays import NDArray
 from apportion.core.device import place

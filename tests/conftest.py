@@ -1,4 +1,8 @@
-"""Fixtures for all tests. Shapes in annotations are checked at run time here and nowhere else."""
+"""Fixtures for all tests. Shapes in annotations are checked at run time here and nowhere else.
+
+`tests/gpu` must also run on a machine that has torch, transformers, jaxtyping and pyscipopt but not all that `dev`
+installs: without beartype shapes are not checked there.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +11,17 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-import tests.checked  # noqa: F401  the hook below names it
+try:
+    import tests.checked  # noqa: F401  the hook below names it
+except ModuleNotFoundError as error:
+    if error.name != "beartype":
+        raise
+else:
+    install_import_hook("apportion.bits", "tests.checked.checked")
 
-install_import_hook("apportion.bits", "tests.checked.checked")
+import torch
 
-import torch  # noqa: E402
-
-from tests.tiny_models import make_checkpoint, make_text  # noqa: E402
+from tests.tiny_models import make_checkpoint, make_text
 
 torch.set_num_threads(1)
 settings.register_profile("apportion", deadline=None)  # a loaded machine is no failure

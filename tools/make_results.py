@@ -8,9 +8,12 @@ command), `ablation_*.json` (of benchmarks/ablations.py), and any other file tha
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from best_tables import best_part  # beside this script
+from tables import markdown
 
 Json = dict[str, Any]
 MODELS = ("llama-mini", "qwen3-mini")
@@ -59,7 +62,7 @@ def page(files: Mapping[str, Json]) -> str:
         "the calibration NLL above the exhaustive optimum's, nats.",
         "",
         *main,
-        *best_part(files, compares),
+        *best_part(files),
         *finer_part(compares),
         *(["### Further comparisons", "", *further] if further else []),
         "## Ablations",
@@ -201,34 +204,6 @@ def verdict(results: Sequence[Json]) -> list[str]:
     return lines
 
 
-def best_part(files: Mapping[str, Json], compares: Mapping[str, Json]) -> list[str]:
-    """`auto` with more widths and finer players, beside the uniform plans and the paper's setting."""
-    lines = [
-        "### auto with widths 2, 3, 4 and linears as players",
-        "",
-        "Perplexity of the plans kept, chosen on calibration text alone, with 95 % bootstrap intervals over windows; "
-        "uniform plans on the same weights; mean over the six budgets of the log-perplexity above all-4-bit, and its "
-        "ratio to CoopQ's with blocks and widths 2, 4. Where the rounding works in sequence (gptq), plans are judged "
-        "as written.",
-        "",
-    ]
-    rows, commands = [], []
-    for name, item in sorted(files.items()):
-        if not name.startswith("best_"):
-            continue
-        cells = [
-            f"{cell['perplexity']:.2f} [{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]"
-            for cell in item["budgets"]
-        ]
-        uniform = " / ".join(f"{item['uniform'][bits]:.2f}" for bits in sorted(item["uniform"], key=int))
-        paper = compares.get(f"compare_{item['model']}_{item['rounding']}")
-        ratio = f"{item['excess_over_six'] / above_highest(paper, 'coopq'):.2f}" if paper else "–"
-        rows.append([item["model"], item["rounding"], *cells, uniform, f"{item['excess_over_six']:.4f}", ratio])
-        commands.append(f"Made by `{item['command']}` (`docs/results/{name}.json`, {item['seconds']:.0f} s).")
-    head = ["model", "rounding", "2.25", "2.5", "2.75", "3", "3.25", "3.5", "uniform 2 / 3 / 4", "mean", "of CoopQ's"]
-    return [*lines, *(markdown(head, rows) if rows else [NOT_RUN]), "", *commands, ""]
-
-
 def finer_part(compares: Mapping[str, Json]) -> list[str]:
     """More widths and finer players: mean over the grid's budgets, and its share of what the paper's setting gives."""
     lines = [
@@ -301,12 +276,6 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "–" if value is None else str(value)
-
-
-def markdown(head: Iterable[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    head = list(head)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def main() -> None:

@@ -13,18 +13,18 @@ MODEL = "llama-mini"
 
 def best(files: Mapping[str, Json]) -> list[str]:
     """Perplexity at the same bytes: the published method, `auto`, and uniform plans."""
-    paper, plain, gptq = (
-        files.get(name) for name in (f"compare_{MODEL}_nearest", f"best_{MODEL}_nearest", f"best_{MODEL}_gptq")
-    )
-    if not (paper and plain and gptq):
+    names = (f"compare_{MODEL}_nearest", f"best_{MODEL}_nearest", f"best_{MODEL}_gptq", f"best_{MODEL}_gptq_tuned")
+    paper, plain, gptq, tuned = (files.get(name) for name in names)
+    if not (paper and plain and gptq and tuned):
         return ["*not run*"]
     cells = {
         "CoopQ as published (blocks, 2 or 4 bits), nearest": paper["methods"]["coopq"]["budgets"],
         "`auto` (linears; 2, 3 or 4 bits), nearest": plain["budgets"],
         "`auto`, gptq": gptq["budgets"],
+        "`auto`, gptq, scales tuned": tuned["budgets"],
     }
     budgets = [f"{row['budget']:g}" for row in gptq["budgets"]]
-    uniform = {name: item["uniform"] for name, item in (("nearest", plain), ("gptq", gptq))}
+    uniform = {name: item["uniform"] for name, item in (("nearest", plain), ("gptq", gptq), ("tuned", tuned))}
     levels = "; ".join(
         f"{name} " + ", ".join(f"{value:.1f} at {bits}" for bits, value in sorted(item.items()))
         for name, item in uniform.items()
@@ -40,7 +40,7 @@ def best(files: Mapping[str, Json]) -> list[str]:
             for name, row in cells.items()
         ),
         "",
-        f"Uniform widths: {levels}. Made by `{gptq['command']}` (and `--rounding nearest`; `apportion compare` for the first row); "
+        f"Uniform widths: {levels}. Made by `{tuned['command']}` (and `--rounding nearest`; `apportion compare` for the first row); "
         "all models, roundings and baselines, and where the paper's ordering was not seen, in [docs/results.md](docs/results.md).",
     ]
 

@@ -12,7 +12,8 @@ from apportion.bits import engine
 from apportion.bits.calibration import calibrate
 from apportion.bits.game import MeasuredGame, naive_values
 from apportion.bits.model import load_model, load_tokenizer
-from apportion.bits.sample import Sampling, Table
+from apportion.bits.sampling import Sampling
+from apportion.bits.table import Table
 from apportion.core.device import place
 from tests.tiny_models import KINDS
 

@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apportion
+from apportion.bits.apply import apply
 from apportion.bits.checkpoint import packed_entries, widths_by_path
 from apportion.bits.container import file_bytes
 from apportion.bits.formats import Width
 from apportion.bits.load import load
 from apportion.bits.plan import plan_from
-from apportion.bits.quantize import Quantization, apply, measure_perplexity, open_table, quantize
+from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
 from apportion.bits.rounding import rounding_named, shape_bytes
 from apportion.bits.rounding.hqq import HqqWeight
 from apportion.bits.rounding.quanto import QuantoWeight
-from apportion.bits.sample import Sampling
+from apportion.bits.sampling import Sampling
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError, MissingExtraError
 from tests.tiny_models import KINDS

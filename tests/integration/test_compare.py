@@ -17,7 +17,8 @@ from apportion.bits.plan import average_bits
 from apportion.bits.rounding import ROUNDINGS
 from apportion.bits.rounding.grid import GridWeight
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.sample import Sampling
+from apportion.bits.rounding.protocol import Shapes
+from apportion.bits.sampling import Sampling
 from apportion.cli import main
 from apportion.core.errors import ApportionError, ArtifactMismatchError, InputError
 from apportion.core.log import read_log
@@ -162,6 +163,18 @@ def test_a_method_killed_halfway_reports_all_that_it_measured(
     assert [again[name]["evaluations"] for name in first] == [first[name]["evaluations"] for name in first]
 
 
+def test_evaluations_of_a_method_do_not_depend_on_the_order(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    model, names = str(checkpoint("llama", blocks=4)), ("one-at-a-time", "greedy", "optimum")
+    found = []
+    for order in (names, names[::-1]):
+        ask, sampling = ask_for(text_file, methods=order, curve=False)
+        rows = compare(model, tmp_path / order[0], ask, sampling)["methods"]
+        found.append({name: rows[name]["evaluations"] for name in names})
+    assert found[0] == found[1]
+    shared = len(read_log(tmp_path / "optimum" / "samples" / "values.log")[1])
+    assert found[0]["optimum"] == 16 - shared
+
+
 def test_plans_of_one_rounding_are_evaluated_with_another(
     finished: Path, checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +199,7 @@ def test_plans_of_one_rounding_are_evaluated_with_another(
         ({"text_windows": 0}, "at least 1"),
         ({"text": Path("absent.txt")}, "no such file"),
         ({"apply_rounding": "magic"}, "unknown"),
+        ({"apply_rounding": "quanto", "widths": (2, 3), "methods": ("coopq",), "avg_bits": (2.5,)}, "not supported"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
@@ -196,6 +210,22 @@ def test_bad_input_is_refused_before_any_work(
     sampling = replace(sampling, **of_samples)  # type: ignore[arg-type]
     with pytest.raises(ApportionError, match=said):
         compare("/absent", tmp_path / "out", ask, sampling)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_judging_rounding_cannot_hold_is_refused_before_any_work(
+    checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Picky(Shrunk):
+        def shapes(self, *_: object) -> Shapes:
+            raise InputError("cannot hold this shape")
+
+    monkeypatch.setitem(ROUNDINGS, "shrunk", Picky)
+    ask, sampling = ask_for(text_file, methods=("coopq",), apply_rounding="shrunk")
+    with pytest.raises(InputError, match="cannot hold this shape"):
+        compare(str(checkpoint("llama", blocks=3)), tmp_path / "out", ask, sampling)
+    with pytest.raises(InputError, match="--text-windows 100000"):
+        compare(str(checkpoint("llama", blocks=3)), tmp_path / "out", *ask_for(text_file, text_windows=100_000))
     assert not (tmp_path / "out").exists()
 
 

@@ -12,14 +12,16 @@ import torch
 
 import apportion
 from apportion.bits.allocate import allocate
+from apportion.bits.apply import apply
 from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import packed_entries, save_companions, widths_by_path
 from apportion.bits.container import file_bytes
 from apportion.bits.game import encode
 from apportion.bits.plan import plan_from
-from apportion.bits.quantize import Quantization, apply, measure_perplexity, open_table, quantize
-from apportion.bits.sample import Sampling, take_samples
+from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
+from apportion.bits.sample import take_samples
 from apportion.bits.samples import load_samples
+from apportion.bits.sampling import Sampling
 from apportion.bits.sensitivity import estimate
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import read_json, read_manifest
@@ -116,7 +118,7 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
         assert "3" * 16 in written
         kept = min(written.values(), key=lambda item: item["nll_judged"])
         assert (kept["widths"], kept["nll_written"]) == (encode(plan.assignment), result["nll_plan"])
-        assert result["judged_on"] == "4 windows that the search has not seen"
+        assert result["judged_on"] == "16 windows that neither the search nor the rounding has seen"
     again = quantize(str(checkpoint()), tmp_path / "again", ask, sampling)
     assert again["plan"] == result["plan"]
 
@@ -307,6 +309,37 @@ def test_refusals_come_before_any_work(checkpoint, text_file, tmp_path):
     quantize(model, tmp_path / "done", paper(avg_bits=3.0), small(text_file))
     with pytest.raises(InputError, match="quantized already"):
         open_table(str(tmp_path / "done"), small(text_file))
+
+
+def test_sampling_that_stops_by_itself_is_refused_where_there_is_none(text_file, tmp_path):
+    with pytest.raises(InputError, match=r"(?s)--until-stable: --method auto draws no permutations.*--evaluations"):
+        quantize("/absent", tmp_path / "out", Quantization(3.0, until_stable=True), small(text_file))
+
+
+def test_untied_linears_are_refused_for_servers_that_fuse_them(checkpoint, text_file, tmp_path):
+    free = small(text_file, players="linears", untie=True)
+    with pytest.raises(InputError, match=r"(?s)--untie: nearest writes compressed-tensors.*apportion\.load"):
+        quantize("/absent", tmp_path / "out", paper(avg_bits=3.0), free)
+    table = open_table(str(checkpoint(blocks=2)), free)
+    sensitivity = estimate(take_samples(table, tmp_path / "samples"))
+    found = allocate(sensitivity, budget_from_bits(sensitivity, 3.0))
+    names = [name.split()[-1] for name in found.by_name()]
+    split = replace(found, assignment=tuple(2 if name in ("k_proj", "down_proj") else 4 for name in names))
+    split = replace(split, budget_bytes=found.player_bytes * 4)
+    with pytest.raises(InputError, match=r"(?s)fuse.*q_proj 4.*k_proj 2.*--apply-rounding quanto or hqq"):
+        apply(table.staged, table.tokenizer, split, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    kept = apply(table.staged, table.tokenizer, split, tmp_path / "hqq", rounding="hqq")
+    assert kept["plan"] == split.by_name()
+    level = replace(split, assignment=tuple(2 if name == "down_proj" else 4 for name in names))
+    assert apply(table.staged, table.tokenizer, level, tmp_path / "level")["format"] == "compressed-tensors"
+
+
+def test_untied_linears_in_a_format_of_their_own(checkpoint, text_file, tmp_path):
+    free = small(text_file, players="linears", untie=True, apply_rounding="hqq")
+    result = quantize(str(checkpoint(blocks=2)), tmp_path / "out", paper(avg_bits=3.0), free)
+    assert len(result["plan"]) == 14
+    assert apportion.load(tmp_path / "out")(torch.arange(2, 42).view(2, 20)).logits.isfinite().all()
 
 
 def test_a_plan_is_not_applied_to_another_model(checkpoint, text_file, tmp_path):

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.bits.calibration import Calibration
-from apportion.bits.game import MeasuredGame, block_states, decode, encode, naive_values, trie_edges
+from apportion.bits.game import (
+    MeasuredGame,
+    block_states,
+    decode,
+    encode,
+    naive_values,
+    trie_edges,
+)
 from apportion.bits.model import load_model
 from apportion.bits.players import Player, players_of, uniform
 from apportion.bits.rounding.nearest import Nearest

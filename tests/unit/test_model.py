@@ -136,3 +136,20 @@ def test_digest_follows_every_byte(checkpoint):
     with torch.no_grad():
         changed.model.norm.weight[0] += 1
     assert StagedModel(changed, CPU).digest != first.digest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_to_a_teacher_is_the_cross_entropy_to_its_predictions_and_least_for_itself(checkpoint, kind):
+    staged, ids = load_model(str(checkpoint(kind)), place("cpu", "float32")), windows()
+    with torch.inference_mode():
+        theirs = staged.model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+    teacher = staged.last_hidden(ids)
+    entropy = staged.window_nll(ids, teacher=teacher)
+    for parameter in staged.model.parameters():
+        parameter.data = parameter.data * 0.7
+    with torch.inference_mode():
+        own = staged.model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+        theirs_again = staged.logits(teacher)[:, :-1].double().log_softmax(-1)  # the head has changed with the rest
+    expected = -(theirs_again.exp() * own).sum(-1).mean(1)
+    np.testing.assert_allclose(staged.window_nll(ids, teacher=teacher), expected, rtol=1e-5)
+    np.testing.assert_allclose(entropy, -(theirs.exp() * theirs).sum(-1).mean(1), rtol=1e-5)

@@ -1,6 +1,6 @@
 """`make results` says what was run and what was not, and reads only saved numbers."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,15 +8,10 @@ from types import ModuleType
 import pytest
 
 
-@pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "make_results.py"
-    spec = importlib.util.spec_from_file_location("make_results", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def maker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    return importlib.import_module("make_results")
 
 
 def cell(perplexity: float, *, best: bool = False, tie: bool = False) -> dict[str, object]:
@@ -97,9 +92,14 @@ def test_auto_with_more_widths_is_put_beside_the_papers_setting(maker: ModuleTyp
         "command": "python benchmarks/best.py x",
         "seconds": 3,
     }
-    files = {"compare_llama-mini_nearest": comparison(50.0, 40.0), "best_llama-mini_nearest": best}
-    ratio = 0.25 / maker.above_highest(files["compare_llama-mini_nearest"], "coopq")
-    text = maker.page(files)
+    behind = [{"mean": -0.1, "low": -0.2, "high": 0.0}] * 5 + [{"mean": 0.1, "low": 0.05, "high": 0.2}]
+    best["rivals"] = {
+        name: {"excess_over_six": excess, "auto_behind": behind}
+        for name, excess in (("coopq", 0.5), ("best-isolated", 0.4))
+    }
+    text = maker.page({"best_llama-mini_nearest": best, "best_llama-mini_nearest_tuned": best | {"tune": 200}})
     assert "20.00 [19.0, 21.0]" in text
-    assert f"| 90.00 / 30.00 / 10.00 | 0.2500 | {ratio:.2f} |" in text
+    assert "| 90.00 / 30.00 / 10.00 |" in text
+    assert "| llama-mini | nearest | 0.2500 | 0.5000 | 0.50 | 0.4000 | 0.62 | 1 of 6 |" in text
+    assert "| llama-mini | nearest, tuned | 0.2500 |" in text
     assert "`python benchmarks/best.py x`" in text

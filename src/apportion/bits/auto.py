@@ -7,9 +7,11 @@ seen, and the best is kept: a mixed plan that loses to a uniform one is not kept
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from apportion.bits.allocate import plan_of
 from apportion.bits.budget import Budget
@@ -18,10 +20,10 @@ from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.game import MeasuredGame, encode
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment
-from apportion.bits.rounding import Rounded
-from apportion.bits.sample import Table, added
+from apportion.bits.sample import added
 from apportion.bits.samples import VALUES, WINDOWS, Samples
 from apportion.bits.search import Found, search
+from apportion.bits.table import PlanWeights, Table
 from apportion.bits.weights import bank_of
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
@@ -30,6 +32,7 @@ from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
 
 WIDTHS = (2, 3, 4)
+JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
 
 def default_widths(supported: Sequence[int]) -> tuple[int, ...]:
@@ -44,8 +47,10 @@ def searched_plans(
     calibration = load_calibration(folder / WINDOWS)
     with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
         game = MeasuredGame(table.bank(), calibration, log)
-        found, _ = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
-    return replace(samples, values=game.known, counts=added(samples.counts, game.counts)), found
+        earlier = game.known.keys() - samples.values.keys()
+        found, state = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
+    counts = added(samples.counts, game.counts, resumed=len(earlier & state.seen.keys()))
+    return replace(samples, values=game.known, counts=counts), found
 
 
 def plan_found(found: Found, samples: Samples, budget: Budget) -> Plan:
@@ -64,7 +69,7 @@ class Written:
     """
 
     assignment: Assignment
-    rounded: Mapping[str, Rounded]
+    weights: PlanWeights
     nll: float
     judged: float
 
@@ -73,7 +78,8 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
     """Windows to choose finalists on, and what they are.
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
-    plan does not. So finalists meet on other windows of the same text, as many as the search had.
+    plan does not. A rounding that fits its own windows flatters itself there too. So finalists meet on other windows
+    of the same text, JUDGES times as many as the search had, as far as the text has others.
     """
     used, sampling = load_calibration(folder / WINDOWS), table.sampling
     count, length = used.windows.shape
@@ -81,10 +87,15 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
         seed = derived_seed(sampling.seed, "unseen")
         own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
         return own, "windows that the search has not seen"
-    fresh = unseen_windows(sampling.calibration, table.tokenizer, used, windows=count, seed=sampling.seed)
-    if fresh is None:
-        return used, "the search's own windows: the text has no others"
-    return fresh, f"{len(fresh.windows)} windows that the search has not seen"
+    fitted = [table.text] if table.applied.needs_hessian else []
+    fitted += [table.tuning_text] if sampling.tune else []
+    tries = [("neither the search nor the rounding has", fitted)] if fitted else []
+    for whom, taken in [*tries, ("the search has not", [])]:
+        seen = Calibration(torch.cat([used.windows, *taken]), used.source)
+        fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=JUDGES * count, seed=sampling.seed)
+        if fresh is not None:
+            return fresh, f"{len(fresh.windows)} windows that {whom} seen"
+    return used, "the search's own windows: the text has no others"
 
 
 def written(table: Table, assignment: Assignment, text: Calibration, judge: Calibration | None = None) -> Written:
@@ -93,9 +104,9 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
     Raises:
         NumericError: the loss is not finite.
     """
-    rounded = table.written(assignment)
+    weights = table.written(assignment)
     widths = widths_by_path(table.staged, table.players, assignment)
-    bank = bank_of(table.staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
+    bank = bank_of(table.staged, table.players, {(path, bits): weights.rounded[path] for path, bits in widths.items()})
     bank.put_all(assignment)
     texts = [text] if judge is None else [text, judge]
     with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
@@ -106,7 +117,7 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
         raise NumericError(
             f"the loss of plan {encode(assignment)} as written is {nll}", "use --dtype float32 or another rounding"
         )
-    return Written(assignment, rounded, nll, judged)
+    return Written(assignment, weights, nll, judged)
 
 
 def finalists(found: Found, samples: Samples, count: int) -> list[Assignment]:
@@ -127,7 +138,8 @@ def best_written(
     tried: list[Json] = []
     for item in finalists(found, samples, count):
         one = written(table, item, text, judge)
-        tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged})
+        tuned = {"tuned": one.weights.tuned} if one.weights.tuned else {}
+        tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged, **tuned})
         best = one if best is None or one.judged < best.judged else best
     assert best is not None, "a search always keeps a plan"
     return best, tuple(tried), judged_on

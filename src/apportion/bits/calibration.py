@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
     """A `.jsonl` file's `text` fields joined by blank lines; any other file as one string.
 
     Raises:
-        InputError: missing, too large, not UTF-8, or lines without a text (all of them named).
+        InputError: missing, unreadable, too large, not UTF-8, or lines without a text (all of them named).
     """
     if not path.is_file():
         raise InputError(f"text {path}: no such file", "give a .txt file, or a .jsonl file with a 'text' field")
@@ -47,6 +47,8 @@ def read_text(path: Path) -> str:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"text {path}: is not UTF-8 text ({error.reason})", "convert it to UTF-8") from error
+    except OSError as error:
+        raise InputError(f"text {path}: cannot be read: {error.strerror}", "check its permissions") from error
     return join_jsonl(content, path) if path.suffix == ".jsonl" else content
 
 
@@ -115,6 +117,15 @@ def calibrate(
         )
     chosen = stream(seed, "calibration").choice(len(available), size=windows, replace=False)
     return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
+
+
+def count_windows(path: Path, tokenizer: Any, window_tokens: int) -> int:
+    """How many windows of this length a text has.
+
+    Raises:
+        InputError: shorter than one window.
+    """
+    return len(cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens))
 
 
 def unseen_windows(path: Path, tokenizer: Any, used: Calibration, *, windows: int, seed: int) -> Calibration | None:

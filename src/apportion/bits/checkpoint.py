@@ -6,6 +6,7 @@ Zero points are not used: they fail to reload in transformers 5.23.
 `quanto`, `hqq`: their own packed tensors under the names that these libraries give them; read by `load`.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -18,10 +19,11 @@ from apportion.bits.container import Entry, entry_of, file_bytes, write_tensors
 from apportion.bits.formats import Width
 from apportion.bits.model import StagedModel
 from apportion.bits.plan import Plan
-from apportion.bits.players import Assignment, Player
+from apportion.bits.players import Assignment, Player, tied
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.rounding.grid import FORMAT as GRID
 from apportion.core.artifact import Json, disk_error, write_bytes, write_json
+from apportion.core.errors import InputError
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
@@ -36,6 +38,23 @@ def widths_by_path(staged: StagedModel, players: tuple[Player, ...], assignment:
         for player, bits in zip(players, assignment, strict=True)
         for linear in player.linears
     }
+
+
+def require_fusable(widths: Mapping[str, int], rounding: Rounding) -> None:
+    """Refuse, in the format that servers load, other widths within q/k/v or gate/up: they are fused there.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    if rounding.format != GRID:
+        return
+    split = [group for group in tied(tuple(widths)) if len({widths[path] for path in group}) > 1]
+    if split:
+        listed = "; ".join(", ".join(f"{path} {widths[path]}" for path in group) for group in split[:4])
+        raise InputError(
+            f"plan: gives linears that servers fuse other widths ({listed}), and {GRID} is the format of servers",
+            "write it with --apply-rounding quanto or hqq (read by apportion.load), or plan without --untie",
+        )
 
 
 def unquantized(staged: StagedModel) -> dict[str, Tensor]:
@@ -151,7 +170,7 @@ def write_checkpoint(
             tensors[f"{path}.{suffix}"] = tensor
     names = write_shards(folder, tensors)
     weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
-    names += save_companions(folder, staged, tokenizer)
+    names += [*save_companions(folder, staged, tokenizer), *save_code(folder, staged.model)]
     if format == "quanto" and all(quanto_guess(staged.originals[path].shape[1]) == group_size for path in widths):
         write_json(folder / QMAP, {p: {"weights": f"qint{bits}", "activations": "none"} for p, bits in widths.items()})
         names.append(QMAP)
@@ -211,6 +230,22 @@ def save_companions(folder: Path, staged: StagedModel, tokenizer: Any) -> list[s
         write_bytes(folder / "generation_config.json", generation.to_json_string().encode())
         saved.append("generation_config.json")
     return saved
+
+
+def save_code(folder: Path, model: Any) -> list[str]:
+    """Code that came with the checkpoint, without which its config names what the new folder lacks.
+
+    Raises:
+        ArtifactError: the disk is full or refuses.
+    """
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    own = [kind for kind in (type(model), type(model.config)) if kind.__module__.startswith("transformers_modules.")]
+    homes = [inspect.getfile(kind) for kind in own]
+    files = {Path(file) for home in homes for file in (home, *get_relative_import_files(home))}
+    for file in sorted(files):
+        write_bytes(folder / file.name, file.read_bytes())
+    return sorted(file.name for file in files)
 
 
 def stored_bytes(plan: Plan, rounded: Mapping[str, Rounded], staged: StagedModel) -> int:

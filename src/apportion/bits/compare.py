@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apportion.bits.apply import PACKAGES
 from apportion.bits.budget import Budget, Costs, budget_from_bits
 from apportion.bits.calibration import Calibration, load_calibration
 from apportion.bits.compare_page import write_page
@@ -16,12 +17,13 @@ from apportion.bits.game import MeasuredGame, Values, decode, encode, full_preci
 from apportion.bits.methods import METHODS, Choice, Context, require_methods
 from apportion.bits.optimum import Exhaustive, require_exhaustible
 from apportion.bits.players import Assignment, uniform
-from apportion.bits.quantize import PACKAGES, Quantization, open_table, peak_memory
-from apportion.bits.rounding import rounding_named
-from apportion.bits.sample import Sampling, Table, at_least, take_samples
+from apportion.bits.quantize import Quantization, open_table, peak_memory
+from apportion.bits.sample import take_samples
 from apportion.bits.samples import WINDOWS, Samples
+from apportion.bits.sampling import Sampling, at_least, require_applied
 from apportion.bits.sensitivity import require_alpha, require_estimable
 from apportion.bits.standings import Scoreboard, scoreboard, standings
+from apportion.bits.table import Table
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -75,7 +77,7 @@ class Comparison:
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),
             lambda: require_grid(self.avg_bits, sampling.widths),
-            lambda: rounding_named(self.apply_rounding or sampling.rounding),
+            lambda: require_applied(sampling.widths, sampling.rounding, self.apply_rounding or sampling.rounding),
         )
 
 
@@ -120,9 +122,16 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     if "optimum" in ask.methods:
         require_exhaustible(len(table.players), sampling.widths)
     held_out = Calibration(
-        first_windows(table.tokenizer, ask.text, window_tokens=sampling.window_tokens, windows=ask.text_windows),
+        first_windows(
+            table.tokenizer,
+            ask.text,
+            window_tokens=sampling.window_tokens,
+            windows=ask.text_windows,
+            option="--text-windows",
+        ),
         str(ask.text),
     )
+    judging = judging_table(table, ask)  # before the work, so that what this rounding refuses is refused now
     start(out, asked)
     samples = take_samples(table, out / "samples", resume=True)
     context = Context(
@@ -130,7 +139,7 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     )
     budgets = budgets_of(samples, ask)
     chosen = {name: chosen_by(name, context, budgets) for name in ask.methods}
-    judged = judge(table, ask, held_out, wanted(samples, chosen), out)
+    judged = judge(judging, held_out, wanted(samples, chosen), out)
     board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, sampling.seed)
     result = result_of(model, ask, context, chosen, board, judged)
     result["seconds"] = time.monotonic() - began
@@ -146,20 +155,23 @@ def budgets_of(costs: Costs, ask: Comparison) -> list[Budget]:
 
 
 def chosen_by(name: str, context: Context, budgets: Sequence[Budget]) -> Json:
-    """A method's plans and what they cost to find; read from its file if an earlier run finished it."""
+    """A method's plans and what they cost to find; read from its file if an earlier run finished it.
+
+    `evaluations` counts the distinct coalitions that the method asked for beyond the shared samples, whether or not
+    another method had them measured before, so that neither the order of the methods nor a kill changes it.
+    """
     path = context.folder / "plans" / f"{name}.json"
     asked = {"budgets": [budget.player_bytes for budget in budgets], "alpha": context.alpha}
     if path.exists() and (saved := read_json(path))["asked"] == asked:
-        context.logged.update(saved.get("logged", {}))
         return saved
-    began, before = time.monotonic(), sum(context.logged.values())
+    began = time.monotonic()
+    context.asked.clear()
     choices = METHODS[name](context, budgets)
     found = {
         "method": name,
         "asked": asked,
         "plans": [[encode(item) for item in choice] for choice in choices],
-        "evaluations": sum(context.logged.values()) - before,
-        "logged": context.logged,
+        "evaluations": len(context.asked - context.samples.values.keys()),
         "seconds": time.monotonic() - began,
     }
     write_json(path, found)
@@ -189,16 +201,25 @@ class Judged:
     settings: Json = field(default_factory=dict)
 
 
-def judge(table: Table, ask: Comparison, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
-    """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
+def judging_table(table: Table, ask: Comparison) -> Table:
+    """The table with the rounding that plans are judged on.
+
+    Raises:
+        InputError: that rounding cannot hold this model or these widths.
+    """
     rounding = ask.apply_rounding or table.sampling.rounding
-    if rounding != table.sampling.rounding:
-        table = Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
+    if rounding == table.sampling.rounding:
+        return table
+    return Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
+
+
+def judge(table: Table, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
+    """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
     settings = table.settings(held_out)
     with AppendLog(out / "text.log", settings, resume=True) as log:
         game = MeasuredGame(table.bank(), held_out, log)
         game.values(plans)
-    return Judged(game.known, full_precision_nll(table.staged, held_out), rounding, settings)
+    return Judged(game.known, full_precision_nll(table.staged, held_out), table.rounding.name, settings)
 
 
 def result_of(

@@ -33,9 +33,9 @@ class Perplexity:
 
 
 def first_windows(
-    tokenizer: Any, text: Path, *, window_tokens: int, windows: int | None = None
+    tokenizer: Any, text: Path, *, window_tokens: int, windows: int | None = None, option: str = "--windows"
 ) -> Int[Tensor, "windows tokens"]:
-    """The first windows of a text in reading order; all of them if no number is given.
+    """The first windows of a text in reading order; all of them if no number is given (by the option named).
 
     Raises:
         InputError: the text is shorter than one window, or has fewer windows than asked for.
@@ -43,7 +43,7 @@ def first_windows(
     found = cut(*encode(read_text(text), tokenizer, window_tokens, str(text)), window_tokens)
     if windows is not None and not 1 <= windows <= len(found):
         raise InputError(
-            f"--windows {windows}: {text} has {len(found)} windows of {window_tokens} tokens",
+            f"{option} {windows}: {text} has {len(found)} windows of {window_tokens} tokens",
             f"give a number from 1 to {len(found)}",
         )
     return found[:windows]

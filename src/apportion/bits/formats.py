@@ -1,6 +1,6 @@
 """A width: how many bits, in what groups, and the exact bytes of a tensor stored in it.
 
-Compressed-tensors `pack-quantized`, symmetric, which stock transformers and vLLM load:
+Compressed-tensors `pack-quantized`, symmetric, which stock transformers loads (and vLLM's source has):
 
     weight_packed  int32 [rows, ceil(columns * bits / 32)]   codes, 32 of them in `bits` words, none wasted
     weight_scale   dtype [rows, columns / group]             one scale per group, its sign free
@@ -46,7 +46,8 @@ def require_bits(widths: tuple[int, ...], supported: tuple[int, ...], rounding: 
             f"choose from {', '.join(map(str, supported))}",
         )
     if list(widths) != sorted(set(widths)) or len(widths) < 2:
-        raise InputError(f"--widths {widths}: expected at least two different widths in rising order, e.g. 2,4")
+        listed = ",".join(map(str, widths))
+        raise InputError(f"--widths {listed}: expected at least two different widths in rising order, e.g. 2,4")
 
 
 def require_groups(columns: dict[str, int], group_size: int) -> None:

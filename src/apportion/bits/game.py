@@ -93,7 +93,8 @@ class MeasuredGame:
         self.known: Values = {}
         for record in log.records if log else []:
             self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
-        self.resumed = len(self.known)
+        self._resumed = frozenset(self.known)
+        self.resumed = len(self._resumed)
         self._engine: Engine | None = None
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
@@ -103,7 +104,8 @@ class MeasuredGame:
             NumericError: a value is NaN or infinite; the coalition is named.
         """
         staged = self.bank.staged
-        self.counts.naive_block_forwards += len(assignments) * staged.layout.block_count
+        asked = sum(item not in self._resumed for item in assignments)
+        self.counts.naive_block_forwards += asked * staged.layout.block_count
         pending = {self._path(item): item for item in assignments if item not in self.known}
         if pending:
             try:

@@ -13,25 +13,42 @@ from torch import Tensor, nn
 
 from apportion.bits.checkpoint import INDEX, WEIGHTS
 from apportion.bits.formats import Width
-from apportion.bits.model import StagedModel, first_line, is_quantized, load_model, quiet, require_model
+from apportion.bits.model import (
+    StagedModel,
+    first_line,
+    is_quantized,
+    load_model,
+    load_tokenizer,
+    quiet,
+    require_model,
+)
 from apportion.bits.rounding import rounding_named
 from apportion.bits.rounding.hqq import HqqWeight
 from apportion.bits.rounding.quanto import QuantoWeight
 from apportion.core.artifact import MANIFEST, read_json, read_manifest
 from apportion.core.device import Placement, place
 from apportion.core.errors import ArtifactCorruptError, InputError
+from apportion.core.progress import without_tqdm
 
 Packed = QuantoWeight | HqqWeight
 OWN: dict[str, type[QuantoWeight] | type[HqqWeight]] = {"quanto": QuantoWeight, "hqq": HqqWeight}
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: str = "float32", dense: bool = False) -> Any:
+def load(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    dense: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
     """Load a checkpoint written by `quantize` or `apply`, or any full-precision one.
 
     Args:
         path: the folder; if it has a manifest, every file is checked against its digest first.
         dtype: what the model computes in.
         dense: decode quanto and hqq weights once into plain linears, instead of keeping them packed.
+        trust_remote_code: run code that comes with the checkpoint.
 
     Returns:
         A transformers causal LM in eval mode.
@@ -44,18 +61,36 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "float32", dense
     if (folder / MANIFEST).is_file():
         read_manifest(folder)
     if own_format(folder) is None:
-        return load_model(str(path), placement).model
-    model, packed = read_own(folder, placement)
+        return load_quietly(str(path), placement, trust_remote_code=trust_remote_code).model
+    model, packed = read_own(folder, placement, trust_remote_code=trust_remote_code)
     return model if dense else pack(model, packed, placement)
 
 
-def load_staged(model: str, placement: Placement) -> StagedModel:
+def load_staged(model: str, placement: Placement, *, trust_remote_code: bool = False) -> StagedModel:
     """`load_model`, also for folders in quanto's and hqq's formats (decoded once into plain linears)."""
     require_model(model)
     if own_format(Path(model)) is None:
-        return load_model(model, placement)
-    found, _ = read_own(Path(model), placement)
+        return load_quietly(model, placement, trust_remote_code=trust_remote_code)
+    found, _ = read_own(Path(model), placement, trust_remote_code=trust_remote_code)
     return StagedModel(found, placement, source=model)
+
+
+def load_full(model: str, placement: Placement, *, trust_remote_code: bool = False) -> tuple[StagedModel, Any]:
+    """Model and tokenizer of a checkpoint that is to be quantized.
+
+    Raises:
+        InputError: it cannot be loaded, or is quantized already.
+    """
+    staged = load_quietly(model, placement, trust_remote_code=trust_remote_code)
+    if is_quantized(staged.model.config):
+        raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
+    return staged, load_tokenizer(model, trust_remote_code=trust_remote_code)
+
+
+def load_quietly(model: str, placement: Placement, *, trust_remote_code: bool) -> StagedModel:
+    """`load_model` without the bars of compressed-tensors."""
+    with without_tqdm():
+        return load_model(model, placement, trust_remote_code=trust_remote_code)
 
 
 def own_format(folder: Path) -> str | None:
@@ -66,7 +101,7 @@ def own_format(folder: Path) -> str | None:
     return saved["quant_method"] if saved.get("made_by") == "apportion" and saved.get("quant_method") in OWN else None
 
 
-def read_own(folder: Path, placement: Placement) -> tuple[Any, dict[str, Packed]]:
+def read_own(folder: Path, placement: Placement, *, trust_remote_code: bool) -> tuple[Any, dict[str, Packed]]:
     """The model with decoded weights, and its packed weights by module path."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -76,15 +111,14 @@ def read_own(folder: Path, placement: Placement) -> tuple[Any, dict[str, Packed]
     packed = unpack(saved, tensors, folder)
     dtype = getattr(torch, placement.dtype)
     dense = {f"{path}.weight": weight.dequantize(dtype) for path, weight in packed.items()}
-    config = AutoConfig.from_pretrained(str(folder))
-    if is_quantized(config):
-        del config.quantization_config
-    extra = (
-        {"attn_implementation": "eager"} if getattr(config.get_text_config(), "attn_logit_softcapping", None) else {}
-    )
     try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        if is_quantized(config):
+            del config.quantization_config
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        extra = {"attn_implementation": "eager"} if capped else {}
         with quiet():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **extra)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"MODEL {folder}: transformers cannot build it: {first_line(error)}") from error
     fill(model, {**tensors, **dense}, folder)

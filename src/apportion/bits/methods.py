@@ -9,20 +9,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from apportion.bits.allocate import allocate
 from apportion.bits.budget import Budget
 from apportion.bits.calibration import Calibration
-from apportion.bits.game import MeasuredGame
+from apportion.bits.game import Game, MeasuredGame
 from apportion.bits.greedy import demotion_path, first_within
 from apportion.bits.optimum import Exhaustive, exhaust
 from apportion.bits.plan import spent
-from apportion.bits.players import Assignment, uniform
-from apportion.bits.sample import Table
+from apportion.bits.players import Assignment, Player, uniform
 from apportion.bits.samples import Samples
 from apportion.bits.scores import activation, lim, llm_mq, one_at_a_time, zd
 from apportion.bits.search import search
 from apportion.bits.sensitivity import Sensitivity, estimate
+from apportion.bits.table import Table
 from apportion.bits.weights import WeightBank
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
@@ -31,6 +35,19 @@ from apportion.core.seeds import stream
 RANDOM_PLANS = 5
 Choice = tuple[Assignment, ...]
 """The plan of a method for one budget; several where a method is random."""
+
+
+class Noting:
+    """A game that notes what it is asked."""
+
+    def __init__(self, game: Game, asked: set[Assignment]) -> None:
+        self.game, self.asked = game, asked
+        self.players: tuple[Player, ...] = game.players
+
+    def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
+        """As the game has them."""
+        self.asked.update(assignments)
+        return self.game.values(assignments)
 
 
 @dataclass
@@ -43,7 +60,7 @@ class Context:
         samples: the values of SPQE that all methods share.
         folder: where further values are appended as they are measured.
         alpha: shrinkage of coopq's covariance. seed: of random plans.
-        logged: coalitions in each log beyond the samples, whichever run measured them.
+        asked: coalitions that methods asked for so far, whether or not they were known already.
         allowed: evaluations that `auto` may ask for, of all budgets.
     """
 
@@ -54,20 +71,20 @@ class Context:
     folder: Path
     alpha: float = 0.5
     seed: int = 0
-    logged: dict[str, int] = field(default_factory=dict)
+    asked: set[Assignment] = field(default_factory=set)
     allowed: int = 2000
 
     @contextmanager
-    def measuring(self, log: str = "calibration") -> Iterator[MeasuredGame]:
+    def measuring(self, log: str = "calibration") -> Iterator[Game]:
         """The game on the calibration text; it knows the samples' values and appends new ones to its own log.
 
         The samples' own log stays as SPQE left it, so that no estimator sees values that another method asked for.
+        What is asked is noted in `asked`.
         """
         with AppendLog(self.folder / f"{log}.log", self.samples.settings, resume=True) as file:
             game = MeasuredGame(self.bank, self.calibration, file)
             game.known = {**self.samples.values, **game.known}
-            yield game
-            self.logged[log] = game.resumed + game.counts.evaluations
+            yield Noting(game, self.asked)
 
     @cached_property
     def exhaustive(self) -> Exhaustive:

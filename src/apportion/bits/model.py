@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -150,18 +151,17 @@ class StagedModel:
             out: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return out.view(*hidden.shape[:2], -1)
 
-    def nll(
-        self, hidden: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Mean next-token negative log-likelihood of each window, in nats per token."""
-        found: np.ndarray[Any, np.dtype[np.float64]] = self.device_nll(hidden, windows).cpu().numpy()
-        return found
-
     @torch.inference_mode()
     def device_nll(
-        self, hidden: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
+        self,
+        hidden: Float[Tensor, "windows tokens hidden"],
+        windows: Int[Tensor, "windows tokens"],
+        teacher: Float[Tensor, "windows tokens hidden"] | None = None,
     ) -> Float[Tensor, " windows"]:
-        """`nll` left on the device, so that a GPU need not be waited for.
+        """Mean next-token negative log-likelihood of each window, in nats per token, left on the device.
+
+        With a teacher (hidden states after the last block) the next tokens are not the text's own but all of the
+        vocabulary, each with the teacher's probability: the cross-entropy to it, which is least for itself.
 
         Logits are made in chunks of at most HEAD_BYTES, so that the vocabulary never sets the peak.
         """
@@ -176,28 +176,48 @@ class StagedModel:
                 stop = min(start + span, length - 1)
                 chunk = slice(first, first + per_chunk)
                 logits = self.logits(hidden[chunk, start:stop])
-                sums[chunk] += token_nll(logits, targets[chunk, start:stop]).double().sum(1)
+                labels = targets[chunk, start:stop]
+                if teacher is not None:
+                    labels = self.logits(teacher[chunk, start:stop].to(hidden)).float().softmax(-1)
+                sums[chunk] += token_nll(logits, labels).double().sum(1)
         return sums / (length - 1)
 
     def window_nll(
-        self, windows: Int[Tensor, "windows tokens"], advance: Callable[[int], object] = lambda done: None
+        self,
+        windows: Int[Tensor, "windows tokens"],
+        advance: Callable[[int], object] = lambda done: None,
+        *,
+        teacher: Float[Tensor, "windows tokens hidden"] | None = None,
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """NLL per window with the weights that are in place now; memory bounded by a few windows.
 
         Args:
             advance: told after every few windows how many were done.
+            teacher: see `device_nll`.
         """
-        device = torch.device(self.placement.device).type
-        step = max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
+        step = self._step(windows)
+        teachers = teacher.split(step) if teacher is not None else repeat(None)
         found = []
-        for part in windows.split(step):
-            embedded = self.embed(part)
-            hidden = embedded.hidden
-            for block in range(self.layout.block_count):
-                hidden = self.run_block(block, hidden, embedded)
-            found.append(self.nll(hidden, part))
+        for part, theirs in zip(windows.split(step), teachers):  # noqa: B905 - repeat has no end
+            found.append(self.device_nll(self._last(part), part, theirs).cpu().numpy())
             advance(len(part))
         return np.concatenate(found)
+
+    def last_hidden(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
+        """Hidden states after the last block with the weights that are in place now: what a teacher is made of."""
+        return torch.cat([self._last(part) for part in windows.split(self._step(windows))])
+
+    def _step(self, windows: Int[Tensor, "windows tokens"]) -> int:
+        """Windows that are run at once."""
+        device = torch.device(self.placement.device).type
+        return max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
+
+    def _last(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
+        embedded = self.embed(windows)
+        hidden = embedded.hidden
+        for block in range(self.layout.block_count):
+            hidden = self.run_block(block, hidden, embedded)
+        return hidden
 
     @torch.inference_mode()
     def verify(self, windows: Int[Tensor, "windows tokens"]) -> float:
@@ -225,11 +245,12 @@ class StagedModel:
 
 
 def token_nll(
-    logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]
+    logits: Float[Tensor, "batch tokens vocabulary"],
+    targets: Int[Tensor, "batch tokens"] | Float[Tensor, "batch tokens vocabulary"],
 ) -> Float[Tensor, "batch tokens"]:
-    """Negative log-likelihood of each target, in nats, computed in float32."""
+    """Negative log-likelihood of each target (or mean over a distribution of them), in nats, in float32."""
     flat = logits.float().flatten(0, 1)
-    return nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
+    return nn.functional.cross_entropy(flat, targets.flatten(0, 1), reduction="none").view(logits.shape[:2])
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:

@@ -30,8 +30,7 @@ def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> 
     Raises:
         InputError: unknown kind.
     """
-    if kind not in KINDS:
-        raise InputError(f"--players {kind}: unknown", f"choose from {', '.join(KINDS)}")
+    require_kind(kind)
     if kind == "blocks":
         return tuple(Player(f"block {i}", i, linears) for i, linears in enumerate(layout.linears))
     return tuple(
@@ -39,6 +38,16 @@ def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> 
         for block, linears in enumerate(layout.linears)
         for group in (singly(linears) if untie else tied(linears))
     )
+
+
+def require_kind(kind: str) -> None:
+    """Refuse unknown players.
+
+    Raises:
+        InputError: naming the known ones.
+    """
+    if kind not in KINDS:
+        raise InputError(f"--players {kind}: unknown", f"choose from {', '.join(KINDS)}")
 
 
 def singly(linears: tuple[str, ...]) -> list[tuple[str, ...]]:

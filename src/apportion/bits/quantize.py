@@ -2,48 +2,43 @@
 
 import resource
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from apportion.bits.allocate import allocate
+from apportion.bits.apply import PACKAGES
 from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
 from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
-from apportion.bits.calibration import Calibration, load_calibration
-from apportion.bits.checkpoint import stored_bytes, widths_by_path, write_checkpoint
+from apportion.bits.calibration import load_calibration
+from apportion.bits.checkpoint import stored_bytes, write_checkpoint
 from apportion.bits.evaluate import perplexity
-from apportion.bits.formats import require_bits
-from apportion.bits.load import load_staged
-from apportion.bits.model import StagedModel, is_quantized, load_model, load_tokenizer
+from apportion.bits.load import load_full, load_staged
+from apportion.bits.model import load_tokenizer
 from apportion.bits.plan import Plan
 from apportion.bits.report import write_report
-from apportion.bits.rounding import Rounded, Rounding, rounding_named
-from apportion.bits.sample import Sampling, Table, measure, rounding_text, take_samples
+from apportion.bits.sample import measure, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
+from apportion.bits.sampling import Sampling, require_tied
 from apportion.bits.search import require_evaluations
 from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
 from apportion.bits.stopping import PlansStable
-from apportion.bits.weights import player_bytes, round_plan
+from apportion.bits.table import PlanWeights, Table
 from apportion.core.artifact import (
     RUN,
     Json,
-    digest_of,
     finished,
     read_manifest,
-    require_free,
     start,
     versions,
     write_json,
     write_manifest,
 )
 from apportion.core.device import place
-from apportion.core.errors import ArtifactMismatchError, BudgetError, InputError, require_all
+from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.progress import progress
 
 FRONTIER_SECONDS = 5.0  # of the solver for each of them
 FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
-PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +92,7 @@ def open_table(model: str, sampling: Sampling | None = None, ask: Quantization |
     sampling, ask = sampling or Sampling(), ask or Quantization()
     sampling.check()
     placement = place(ask.device, ask.dtype)
-    staged = load_model(model, placement, trust_remote_code=ask.trust_remote_code)
-    if is_quantized(staged.model.config):
-        raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
-    return Table(staged, load_tokenizer(model, trust_remote_code=ask.trust_remote_code), sampling)
+    return Table(*load_full(model, placement, trust_remote_code=ask.trust_remote_code), sampling)
 
 
 def quantize(
@@ -122,7 +114,9 @@ def quantize(
     """
     began = time.monotonic()
     sampling = sampling_for(ask.method, sampling)
-    require_all(sampling.check, lambda: estimate_check(ask, sampling), ask.require_one_budget)
+    require_all(
+        sampling.check, lambda: require_tied(sampling), lambda: estimate_check(ask, sampling), ask.require_one_budget
+    )
     out = Path(out)
     asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
     if finished(out, asked, resume=resume):
@@ -133,16 +127,16 @@ def quantize(
         require_evaluations(ask.evaluations, len(table.players), len(sampling.widths))
     start(out, asked)
     choose = by_search if ask.method == "auto" else by_estimate
-    samples, sensitivity, plan, rounded = choose(table, ask, budget, out / "samples")
+    samples, sensitivity, plan, weights = choose(table, ask, budget, out / "samples")
     frontier = frontier_plans(sensitivity)
     samples = measure(table, samples, out / "samples", [item.assignment for item in (plan, *frontier)])
-    assert stored_bytes(plan, rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
+    assert stored_bytes(plan, weights.rounded, table.staged) == plan.player_bytes, "bytes differ from the prediction"
     return finish(
-        out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], rounded, began
+        out, table, samples, sensitivity, plan, [measured(item, samples) for item in frontier], weights, began
     )
 
 
-Chosen = tuple[Samples, Sensitivity, Plan, Mapping[str, Rounded]]
+Chosen = tuple[Samples, Sensitivity, Plan, PlanWeights]
 
 
 def sampling_for(method: str, sampling: Sampling | None) -> Sampling:
@@ -166,7 +160,7 @@ def by_estimate(table: Table, ask: Quantization, budget: Budget, folder: Path) -
     if not table.rewrites:
         return samples, sensitivity, measured(plan, samples), table.written(plan.assignment)
     final = written(table, plan.assignment, load_calibration(folder / WINDOWS))
-    return samples, sensitivity, replace(plan, measured_nll=final.nll), final.rounded
+    return samples, sensitivity, replace(plan, measured_nll=final.nll), final.weights
 
 
 def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> Chosen:
@@ -180,7 +174,7 @@ def by_search(table: Table, ask: Quantization, budget: Budget, folder: Path) -> 
     kept = replace(found, assignment=best.assignment, source=source)
     plan = plan_found(kept, samples, budget)
     plan = replace(plan, measured_nll=best.nll, tried=(*tried, *plan.tried), judged_on=judged_on)
-    return samples, found.surrogate, plan, best.rounded
+    return samples, found.surrogate, plan, best.weights
 
 
 def estimate_check(ask: Quantization, sampling: Sampling) -> None:
@@ -191,6 +185,11 @@ def estimate_check(ask: Quantization, sampling: Sampling) -> None:
     require_estimable(ask.method, sampling.widths, sampling.permutations)
     if ask.finalists < 1:
         raise InputError(f"--finalists {ask.finalists}: expected at least 1")
+    if ask.until_stable and ask.method == "auto":
+        raise InputError(
+            "--until-stable: --method auto draws no permutations that could stop",
+            "limit it by --evaluations instead, or choose --method coopq, regression or shapley",
+        )
 
 
 def frontier_plans(sensitivity: Sensitivity) -> list[Plan]:
@@ -222,12 +221,12 @@ def finish(
     sensitivity: Sensitivity,
     plan: Plan,
     frontier: list[Plan],
-    rounded: Mapping[str, Rounded],
+    weights: PlanWeights,
     began: float,
 ) -> Json:
     """Write the checkpoint, its evidence, the report and, last, the manifest."""
     weight_bytes, files = write_checkpoint(
-        out, table.staged, plan, rounded, table.sampling.group_size, table.tokenizer, table.applied.format
+        out, table.staged, plan, weights.rounded, table.sampling.group_size, table.tokenizer, table.applied.format
     )
     assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
     plan = replace(plan, total_bytes=weight_bytes)
@@ -247,6 +246,7 @@ def finish(
         "rounding": table.rounding.name,
         "apply_rounding": table.applied.name,
         "format": table.applied.format,
+        "tuned": weights.tuned,
         "optimal": plan.optimal,
         "source": plan.source,
         "tried": len(plan.tried),
@@ -288,93 +288,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def apply(
-    staged: StagedModel,
-    tokenizer: Any,
-    plan: Plan,
-    out: Path,
-    *,
-    resume: bool = False,
-    rounding: str | None = None,
-    sampling: Sampling | None = None,
-) -> Json:
-    """Round a model as a plan says and write the checkpoint: the last step alone.
-
-    Args:
-        resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
-        rounding: the rounding to write with; the plan's own if None.
-        sampling: where a rounding that needs moments (gptq) takes its text from.
-
-    Raises:
-        ArtifactMismatchError: the plan was made for another model, or the folder from something else.
-        BudgetError: in this rounding's format the plan takes more bytes than it may.
-    """
-    if plan.settings["model"] != staged.digest:
-        raise ArtifactMismatchError(
-            f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
-            "apply it to the checkpoint that it was made for",
-        )
-    backend = rounding_named(rounding or plan.settings["apply_rounding"])
-    group_size = plan.settings["group_size"]
-    require_bits(plan.widths, backend.bits, backend.name)
-    sampling = sampling or Sampling()
-    sampling.check()
-    player_bytes = afforded_bytes(staged, plan, backend, group_size)
-    require_free(out, resume=resume)
-    text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
-    asked = {
-        "plan": digest_of(plan),
-        "model": staged.digest,
-        "apply_rounding": backend.name,
-        "text": Calibration(text, "").digest if text is not None else None,
-    }
-    if finished(out, asked, resume=resume):
-        return dict(read_manifest(out)["result"])
-    start(out, asked)
-    plan = replace(plan, player_bytes=player_bytes)
-    widths = widths_by_path(staged, plan.players, plan.assignment)
-    rounded = round_plan(staged, backend, widths, group_size, text)
-    weight_bytes, files = write_checkpoint(out, staged, plan, rounded, group_size, tokenizer, backend.format)
-    plan = replace(plan, total_bytes=weight_bytes)
-    write_json(out / "plan.json", plan)
-    result = {
-        "avg_bits": plan.avg_bits,
-        "bytes": weight_bytes,
-        "rounding": plan.settings["rounding"],
-        "apply_rounding": backend.name,
-        "format": backend.format,
-        "plan": plan.by_name(),
-        "out": str(out),
-    }
-    write_manifest(
-        out,
-        {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
-        [*files, RUN, "plan.json"],
-    )
-    return result
-
-
-def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:
-    """Bytes of the plan's players in a rounding's format.
-
-    Raises:
-        BudgetError: more than the plan's budget.
-    """
-    pairs = zip(plan.players, plan.assignment, strict=True)
-    found = sum(player_bytes(staged, player, rounding, bits, group_size) for player, bits in pairs)
-    if found > plan.budget_bytes:
-        raise BudgetError(
-            f"--apply-rounding {rounding.name}: the plan takes {found:,} bytes in its format, "
-            f"{found - plan.budget_bytes:,} more than the {plan.budget_bytes:,} it may spend",
-            "make the samples and the plan with the same --apply-rounding, so that its bytes are counted",
-        )
-    return found
-
-
 def measure_perplexity(
-    model: str, text: Path, *, window_tokens: int, windows: int | None, device: str = "auto", dtype: str = "auto"
+    model: str,
+    text: Path,
+    *,
+    window_tokens: int,
+    windows: int | None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Json:
     """Perplexity of a checkpoint (full precision or quantized by this program) on a text."""
-    staged = load_staged(model, place(device, dtype))
-    found = perplexity(staged, load_tokenizer(model), text, window_tokens=window_tokens, windows=windows)
+    staged = load_staged(model, place(device, dtype), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    found = perplexity(staged, tokenizer, text, window_tokens=window_tokens, windows=windows)
     return {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "windows": len(found.windows)}

@@ -42,7 +42,8 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         f"Method `{plan.method}`; rounding {roundings(settings)}, group {settings['group_size']}; widths "
         f"{', '.join(map(str, plan.widths))}. {how_chosen(plan)}",
         f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
-        f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s.",
+        f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s."
+        + (f" {result['resumed_evaluations']} more by an earlier run." if result["resumed_evaluations"] else ""),
         "",
         "## Other budgets from the same samples",
         "",

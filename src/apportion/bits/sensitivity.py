@@ -87,8 +87,9 @@ def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -
         raise InputError(f"--permutations {permutations}: {method} needs at least {needed}", "sample more permutations")
     if method == "regression" and len(widths) > 2:
         raise InputError(
-            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths {widths}",
-            "use --method auto, which measures all widths, or give two widths",
+            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths "
+            + ",".join(map(str, widths)),
+            "use auto, which measures all widths, leave regression out of --methods, or give two widths",
         )
 
 

@@ -13,6 +13,7 @@ from apportion.bits.samples import Samples
 from apportion.bits.sensitivity import Sensitivity
 
 PATIENCE = 3
+SOLVER_SECONDS = 5.0  # for each plan of a look; the plan that is kept has more
 
 
 @dataclass
@@ -32,7 +33,7 @@ class PlansStable:
 
     def __call__(self, samples: Samples) -> bool:
         sensitivity = self.estimator(samples)
-        plans = [allocate(sensitivity, budget).assignment for budget in self.budgets]
+        plans = [allocate(sensitivity, budget, seconds=SOLVER_SECONDS).assignment for budget in self.budgets]
         if self._last:
             self.changes.append(sum(one != other for one, other in zip(plans, self._last, strict=True)))
             self.unchanged = 0 if self.changes[-1] else self.unchanged + 1

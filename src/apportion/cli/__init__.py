@@ -28,5 +28,15 @@ def main() -> None:
         show()
         sys.exit(getattr(error, "exit_code", 2))
     if code == INTERRUPTED:
-        print("interrupted: finished work is saved; run the same command with --resume to go on", file=sys.stderr)
+        print(f"interrupted: {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def how_to_go_on(arguments: list[str]) -> str:
+    """What to do after Ctrl-C: not every command can be resumed."""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    running = next((commands[word] for word in arguments if word in commands), None)
+    options = {option.name for option in running.params} if running is not None else set()
+    if "resume" in options:
+        return "finished work is saved; run the same command with --resume to go on"
+    return "run the same command again" + ("; if it refuses the --out that it left, delete that" * ("out" in options))

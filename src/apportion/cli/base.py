@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from apportion.core.artifact import plain
+
 app = typer.Typer(
     name="apportion",
     help="Fit a language model into the memory you have; spend retrieval and reasoning only where needed.",
@@ -18,4 +20,4 @@ app = typer.Typer(
 
 def emit(value: Mapping[str, Any], *, as_json: bool, text: str) -> None:
     """Print one JSON object, or the text for people."""
-    print(json.dumps(value, ensure_ascii=False) if as_json else text)
+    print(json.dumps(plain(value), ensure_ascii=False) if as_json else text)

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from apportion.cli.base import app, emit
+from apportion.cli.options import AsJson
 
 
 @app.command(epilog="Example: apportion demo --out out/demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="New folder for everything that is made.")] = Path("out/demo"),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Quantize the shipped model, and route questions with it: two tables and two plots in a few minutes."""
     import torch

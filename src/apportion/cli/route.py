@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apportion.cli.base import app, emit
+from apportion.cli.options import AsJson
 from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from apportion.route.llm.protocol import LLM
     from apportion.route.retrieve import Retriever
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Index = Annotated[Path, typer.Option("--index", help="Index folder made by `apportion index`.")]
 Llm = Annotated[
     str,
@@ -55,7 +55,7 @@ def index(
         int, typer.Option("--max-chars", help="Longer texts are split, at paragraphs where possible.")
     ] = 2000,
     dense: Dense = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing."""
     from apportion.route.corpus import read_corpus
@@ -108,7 +108,7 @@ def profile(
     retries: Retries = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Answer questions by all four pipelines and record quality, tokens, latency and features."""
     from apportion.route.llm.connect import LLMSettings
@@ -187,7 +187,7 @@ def ask(
     retries: Retries = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Answer one question by the pipeline that is worth its cost."""
     from apportion.core.artifact import plain

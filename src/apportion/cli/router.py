@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from apportion.cli.base import app, emit
+from apportion.cli.options import AsJson
 from apportion.core.errors import InputError
 
 ProfileFile = Annotated[Path, typer.Argument(help="A profile: Parquet, one row per question and strategy.")]
@@ -16,7 +17,6 @@ Index = Annotated[
 Out = Annotated[Path, typer.Option(help="New folder for the result.")]
 Quality = Annotated[str, typer.Option(help="Column that is the quality: f1 or em.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, initial weights and draws.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command(

@@ -30,6 +30,26 @@ def progress(label: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
         meter.close()
 
 
+@contextmanager
+def without_tqdm() -> Iterator[None]:
+    """Hide the bars that other packages draw with tqdm; ours go on."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield
+        return
+    own = tqdm.__init__
+
+    def hidden(bar: object, *args: object, **settings: object) -> None:
+        own(bar, *args, **{**settings, "disable": True})
+
+    tqdm.__init__ = hidden
+    try:
+        yield
+    finally:
+        tqdm.__init__ = own
+
+
 class _Meter:
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit, self.first = label, total, unit, done

@@ -8,8 +8,9 @@ from apportion.bits.calibration import load_calibration
 from apportion.bits.evaluate import perplexity
 from apportion.bits.players import uniform
 from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.sample import Sampling, Table
 from apportion.bits.samples import WINDOWS
+from apportion.bits.sampling import Sampling
+from apportion.bits.table import Table
 from apportion.core.artifact import Json, write_bytes
 from apportion.demo import calibration_text, heldout_text, model_path
 

@@ -1,0 +1,69 @@
+"""Tuned plans through the whole line: what was tuned is what is saved, and loading it gives what was measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apportion.bits.apply import apply
+from apportion.bits.calibration import Calibration, load_calibration, unseen_windows
+from apportion.bits.load import load_full, load_staged
+from apportion.bits.plan import plan_from
+from apportion.bits.quantize import Quantization, open_table, quantize
+from apportion.bits.samples import WINDOWS
+from apportion.bits.sampling import Sampling
+from apportion.core.artifact import read_json
+from apportion.core.device import place
+from apportion.core.errors import InputError
+
+Make = Callable[..., Path]
+CPU = place("cpu", "float32")
+
+
+def small(text: Path, **changes: object) -> Sampling:
+    given = {"windows": 2, "window_tokens": 24, "group_size": 32, "players": "linears", "widths": (2, 3, 4)}
+    return Sampling(calibration=text, **{**given, "permutations": 0, "rounding_windows": 4, "tune": 8, **changes})
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
+    rounding: str, checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    source = str(checkpoint("qwen3", blocks=2))
+    ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
+    result = quantize(source, tmp_path / "q", ask, small(text_file, rounding=rounding))
+    tuned = result["tuned"]
+    assert tuned["asked"] == 8
+    assert tuned["after"] <= tuned["before"]
+    assert "neither the search nor the rounding" in result["judged_on"]
+    staged = load_staged(str(tmp_path / "q"), CPU)
+    windows = load_calibration(tmp_path / "q" / "samples" / WINDOWS).windows
+    assert float(staged.window_nll(windows).mean()) == pytest.approx(result["nll_plan"], abs=1e-5)
+
+
+def test_tuning_leaves_a_quarter_of_the_text_for_judging_finalists(checkpoint: Make, tmp_path: Path) -> None:
+    varied = tmp_path / "varied.txt"
+    varied.write_text(" ".join(map(str, np.random.default_rng(0).integers(10**6, size=600))))
+    table = open_table(str(checkpoint(blocks=2)), small(varied))
+    taught = set(map(tuple, table.tuning_text.tolist()))
+    left = unseen_windows(varied, table.tokenizer, Calibration(table.tuning_text, ""), windows=10**6, seed=0)
+    assert left is not None
+    assert not taught & set(map(tuple, left.windows.tolist()))
+    assert len(left.windows) >= len(taught) / 4
+
+
+def test_apply_tunes_as_quantize_does_and_says_so(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    source = str(checkpoint(blocks=2))
+    ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
+    made = quantize(source, tmp_path / "q", ask, small(text_file))
+    plan = plan_from(read_json(tmp_path / "q" / "plan.json"))
+    again = apply(*load_full(source, CPU), plan, tmp_path / "a", sampling=small(text_file))
+    assert again["tuned"] == made["tuned"]
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "q" / "model.safetensors").read_bytes()
+
+
+def test_tuning_is_refused_for_formats_without_plain_scales(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nearest or gptq"):
+        quantize(str(checkpoint(blocks=2)), tmp_path / "q", Quantization(avg_bits=3), small(text_file, rounding="hqq"))
+    assert not (tmp_path / "q").exists()

@@ -1,0 +1,79 @@
+"""The tables of benchmarks/best.py: `auto` with all its freedom, and rivals written with the same rounding."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tables import markdown
+
+Json = dict[str, Any]
+NOT_RUN = "*not run*"
+TEXT = (
+    "Perplexity of the plans kept, chosen on calibration text alone, with 95 % bootstrap intervals over windows; uniform "
+    "plans on the same weights. Where written weights differ from those that were searched with (gptq works in sequence; "
+    "tuned scales), plans are judged as written. `tuned`: the scales of each plan descend the divergence from full "
+    "precision (`--tune`). A rounding without 3 bits (quanto) leaves `auto` widths 2 and 4."
+)
+RIVALS = (
+    "The same, against plans of other methods (blocks, widths 2 and 4, from `compare`) at the same bytes, written and "
+    "tuned the same way. Mean: of the log-perplexity above all-4-bit over the six budgets. Best isolated: at each budget "
+    "whichever of one-at-a-time, LLM-MQ, LIM, ZD and activation is best there on the held-out text itself. Worse: budgets "
+    "at which `auto` is behind it by more than the 95 % bootstrap interval of the paired difference over windows."
+)
+
+
+def best_part(files: Mapping[str, Json]) -> list[str]:
+    """Both tables and the commands."""
+    items = {name: item for name, item in sorted(files.items()) if name.startswith("best_")}
+    head = ["model", "rounding", "2.25", "2.5", "2.75", "3", "3.25", "3.5", "uniform 2 / 3 / 4"]
+    rivals = ["model", "rounding", "auto", "CoopQ", "ratio", "best isolated", "ratio", "worse"]
+    return [
+        "### auto with widths 2, 3, 4 and linears as players",
+        "",
+        TEXT,
+        "",
+        *(markdown(head, [plans_row(item) for item in items.values()]) if items else [NOT_RUN]),
+        "",
+        RIVALS,
+        "",
+        *markdown(rivals, [rivals_row(item) for item in items.values() if item.get("rivals")]),
+        "",
+        *(made_by(name, item) for name, item in items.items()),
+        "",
+    ]
+
+
+def rounding_of(item: Json) -> str:
+    """The rounding, and whether scales were tuned."""
+    return f"{item['rounding']}, tuned" if item.get("tune") else str(item["rounding"])
+
+
+def plans_row(item: Json) -> list[str]:
+    cells = [
+        f"{cell['perplexity']:.2f} [{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]" for cell in item["budgets"]
+    ]
+    uniform = " / ".join(
+        f"{item['uniform'][bits]:.2f}" if bits in item["uniform"] else "–" for bits in map(str, (2, 3, 4))
+    )
+    return [item["model"], rounding_of(item), *cells, uniform]
+
+
+def rivals_row(item: Json) -> list[str]:
+    own, rivals = item["excess_over_six"], item["rivals"]
+    coopq, isolated = rivals["coopq"], rivals["best-isolated"]
+    worse = sum(cell["low"] > 0 for cell in isolated["auto_behind"])
+    return [
+        item["model"],
+        rounding_of(item),
+        f"{own:.4f}",
+        f"{coopq['excess_over_six']:.4f}",
+        f"{own / coopq['excess_over_six']:.2f}",
+        f"{isolated['excess_over_six']:.4f}",
+        f"{own / isolated['excess_over_six']:.2f}",
+        f"{worse} of {len(isolated['auto_behind'])}",
+    ]
+
+
+def made_by(name: str, item: Json) -> str:
+    note = f"; {item['note']}" if item.get("note") else ""
+    time = f", {item['seconds']:.0f} s" if item.get("seconds") else ""
+    return f"- `docs/results/{name}.json`: `{item['command']}`{time}{note}."
