@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tables import markdown
+
 Json = dict[str, Any]
 NOT_RUN = "*not run*"
 RECORDED = {
@@ -40,7 +42,7 @@ def demonstration(found: Json | None) -> list[str]:
         "",
         "Mean over the weights of the router's utility minus another's:",
         "",
-        *table(["against", "difference"], ([name, interval(gain)] for name, gain in gains(found))),
+        *markdown(["against", "difference"], ([name, interval(gain)] for name, gain in gains(found))),
         "",
         "Largest savings against always RAG+CoT at no lower mean quality, each at its own weights, which were picked "
         "on these very questions:",
@@ -74,7 +76,7 @@ def weights_table(found: Json) -> list[str]:
             ]
         )
     head = ["weights: token, latency", "best static", "router", "oracle", "gain [95 %]", "gap closed"]
-    return table([*head, "quality", "tokens", "ms"], rows)
+    return markdown([*head, "quality", "tokens", "ms"], rows)
 
 
 def sentences(found: Json) -> list[str]:
@@ -102,7 +104,7 @@ def savings_table(savings: Sequence[Json]) -> list[str]:
         [family, str(cells[family, "tokens"]["questions"]), *(saved(cells.get((family, what))) for what in KINDS)]
         for family in families
     ]
-    return table(["family", "questions", "tokens", "latency", "both (the smaller)"], rows)
+    return markdown(["family", "questions", "tokens", "latency", "both (the smaller)"], rows)
 
 
 KINDS = ("tokens", "latency", "both")
@@ -120,7 +122,7 @@ def left_out_table(rows: Sequence[Json]) -> list[str]:
         return []
     body = [[row["family"], str(row["questions"]), interval(row["mean_gain"])] for row in rows]
     title = "Each family judged by a router trained on the other five, mean gain over the best static pipeline:"
-    return [title, "", *table(["family", "questions", "gain"], body), ""]
+    return [title, "", *markdown(["family", "questions", "gain"], body), ""]
 
 
 def traffic(found: Json | None) -> list[str]:
@@ -175,12 +177,12 @@ def three_bits(found: Json | None) -> list[str]:
         f"{low['apply_rounding']}; {low['seconds']:.0f} s). Both models answered the same {found['test_questions']} test "
         f"questions; latency on {found['latency_questions']} of them, one at a time, taking turns.",
         "",
-        *table(["pipeline", "F1", "F1 at 3 bits", "change [95 %]", "tokens", "ms"], rows),
+        *markdown(["pipeline", "F1", "F1 at 3 bits", "change [95 %]", "tokens", "ms"], rows),
         "",
         f"Routers fitted on {found['router_full']['training_questions']} questions of each, token weights only; mean "
         "utility over the weights:",
         "",
-        *table(["model", "best static", "router", "oracle", "gain [95 %]", "gap closed"], routers),
+        *markdown(["model", "best static", "router", "oracle", "gain [95 %]", "gap closed"], routers),
         "",
         *made(found, "demo_route_3bit"),
     ]
@@ -205,7 +207,7 @@ def recorded(found: Json | None) -> list[str]:
                 for at in one["weights"]
             ]
             head = ["token weight", "best static", "router", "gain [95 %]", "oracle"]
-            lines += [f"{title}, {one['questions']} questions, 5 folds:", "", *table(head, rows), ""]
+            lines += [f"{title}, {one['questions']} questions, 5 folds:", "", *markdown(head, rows), ""]
     return [*lines, *made(found, "route_recorded")]
 
 
@@ -226,9 +228,3 @@ def interval(given: Json) -> str:
 
 def made(found: Json, name: str) -> list[str]:
     return [f"Made by `{found['command']}` (`docs/results/{name}.json`).", ""]
-
-
-def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    head = list(head)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
