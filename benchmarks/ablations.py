@@ -1,13 +1,13 @@
 """Ablations of the estimators, each saved as JSON under docs/results/ with the command that made it.
 
 Most need no model: `benchmarks/gpu_compare.py` saves the NLL of all 65,536 coalitions per calibration window
-(`values_<model>_<rounding>.npz`), and any run of SPQE is a subset of those values.
+(`values_<model>_<rounding>.npz`), and any run of SPQE is a subset of those values. Plans made with one rounding and
+written with another: `gpu_compare.py --apply-rounding`.
 
     python benchmarks/ablations.py permutations VALUES.npz     5 to 100 permutations, several seeds
     python benchmarks/ablations.py alpha        VALUES.npz     shrinkage 0, .5, 1
     python benchmarks/ablations.py antithetic   VALUES.npz     pairs of reversed permutations
     python benchmarks/ablations.py calibration  VALUES.npz     fewer windows, judged on all and on those left out
-    python benchmarks/ablations.py transfer     ONE.npz OTHER.npz ...  plans of one rounding, judged on each other one
     python benchmarks/ablations.py pruning      MODEL --text FILE  SPQE against skipping blocks altogether
 """
 
@@ -227,29 +227,6 @@ def best_places(game: Everything, windows: slice) -> NDArray[np.int64]:
     return np.asarray([np.where(game.demoted == count, means, np.inf).argmin() for count in range(1, game.players)])
 
 
-def transfer(games: Sequence[Everything], seeds: int) -> list[dict[str, object]]:
-    """Regret of plans made on one rounding's values (100 permutations) and judged on another's, for every pair."""
-    rows: list[dict[str, object]] = []
-    for judge in games:
-        for maker in games:
-            row: dict[str, object] = {"sampled on": maker.settings["rounding"], "judged on": judge.settings["rounding"]}
-            for method in (*METHODS, *MEASURED, "optimum"):
-                drawn = [draw_permutations(maker.players, 100, seed) for seed in range(seeds)]
-                drawn = drawn if method in METHODS else drawn[:1]
-                row[method] = mean_and_spread([judge.regret(maker.places(method, orders)) for orders in drawn])
-            rows.append(row)
-            print(row, file=sys.stderr)
-    return rows
-
-
-def require_one_game(games: Sequence[Everything]) -> None:
-    """Roundings can be told apart only where model and text are the same."""
-    kinds = {(game.model, game.settings.get("calibration"), game.values.shape) for game in games}
-    roundings = {str(game.settings["rounding"]) for game in games}
-    if len(games) < 2 or len(kinds) > 1 or len(roundings) < len(games):
-        raise SystemExit("transfer: expected two or more files of one model and text, each of another rounding")
-
-
 TABLES: dict[str, tuple[str, Callable[[Everything, int], list[dict[str, object]]]]] = {
     "permutations": ("Mean regret against the number of permutations, nats", permutations),
     "alpha": ("Mean regret of coopq against its shrinkage, nats", alphas),
@@ -260,10 +237,8 @@ TABLES: dict[str, tuple[str, Callable[[Everything, int], list[dict[str, object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ablation", choices=[*TABLES, "transfer", "pruning"])
-    parser.add_argument(
-        "inputs", nargs="+", help="values_*.npz (two or more for transfer), or a model folder for pruning"
-    )
+    parser.add_argument("ablation", choices=[*TABLES, "pruning"])
+    parser.add_argument("input", help="values_*.npz, or a model folder for pruning")
     parser.add_argument("--seeds", type=int, default=5, help="independent draws of permutations")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--text", type=Path, help="calibration text of pruning")
@@ -275,18 +250,10 @@ def main() -> None:
     if asked.ablation == "pruning":
         from pruning import pruning
 
-        name, title = Path(asked.inputs[0]).name, "SPQE against skipping blocks: spread of the marginals, nats"
+        name, title = Path(asked.input).name, "SPQE against skipping blocks: spread of the marginals, nats"
         rows = pruning(asked)
-    elif asked.ablation == "transfer":
-        games = [load(Path(item)) for item in asked.inputs]
-        require_one_game(games)
-        name = "_".join([games[0].model, *(str(game.settings["rounding"]) for game in games)])
-        title = "Plans made on the values of one rounding, judged on another's: mean regret, nats"
-        rows = transfer(games, asked.seeds)
     else:
-        if len(asked.inputs) > 1:
-            parser.error(f"{asked.ablation}: expected one VALUES.npz")
-        game = load(Path(asked.inputs[0]))
+        game = load(Path(asked.input))
         name, (title, table) = game.name, TABLES[asked.ablation]
         rows = table(game, asked.seeds)
     path = asked.out / f"ablation_{asked.ablation}_{name}.json"

@@ -34,7 +34,7 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
 
 def cut_windows(asked: argparse.Namespace) -> None:
     from apportion.bits.calibration import calibrate, cut, encode, read_text
-    from apportion.bits.model import load_tokenizer
+    from apportion.bits.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(asked.model)
     found = calibrate(asked.calibration, tokenizer, windows=asked.windows, window_tokens=TOKENS, seed=0)
@@ -63,7 +63,7 @@ def peer(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[st
 
 
 def ours(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[str, Any]:
-    from apportion.bits.model import load_model
+    from apportion.bits.pretrained import load_model
     from apportion.bits.rounding import rounding_named
     from apportion.bits.weights import round_plan
     from apportion.core.device import place

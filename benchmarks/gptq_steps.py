@@ -18,7 +18,8 @@ from torch import Tensor
 
 from apportion.bits.calibration import calibrate, cut, encode, read_text
 from apportion.bits.formats import Width
-from apportion.bits.model import StagedModel, load_model, load_tokenizer
+from apportion.bits.model import StagedModel
+from apportion.bits.pretrained import load_model, load_tokenizer
 from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.sequential import walk

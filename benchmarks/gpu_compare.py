@@ -126,8 +126,8 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     from apportion.bits.calibration import calibrate
     from apportion.bits.engine import PlainEngine, engine_for
     from apportion.bits.game import MeasuredGame, block_states, trie_edges
-    from apportion.bits.model import load_model, load_tokenizer
     from apportion.bits.optimum import assignment_at
+    from apportion.bits.pretrained import load_model, load_tokenizer
     from apportion.bits.sampling import Sampling
     from apportion.bits.table import Table
     from apportion.core.device import place

@@ -17,8 +17,9 @@ import torch
 
 from apportion.bits.calibration import Calibration
 from apportion.bits.game import MeasuredGame, block_states, naive_values, trie_edges
-from apportion.bits.model import StagedModel, load_model
+from apportion.bits.model import StagedModel
 from apportion.bits.players import players_of
+from apportion.bits.pretrained import load_model
 from apportion.bits.rounding import rounding_named
 from apportion.bits.spqe import coalitions, draw_permutations
 from apportion.bits.weights import WeightBank, bank_of, round_all

@@ -13,8 +13,8 @@ from torch import Tensor
 from apportion.bits.calibration import Calibration, calibrate
 from apportion.bits.engine import PlainEngine
 from apportion.bits.game import MeasuredGame
-from apportion.bits.model import load_model, load_tokenizer
 from apportion.bits.players import Assignment
+from apportion.bits.pretrained import load_model, load_tokenizer
 from apportion.bits.sampling import Sampling
 from apportion.bits.spqe import coalitions, draw_permutations, marginals
 from apportion.bits.table import Table
@@ -42,7 +42,7 @@ def skipping_game(bank: WeightBank, windows: Calibration) -> MeasuredGame:
 
 def pruning(asked: argparse.Namespace) -> list[dict[str, object]]:
     """Spread and divergence of both games along the same permutations."""
-    folder = asked.inputs[0]
+    folder = asked.input
     sampling = Sampling(
         rounding=asked.rounding, calibration=Path(asked.text), windows=asked.windows,
         window_tokens=asked.window_tokens, permutations=asked.permutations,

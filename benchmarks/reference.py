@@ -21,6 +21,7 @@ METHODS = {
     "coopq": ("--method", "coopq", "--permutations", "20"),
     "regression": ("--method", "regression", "--permutations", "20"),
     "auto": ("--method", "auto", "--evaluations", "300"),
+    "auto --tune 60": ("--method", "auto", "--evaluations", "300", "--finalists", "1", "--tune", "60"),
 }
 
 
@@ -46,7 +47,7 @@ def perplexity(model: Path, text: Path) -> Json:
 
 
 def quantized(asked: argparse.Namespace, method: str) -> Json:
-    out = asked.work / method
+    out = asked.work / method.replace(" ", "")
     command, found, seconds = run(
         "quantize", asked.llama, *QUANTIZE, *METHODS[method], "--calibration", asked.calibration, "--out", out
     )

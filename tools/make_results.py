@@ -18,7 +18,8 @@ from tables import markdown
 Json = dict[str, Any]
 MODELS = ("llama-mini", "qwen3-mini")
 ROUNDINGS = ("nearest", "gptq", "hqq", "quanto")
-ABLATIONS = ("permutations", "alpha", "antithetic", "calibration", "transfer", "pruning")
+ABLATIONS = ("permutations", "alpha", "antithetic", "calibration", "pruning")
+TRANSFERRED = ("coopq", "regression", "shapley", "one-at-a-time", "greedy")
 OURS = ("coopq", "shapley", "regression", "auto", "optimum", "random")
 CLAIM = (0.20, 0.80)
 NOT_RUN = "*not run*"
@@ -68,6 +69,7 @@ def page(files: Mapping[str, Json]) -> str:
         "## Ablations",
         "",
         *(line for name in ABLATIONS for line in ablation_part(name, ablations)),
+        *transfer_part(compares),
         *others_part(others),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -239,6 +241,31 @@ def above_highest(result: Json, method: str) -> float:
     highest = math.log(uniform[max(uniform, key=int)])
     cells = result["methods"][method]["budgets"]
     return sum(math.log(cell["perplexity"]) - highest for cell in cells) / len(cells)
+
+
+def transfer_part(compares: Mapping[str, Json]) -> list[str]:
+    """Plans made with one rounding and written with another, beside those made with the other itself."""
+    lines = [
+        "### Values of one rounding, plans written with another",
+        "",
+        "Mean over the six budgets of the log-perplexity above all-highest of the weights as written, nats (blocks, widths "
+        "2 and 4; each comparison above or below has its command).",
+        "",
+    ]
+    pairs = {rounding_name(item).split(" on ")[-1] for item in compares.values() if " on " in rounding_name(item)}
+    rows = [
+        [item["model"], str(item["rounding"]), written, *(mean_of(item, method) for method in TRANSFERRED)]
+        for item in sorted(compares.values(), key=lambda item: (item["model"], rounding_name(item)))
+        for written in [rounding_name(item).split(" on ")[-1]]
+        if written in pairs and kind_of(item) == "blocks, 2,4"
+    ]
+    head = ["model", "measured with", "written with", *TRANSFERRED]
+    rows.sort(key=lambda row: (row[0], row[2], row[1] != row[2]))
+    return [*lines, *(markdown(head, rows) if rows else [NOT_RUN]), ""]
+
+
+def mean_of(result: Json, method: str) -> str:
+    return f"{above_highest(result, method):.4f}" if method in result["methods"] else "–"
 
 
 def ablation_part(ablation: str, files: Mapping[str, Json]) -> list[str]:

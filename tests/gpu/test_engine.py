@@ -11,7 +11,7 @@ import torch
 from apportion.bits import engine
 from apportion.bits.calibration import calibrate
 from apportion.bits.game import MeasuredGame, naive_values
-from apportion.bits.model import load_model, load_tokenizer
+from apportion.bits.pretrained import load_model, load_tokenizer
 from apportion.bits.sampling import Sampling
 from apportion.bits.table import Table
 from apportion.core.device import place

@@ -12,7 +12,7 @@ from apportion.bits.calibration import calibrate
 from apportion.bits.game import MeasuredGame
 from apportion.bits.gradients import weight_gradients
 from apportion.bits.methods import Context
-from apportion.bits.model import load_model, load_tokenizer
+from apportion.bits.pretrained import load_model, load_tokenizer
 from apportion.bits.sample import take_samples
 from apportion.bits.sampling import Sampling
 from apportion.bits.scores import activation, lim, llm_mq, one_at_a_time, share_above, zd

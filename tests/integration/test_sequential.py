@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.bits.model import StagedModel, load_model
+from apportion.bits.model import StagedModel
+from apportion.bits.pretrained import load_model
 from apportion.bits.rounding import Moments
 from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.nearest import Nearest

@@ -13,6 +13,7 @@ from apportion.bits.plan import plan_from
 from apportion.bits.quantize import Quantization, open_table, quantize
 from apportion.bits.samples import WINDOWS
 from apportion.bits.sampling import Sampling
+from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import InputError
@@ -37,6 +38,9 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
     assert tuned["asked"] == 8
     assert tuned["after"] <= tuned["before"]
     assert "neither the search nor the rounding" in result["judged_on"]
+    gained = f"best after {tuned['steps']} of 8 steps" if tuned["steps"] else "without gain"
+    assert gained in (tmp_path / "q" / "report" / "report.md").read_text()
+    assert gained in quantize_text(result)
     staged = load_staged(str(tmp_path / "q"), CPU)
     windows = load_calibration(tmp_path / "q" / "samples" / WINDOWS).windows
     assert float(staged.window_nll(windows).mean()) == pytest.approx(result["nll_plan"], abs=1e-5)

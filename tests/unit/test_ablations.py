@@ -100,18 +100,6 @@ def test_fewer_windows_are_judged_on_the_whole_text(ablations: ModuleType, saved
     assert rows[0]["optimum"]["mean"] > 0
 
 
-def test_plans_of_one_rounding_are_judged_on_another(ablations: ModuleType, saved: Path, tmp_path: Path) -> None:
-    other = make_values(tmp_path / "gptq.npz", players=PLAYERS, windows=8, rounding="gptq")
-    games = [ablations.load(path) for path in (saved, other)]
-    rows = {(row["sampled on"], row["judged on"]): row for row in ablations.transfer(games, 1)}
-    assert set(rows) == {(one, two) for one in ("nearest", "gptq") for two in ("nearest", "gptq")}
-    assert rows["gptq", "gptq"]["optimum"]["mean"] == 0
-    moved = rows["nearest", "gptq"]["optimum"]["mean"]
-    assert moved == games[1].regret(ablations.best_places(games[0], slice(None))) > 0
-    with pytest.raises(SystemExit, match="each of another rounding"):
-        ablations.require_one_game([games[0], games[0]])
-
-
 def test_values_that_are_not_all_there_are_refused(ablations: ModuleType, tmp_path: Path) -> None:
     values = np.zeros((4, 2), dtype=np.float32)
     values[3, 1] = np.nan
@@ -124,18 +112,14 @@ def test_values_that_are_not_all_there_are_refused(ablations: ModuleType, tmp_pa
 def test_from_the_values_of_sixteen_blocks_to_the_results_page(
     ablations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [
-        str(make_values(tmp_path / f"values_toy_{rounding}.npz", players=16, windows=4, rounding=rounding))
-        for rounding in ("nearest", "gptq")
-    ]
-    for name in (*ablations.TABLES, "transfer"):
-        inputs = paths if name == "transfer" else paths[:1]
-        monkeypatch.setattr("sys.argv", ["ablations.py", name, *inputs, "--seeds", "2", "--out", str(tmp_path / "r")])
+    path = str(make_values(tmp_path / "values_toy_nearest.npz", players=16, windows=4, rounding="nearest"))
+    for name in ablations.TABLES:
+        monkeypatch.setattr("sys.argv", ["ablations.py", name, path, "--seeds", "2", "--out", str(tmp_path / "r")])
         ablations.main()
     results = script("tools", "make_results.py")
     page = results.page(results.load(tmp_path / "r"))
-    for name in (*ablations.TABLES, "transfer"):
-        assert f"Made by `python benchmarks/ablations.py {name} {paths[0]}" in page
+    for name in ablations.TABLES:
+        assert f"Made by `python benchmarks/ablations.py {name} {path}" in page
     rows = json.loads((tmp_path / "r" / "ablation_permutations_toy_nearest.json").read_text())["rows"]
     by_count = {row["permutations"]: row for row in rows if row["permutations"]}
     assert set(by_count) == {5, 10, 20, 50, 100}

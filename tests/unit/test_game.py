@@ -15,8 +15,8 @@ from apportion.bits.game import (
     naive_values,
     trie_edges,
 )
-from apportion.bits.model import load_model
 from apportion.bits.players import Player, players_of, uniform
+from apportion.bits.pretrained import load_model
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.spqe import coalitions, draw_permutations
 from apportion.bits.weights import WeightBank, bank_of, round_all

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from apportion.bits.model import HEAD_BYTES, StagedModel, load_model
+from apportion.bits.model import HEAD_BYTES, StagedModel
+from apportion.bits.pretrained import load_model
 from apportion.bits.structure import find_layout
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError, ModelStructureError
@@ -153,3 +154,19 @@ def test_loss_to_a_teacher_is_the_cross_entropy_to_its_predictions_and_least_for
     expected = -(theirs_again.exp() * own).sum(-1).mean(1)
     np.testing.assert_allclose(staged.window_nll(ids, teacher=teacher), expected, rtol=1e-5)
     np.testing.assert_allclose(entropy, -(theirs.exp() * theirs).sum(-1).mean(1), rtol=1e-5)
+
+
+def test_the_head_makes_no_attention_mask(checkpoint, monkeypatch):
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a mask was made")
+
+    staged = load_model(str(checkpoint("gemma2")), CPU)
+    hidden = staged.last_hidden(windows())
+    expected = staged.model(input_ids=windows()).logits
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "eager", refuse)
+    with pytest.raises(AssertionError, match="a mask was made"):
+        staged.model(input_ids=windows())
+    np.testing.assert_allclose(staged.logits(hidden), expected, rtol=1e-4, atol=1e-5)
+    assert staged.model.config._attn_implementation == "eager"

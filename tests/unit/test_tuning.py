@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from apportion.bits.model import load_model
+from apportion.bits.pretrained import load_model
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.tuning import CHECKS, batches, loss_of, require_tunable, tune
 from apportion.bits.weights import round_plan

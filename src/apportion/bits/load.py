@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from apportion.bits.checkpoint import INDEX, WEIGHTS
 from apportion.bits.formats import Width
-from apportion.bits.model import (
-    StagedModel,
-    first_line,
-    is_quantized,
-    load_model,
-    load_tokenizer,
-    quiet,
-    require_model,
-)
+from apportion.bits.model import StagedModel
+from apportion.bits.pretrained import first_line, is_quantized, load_model, load_tokenizer, quiet, require_model
 from apportion.bits.rounding import rounding_named
 from apportion.bits.rounding.hqq import HqqWeight
 from apportion.bits.rounding.quanto import QuantoWeight

@@ -13,8 +13,8 @@ from apportion.bits.calibration import load_calibration
 from apportion.bits.checkpoint import stored_bytes, write_checkpoint
 from apportion.bits.evaluate import perplexity
 from apportion.bits.load import load_full, load_staged
-from apportion.bits.model import load_tokenizer
 from apportion.bits.plan import Plan
+from apportion.bits.pretrained import load_tokenizer
 from apportion.bits.report import write_report
 from apportion.bits.sample import measure, take_samples
 from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples

@@ -44,6 +44,7 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
         f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s."
         + (f" {result['resumed_evaluations']} more by an earlier run." if result["resumed_evaluations"] else ""),
+        *([tuning_note(result["tuned"])] if result["tuned"] else []),
         "",
         "## Other budgets from the same samples",
         "",
@@ -76,6 +77,16 @@ def roundings(settings: Json) -> str:
     """The rounding that values were measured with, and the one of the written weights where it is another."""
     measured, written = settings["rounding"], settings["apply_rounding"]
     return f"`{measured}`" if measured == written else f"`{measured}` measured, `{written}` written"
+
+
+def tuning_note(tuned: Json) -> str:
+    """What tuning the written scales gained, or that it gained nothing."""
+    if not tuned["steps"]:
+        return f"Scales were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as rounded."
+    return (
+        f"Scales tuned, best after {tuned['steps']} of {tuned['asked']} steps: cross-entropy to full precision on windows "
+        f"kept aside {tuned['before']:.4f} before, {tuned['after']:.4f} after."
+    )
 
 
 def how_chosen(plan: Plan) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 from torch.func import functional_call
 
@@ -110,7 +110,7 @@ def descent(
 ) -> Iterator[Gains]:
     """The log gains after every step; the rate warms up and falls to zero."""
     device = torch.device(staged.placement.device)
-    weights = {path: (item.codes.to(device).float(), item.scale.to(device).float()) for path, item in start.items()}
+    weights = {path: (item.codes.to(device), item.scale.to(device).float()) for path, item in start.items()}
     gains: Gains = {path: torch.zeros_like(scale).requires_grad_() for path, (_, scale) in weights.items()}
     optimizer = torch.optim.Adam(gains.values(), lr=RATE, betas=(0.9, 0.95))
     size = max(1, BATCH_TOKENS // windows.shape[1])
@@ -122,9 +122,7 @@ def descent(
             labels = staged.logits(teacher[chosen, :-1]).float().softmax(-1)
         with torch.enable_grad():
             put = {
-                f"{path}.weight": (codes.view(*scale.shape, -1) * (scale * gains[path].exp())[..., None])
-                .view(codes.shape)
-                .to(staged.compute_dtype)
+                f"{path}.weight": decoded(codes, scale * gains[path].exp(), staged.compute_dtype)
                 for path, (codes, scale) in weights.items()
             }
             logits = functional_call(staged.model, put, (part,), {"use_cache": False}).logits[:, :-1]
@@ -133,6 +131,14 @@ def descent(
             loss.backward()
         optimizer.step()
         yield {path: gain.detach() for path, gain in gains.items()}
+
+
+def decoded(
+    codes: Int8[Tensor, "rows columns"], scale: Float[Tensor, "rows groups"], dtype: torch.dtype
+) -> Float[Tensor, "rows columns"]:
+    """The weight as `GridWeight.dequantize` gives it, differentiable in the scales."""
+    grouped = codes.view(*scale.shape, -1).to(dtype) * scale.to(dtype)[..., None]
+    return grouped.view(codes.shape)
 
 
 def batches(windows: int, size: int, steps: int, seed: int) -> Iterator[Int[Tensor, " size"]]:

@@ -92,6 +92,8 @@ def quantize(
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
+    from apportion.bits.report import tuning_note
+
     resumed = result["resumed_evaluations"]
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
     return (
@@ -100,7 +102,8 @@ def quantize_text(result: dict[str, Any]) -> str:
         f"highest width, {result['nll_plan']:.4f} this plan\n"
         f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
         f"(naive: {result['naive_block_forwards']:,}), {result['seconds']:.0f} s\n"
-        f"report: {result['out']}/report/report.md"
+        + (tuning_note(result["tuned"]) + "\n" if result["tuned"] else "")
+        + f"report: {result['out']}/report/report.md"
     )
 
 
