@@ -1,6 +1,7 @@
 """What three bits change: the shipped model and its quantized self on the same questions, each with its own router.
 
-    apportion quantize src/apportion/demo/model --avg-bits 3 --evaluations 120 --windows 8 --window-tokens 256 \\
+    apportion quantize src/apportion/demo/model --avg-bits 3 --evaluations 100 --windows 16 --window-tokens 256 \\
+        --apply-rounding gptq --rounding-windows 48 --finalists 2 \\
         --calibration calibration.txt --out q3                            (calibration.txt: demo.calibration_text())
     python benchmarks/demo_route.py profile --split train:N --split test:M --batch 16 --model q3 --out FOLDER
     python benchmarks/demo_route.py gather FOLDER --split train:N --split test:M --out q3.parquet
@@ -133,7 +134,7 @@ def main() -> None:
         "command": "python " + " ".join(sys.argv),
         "versions": versions("torch", "transformers", "numpy"),
         "quantized": json.loads((given.model / "result.json").read_text()),
-        "questions": "evenly spread over each split by thinning; both models answered the same ones"
+        "questions": "those that both models answered, of an even spread over each split in random order"
         + (" on the same machine" if whole is not None else ""),
         "training_questions": seen_full.n,
         "test_questions": test_full.n,
