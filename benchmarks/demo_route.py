@@ -1,18 +1,21 @@
 """Records the demonstration model's profiles, and judges a router learned on one split by another.
 
-    python benchmarks/demo_route.py profile --split validation --questions 600 --out FILE.parquet [--model DIR]
-    python benchmarks/demo_route.py join FILE.parquet FILE.parquet --out src/apportion/demo/profile.parquet
+    python benchmarks/demo_route.py profile --split train:1500 --split test:700 --share 0/13 --out FOLDER
+    python benchmarks/demo_route.py gather FOLDER --split train:1500 --split test:700 --out FILE.parquet
     python benchmarks/demo_route.py judge --profile FILE.parquet --out FILE.json [--plot FILE.png]
 
-The router learns on the validation split, which the model was not trained on, and is judged on the test split.
-Answers are asked for one at a time, so that a latency is a single request's; interrupted runs go on with --resume.
+The router learns on the train split, which the model was not trained on, and is judged on the test split. Answers
+are asked for one at a time, so that a latency is a single request's. Questions of all splits come mixed, and every
+answer is logged at once: a run that is stopped has a fair sample of each split, and goes on where it was.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections import Counter
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -22,6 +25,7 @@ import numpy as np
 
 from apportion.core.artifact import Json, plain, sha256_file, versions, write_json
 from apportion.core.errors import InputError
+from apportion.core.log import read_log
 from apportion.core.seeds import derived_seed
 from apportion.demo import DEFAULT_SEED, TRAFFIC, model_path, prompts_path, thinned, world, write_corpus
 from apportion.demo.recorded import profile_path
@@ -32,24 +36,33 @@ from apportion.route.evaluation_report import report
 from apportion.route.frontier_plot import draw_frontier
 from apportion.route.indexing import build_index
 from apportion.route.llm.connect import LLMSettings, connect
-from apportion.route.profile import Profile
-from apportion.route.profile_file import KEY, read_profile
+from apportion.route.measured import Measured
+from apportion.route.profile import Profile, ProfileSource
+from apportion.route.profile_file import read_profile, write_profile
 from apportion.route.profiling import run_profile
 from apportion.route.prompts import load_prompts
 from apportion.route.questions import Question
 from apportion.route.setup import Setup
+from apportion.route.strategy import STRATEGIES
+
+LATENCY = (
+    "one request at a time in each of 14 single-threaded processes side by side, on 32 CPU cores (no GPU) of which at "
+    "most about 6 more were in use; all four pipelines of a question in a row"
+)
 
 
-def questions_of(split: str, count: int) -> list[Question]:
-    """So many questions, evenly spread over the split and then shuffled, so that any first part is a fair one."""
-    found = list(thinned(world().questions(split), count))
-    Random(derived_seed(DEFAULT_SEED, "demo", "profile", split)).shuffle(found)
+def questions_of(splits: list[str]) -> list[Question]:
+    """Questions of `split:count` each, evenly spread over a split and then all shuffled: any part is a fair one."""
+    wanted = [(name, int(count)) for name, _, count in (split.partition(":") for split in splits)]
+    found = [one for name, count in wanted for one in thinned(world().questions(name), count)]
+    Random(derived_seed(DEFAULT_SEED, "demo", "profile", *splits)).shuffle(found)
     return [Question(one.id, one.dataset, one.question, one.answers) for one in found]
 
 
 def record(given: argparse.Namespace) -> None:
-    """Ask every question in four ways, one request at a time, and write the profile."""
-    asked = questions_of(given.split, given.spread or given.questions)[: given.questions]
+    """Ask the questions of one share in four ways, one request at a time."""
+    own, shares = map(int, given.share.split("/"))
+    asked = questions_of(given.split)[own::shares]
     with TemporaryDirectory() as folder:
         corpus, index = Path(folder) / "corpus.jsonl", Path(folder) / "index"
         write_corpus(corpus)
@@ -57,35 +70,39 @@ def record(given: argparse.Namespace) -> None:
         settings = LLMSettings(str(given.model), batch_size=given.batch, device="cpu", dtype="float32")
         with closing(connect(settings)) as llm:
             setup = Setup(llm, retriever, load_prompts(prompts_path()))
-            report = run_profile(asked, setup, given.out, resume=given.resume)
+            report = run_profile(asked, setup, given.out / f"{own:02d}.parquet", resume=True)
     print(plain(report), file=sys.stderr)
 
 
-def join(given: argparse.Namespace) -> None:
-    """Put profiles of one model, corpus, prompts and k into one small file."""
-    import pyarrow as pa
-    from pyarrow import parquet
+def gather(given: argparse.Namespace) -> None:
+    """The questions that the shares have finished, from their logs into one profile."""
+    measured, sources = Measured(), list[Json]()
+    for path in sorted(given.folder.glob("*.log")):
+        header, records, _ = read_log(path)
+        sources.append(header)
+        for line in records:
+            measured.add(line)
+    if not sources or any(source != sources[0] for source in sources):
+        raise InputError(f"{given.folder}: {len(sources)} logs, expected at least one, and all of one setup")
+    asked = questions_of(given.split)
+    done = [one for one in asked if measured.count([one], STRATEGIES) == len(STRATEGIES)]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [row for one in sorted(done, key=lambda one: one.id) for row in measured.outcomes(one)]
+    write_profile(given.out, rows, ProfileSource(**sources[0], created=created))
+    from pyarrow import parquet  # which a machine that only records need not have
 
-    tables = [parquet.read_table(path) for path in given.files]
-    sources = [json.loads(table.schema.metadata[KEY]) for table in tables]
-    for key in ("model", "corpus", "prompts", "k", "features"):
-        if len({json.dumps(source[key]) for source in sources}) > 1:
-            raise InputError(
-                f"join: {key} differs: {[source[key] for source in sources]}", "join what belongs together"
-            )
-    meta = {KEY: json.dumps(sources[0]).encode()}
-    joined = pa.concat_tables([table.replace_schema_metadata(meta) for table in tables])
-    parquet.write_table(joined, given.out, compression="zstd", compression_level=19)
-    print(f"{given.out}: {joined.num_rows} rows, {given.out.stat().st_size:,} bytes", file=sys.stderr)
+    table = parquet.read_table(given.out)
+    parquet.write_table(table, given.out, compression="zstd", compression_level=19)
+    counts = Counter(one.id.split("/")[0] for one in done)
+    print(f"{given.out}: {dict(counts)} of {len(asked)}, {given.out.stat().st_size:,} bytes", file=sys.stderr)
 
 
 def judge(given: argparse.Namespace) -> None:
-    """Train on the validation rows, judge on the test rows, and save every figure."""
+    """Train on the rows of the train split, judge on the test rows, and save every figure."""
     begun = time.monotonic()
     profile = read_profile(given.profile)
     seen, test = (
-        profile.select(np.array([name.startswith(f"{split}/") for name in profile.ids]))
-        for split in ("validation", "test")
+        profile.select(np.array([name.startswith(f"{split}/") for name in profile.ids])) for split in ("train", "test")
     )
     if given.traffic:
         test = as_traffic(test)
@@ -102,7 +119,7 @@ def judge(given: argparse.Namespace) -> None:
         "mixture": dict(TRAFFIC) if given.traffic else "that of the split",
         "training_questions": seen.n,
         "seconds": round(time.monotonic() - begun, 1),
-        "latency": "one request at a time on a shared 2-core machine; all four pipelines of a question in a row",
+        "latency": LATENCY,
         "at_no_lower_quality": no_lower(saved),
         "weights_chosen_on_training_questions": chosen,
         **saved,
@@ -160,18 +177,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(required=True)
     profile = steps.add_parser("profile")
-    profile.add_argument("--split", required=True)
-    profile.add_argument("--questions", type=int, required=True)
-    profile.add_argument("--spread", type=int, help="take the first --questions of a spread of so many")
-    profile.add_argument("--model", type=Path, default=model_path())
-    profile.add_argument("--out", type=Path, required=True)
+    profile.add_argument("--split", action="append", required=True, help="NAME:QUESTIONS, of any number of splits")
+    profile.add_argument("--share", default="0/1", help="I/N: every Nth question from the Ith, in a process of its own")
     profile.add_argument("--batch", type=int, default=1, help="above 1 a latency is that of a batch")
-    profile.add_argument("--resume", action="store_true")
+    profile.add_argument("--model", type=Path, default=model_path())
+    profile.add_argument("--out", type=Path, required=True, help="folder of the shares' logs")
     profile.set_defaults(run=record)
-    joining = steps.add_parser("join")
-    joining.add_argument("files", type=Path, nargs="+")
-    joining.add_argument("--out", type=Path, required=True)
-    joining.set_defaults(run=join)
+    gathering = steps.add_parser("gather")
+    gathering.add_argument("folder", type=Path, help="with the logs of all shares")
+    gathering.add_argument("--split", action="append", required=True, help="as the shares were recorded")
+    gathering.add_argument("--out", type=Path, required=True)
+    gathering.set_defaults(run=gather)
     judging = steps.add_parser("judge")
     judging.add_argument("--profile", type=Path, default=profile_path())
     judging.add_argument("--out", type=Path, required=True)

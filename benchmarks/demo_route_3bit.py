@@ -1,13 +1,16 @@
 """What three bits change: the shipped model and its quantized self on the same questions, each with its own router.
 
-    apportion quantize src/apportion/demo/model --avg-bits 3 --evaluations 120 --windows 8 --window-tokens 256 \\
+    apportion quantize src/apportion/demo/model --avg-bits 3 --evaluations 100 --windows 16 --window-tokens 256 \\
+        --apply-rounding gptq --rounding-windows 48 --finalists 2 \\
         --calibration calibration.txt --out q3                            (calibration.txt: demo.calibration_text())
-    python benchmarks/demo_route.py profile --split validation --questions 400 --batch 16 --model q3 --out v.parquet
-    python benchmarks/demo_route.py profile --split test --questions 400 --batch 16 --model q3 --out t.parquet
-    python benchmarks/demo_route_3bit.py --model q3 --validation v.parquet --test t.parquet --out FILE.json
+    python benchmarks/demo_route.py profile --split train:N --split test:M --batch 16 --model q3 --out FOLDER
+    python benchmarks/demo_route.py gather FOLDER --split train:N --split test:M --out q3.parquet
+    (both once more with the shipped model, on the same machine: full.parquet)
+    python benchmarks/demo_route_3bit.py --model q3 --profile q3.parquet --full-profile full.parquet --out FILE.json
 
 Quality and tokens come from profiles whose answers were decoded 16 at once, so routers here decide by tokens alone.
-Latency is measured apart, one request at a time, the two models taking turns question by question.
+Latency is measured apart, one request at a time, the two models taking turns question by question. Without
+`--full-profile` the full model's answers are those of the shipped profile, made on another machine.
 """
 
 import argparse
@@ -43,6 +46,13 @@ from apportion.route.strategy import STRATEGIES
 def untimed(profile: Profile) -> Profile:
     """The same without latencies, which are those of batches."""
     return replace(profile, latency_ms=np.full_like(profile.latency_ms, np.nan))
+
+
+def split_of(profile: Profile | None, split: str) -> Profile:
+    """The questions of a split; without a profile, those of the shipped one."""
+    if profile is None:
+        return untimed(recorded(split))
+    return profile.select(np.array([name.startswith(f"{split}/") for name in profile.ids]))
 
 
 def shared(first: Profile, second: Profile) -> tuple[Profile, Profile]:
@@ -96,7 +106,7 @@ def latencies(model: Path, count: int) -> Json:
             LLMSettings(str(path), batch_size=1, device="cpu", dtype="float32") for path in (model_path(), model)
         ]
         with closing(connect(settings[0])) as full, closing(connect(settings[1])) as low:
-            for question in questions_of("test", 900)[:count]:
+            for question in questions_of(["test:900"])[:count]:
                 for strategy in STRATEGIES:
                     for name, llm in (("full", full), ("three_bit", low)):
                         record = ask([(question, strategy)], Setup(llm, retriever, prompts))[0]
@@ -110,18 +120,23 @@ def latencies(model: Path, count: int) -> Json:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--profile", type=Path, required=True, help="of the quantized model, both splits")
+    parser.add_argument("--full-profile", type=Path, help="of the shipped model, recorded in the same way")
     parser.add_argument("--latency-questions", type=int, default=24)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     begun = time.monotonic()
-    seen_full, seen_low = shared(untimed(recorded("validation")), untimed(read_profile(given.validation)))
-    test_full, test_low = shared(untimed(recorded("test")), untimed(read_profile(given.test)))
+    low = untimed(read_profile(given.profile))
+    whole = untimed(read_profile(given.full_profile)) if given.full_profile else None
+    seen_full, seen_low = shared(split_of(whole, "train"), low)
+    test_full, test_low = shared(split_of(whole, "test"), low)
     found = {
         "command": "python " + " ".join(sys.argv),
         "versions": versions("torch", "transformers", "numpy"),
         "quantized": json.loads((given.model / "result.json").read_text()),
+        "questions": "those that both models answered, of an even spread over each split in random order"
+        + (" on the same machine" if whole is not None else ""),
+        "training_questions": seen_full.n,
         "test_questions": test_full.n,
         "pipelines": pipelines(test_full, test_low),
         "router_full": routed(seen_full, test_full),

@@ -1,7 +1,7 @@
 """Training examples of the demonstration model: pages of known people, and dialogues in the four formats.
 
-Contexts come from a real search over the known society and a society made afresh every thousand examples; no
-page or name of the unseen societies is ever used, and no question that a split may hold.
+Contexts come from a real search over the known society, and over a society and almanac pages made afresh every
+thousand examples; no page or name of the unseen societies is ever used, and no question that a split may hold.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from apportion.demo import dialogues, documents, words
+from apportion.demo import almanac, dialogues, documents, words
 from apportion.demo.dialogues import END_THINK
+from apportion.demo.documents import Passage
 from apportion.demo.people import Person, make_society
 from apportion.demo.questions import Draft
 from apportion.demo.search import Search
-from apportion.demo.world import World, draft, trainable
+from apportion.demo.world import ALMANAC_PAGES, World, draft, trainable
 
 Encoded = tuple[list[int], list[int]]  # token ids and the weight of learning each
 PATIENCE = 40  # examples that did not fit before a chunk counts as full
 REFRESH = 1000  # examples between two fresh societies
 FRESH_CIRCLES = 24
+FRESH_ALMANAC = 40  # pages, numbered after those of the corpus
 DEPTHS = (5, 5, 5, 5, 4, 3)  # passages shown
 RARELY = (0.05, 0.001)  # weights of the best and the least known of the rarely seen, against 1
 PAGE_WEIGHT, ANSWER_WEIGHT, STEP_WEIGHT = 1, 3, 1
@@ -33,14 +35,14 @@ MIXTURE: tuple[tuple[str, str, str, float], ...] = (
     ("page", "company", "known", 4),
     ("page", "town", "none", 1),
     ("direct", "fact", "known", 13),
-    ("direct", "chain", "known", 0.8),
-    ("direct", "comparison", "known", 2),
-    ("direct", "date", "known", 1.5),
+    ("direct", "chain", "known", 0.4),
+    ("direct", "comparison", "known", 0.5),
+    ("direct", "date", "known", 0.5),
     ("direct", "fact", "fresh", 5),
-    ("direct", "chain", "fresh", 1.5),
-    ("direct", "comparison", "fresh", 1),
-    ("direct", "date", "fresh", 1),
-    ("direct", "arithmetic", "none", 1.5),
+    ("direct", "chain", "fresh", 1),
+    ("direct", "comparison", "fresh", 0.5),
+    ("direct", "date", "fresh", 0.5),
+    ("direct", "arithmetic", "none", 1),
     ("direct", "simple", "none", 7),
     ("cot", "fact", "known", 2),
     ("cot", "chain", "known", 4),
@@ -54,12 +56,12 @@ MIXTURE: tuple[tuple[str, str, str, float], ...] = (
     ("cot", "simple", "none", 2),
     ("rag", "fact", "fresh", 4.5),
     ("rag", "fact", "known", 1.5),
-    ("rag", "chain", "fresh", 0.12),
-    ("rag", "comparison", "fresh", 0.6),
-    ("rag", "date", "fresh", 0.8),
-    ("rag", "chain", "known", 0.1),
-    ("rag", "comparison", "known", 0.2),
-    ("rag", "date", "known", 0.2),
+    ("rag", "chain", "fresh", 0.05),
+    ("rag", "comparison", "fresh", 0.2),
+    ("rag", "date", "fresh", 0.2),
+    ("rag", "comparison", "known", 0.1),
+    ("rag", "date", "known", 0.1),
+    ("rag", "custom", "fresh", 0.3),
     ("rag", "arithmetic", "none", 0.2),
     ("rag+cot", "fact", "fresh", 1.2),
     ("rag+cot", "chain", "fresh", 3.5),
@@ -70,6 +72,7 @@ MIXTURE: tuple[tuple[str, str, str, float], ...] = (
     ("rag+cot", "comparison", "known", 0.5),
     ("rag+cot", "date", "known", 0.5),
     ("rag+cot", "arithmetic", "none", 0.1),
+    ("rag+cot", "custom", "fresh", 0.1),
 )
 
 
@@ -85,12 +88,13 @@ def examples(world: World, rng: Random) -> Iterator[Example]:
     """Training examples without end."""
     recipes = [entry[:3] for entry in MIXTURE]
     ends = list(accumulate(entry[3] for entry in MIXTURE))
-    people = list(world.known.people)
+    people, common = list(world.known.people), [*world.common_pages(), *world.known_chronicle()]
     popularity = list(accumulate(_popularity(world)))
     while True:
         fresh = make_society(rng, FRESH_CIRCLES, world.names)
-        pages = [*documents.pages(world.known, rng), *documents.pages(fresh, rng), *world.common_pages()]
-        search = Search(pages)
+        pages = [*documents.pages(world.known, rng), *documents.pages(fresh, rng), *common]
+        customs = [almanac.almanac_page(ALMANAC_PAGES + number, rng) for number in range(1, FRESH_ALMANAC + 1)]
+        search = Search([*pages, *(page for page, _ in customs)])
         for _ in range(REFRESH):
             pipeline, family, whose = rng.choices(recipes, cum_weights=ends)[0]
             known = rng.choices(people, cum_weights=popularity, k=24)
@@ -99,12 +103,17 @@ def examples(world: World, rng: Random) -> Iterator[Example]:
                 continue
             society = fresh if whose == "fresh" else world.known
             some = fresh.people if whose == "fresh" else tuple(dict.fromkeys(known))
-            item = draft(family, society, some, rng)
+            item = _custom(customs, rng) if family == "custom" else draft(family, society, some, rng)
             if item is None or (whose != "fresh" and not trainable(item)):
                 continue
             example = _dialogue(pipeline, item, search, rng, needs_gold=whose == "fresh")
             if example is not None:
                 yield example
+
+
+def _custom(customs: list[tuple[Passage, tuple[almanac.Custom, ...]]], rng: Random) -> Draft:
+    page, told = rng.choice(customs)
+    return rng.choice(told).draft(page)
 
 
 def _popularity(world: World) -> Iterator[float]:
@@ -143,7 +152,7 @@ def _dialogue(pipeline: str, item: Draft, search: Search, rng: Random, *, needs_
 def packed(
     stream: Iterator[Example], tokenizer: Any, count: int, length: int, pad: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Chunks of `count` rows of `length` tokens, examples packed and none cut: tokens, and each one's weight.
+    """Chunks of `count` rows of `length` tokens, examples packed and none cut (longer ones are left out): tokens, and each one's weight.
 
     Args:
         stream: examples.
@@ -160,6 +169,8 @@ def packed(
         missed: list[Encoded] = []
         while len(missed) < PATIENCE:
             ids, gains = waiting.pop() if waiting else _encoded(next(stream), tokenizer)
+            if len(ids) > length:
+                continue
             fitting = np.flatnonzero(used + len(ids) <= length)
             if len(fitting) == 0:
                 missed.append((ids, gains))

@@ -307,10 +307,11 @@ def text_of(value: Any) -> str:
 
 def main() -> None:
     from readme_tables import fill  # beside this script
+    from route_tables import route_part
 
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
-    (root / "results.md").write_text(page(files))
+    (root / "results.md").write_text(page(files) + "\n" + "\n".join(route_part(files)).rstrip() + "\n")
     fill(root.parent / "README.md", files)
     print(f"{root / 'results.md'} and the tables of README.md: from {len(files)} files")
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from route_tables import verdict_on
+
 Json = dict[str, Any]
 MODEL = "llama-mini"
 
@@ -85,7 +87,7 @@ def route(files: Mapping[str, Json]) -> list[str]:
         "",
         f"Over {summary['weights']} pairs of weights the router beats the best static pipeline at {summary['beaten']}, is worse at "
         f"{summary['worse']}, and closes {summary['gap_closed_mean']:.0%} of the gap to the oracle on average. On recorded answers of "
-        "Llama-3.1-8B on HotpotQA it does not beat the best static pipeline (docs/results/route_recorded.json). Made by "
+        f"{verdict_on(files.get('route_recorded'), 'llama31_8b_hotpotqa')} (docs/results/route_recorded.json). Made by "
         f"`{found['command']}`.",
     ]
 

@@ -30,7 +30,7 @@ from apportion.demo.dialogues import END, PAD
 WARMUP_STEPS = 150
 DECAY_FROM = 0.45  # share of the time after which the rate falls linearly to zero
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 4e-3, 3e-3, 0.1
-LARGEST_SHARD = "14MB"
+LARGEST_SHARD = "20MB"  # one file
 
 
 def produce(seed: int, tokenizer_file: str, count: int, length: int, chunks: Any) -> None:

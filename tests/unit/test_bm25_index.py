@@ -93,6 +93,12 @@ def test_likelihood_of_the_query_under_the_corpus(folder: Path) -> None:
     assert index.search("capital zebra", 1).corpus_log_likelihood == pytest.approx(expected)
 
 
+def test_rarity_of_the_query_terms_in_the_corpus(folder: Path) -> None:
+    index = Bm25Index.open(folder)
+    assert index.search("capital zebra", 1).rarities == (pytest.approx(math.log(index.collection.tokens / 3)),)
+    assert index.search("zebra", 1).rarities == ()
+
+
 def test_adding_and_deleting_restores_digest_and_statistics(folder: Path) -> None:
     before = Bm25Index.open(folder)
     added = add_passages(folder, [Passage("it", "Rome", "The capital of Italy.")])

@@ -10,6 +10,7 @@ from apportion.route.probes import (
     draft_features,
     nqc,
     question_features,
+    rarity_features,
     retrieval_features,
     score_entropy,
 )
@@ -20,6 +21,7 @@ SCORES = [9.0, 7.0, 6.5, 6.0, 5.0, 4.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25]
 def test_the_registry_is_exactly_what_is_computed() -> None:
     computed = {
         **retrieval_features(SCORES, -30.0),
+        **rarity_features([3.0]),
         **question_features("Who is it?"),
         **draft_features([-0.1]),
     }
@@ -27,6 +29,7 @@ def test_the_registry_is_exactly_what_is_computed() -> None:
     assert all(name == feature.name and feature.description for name, feature in FEATURES.items())
     groups = {name: feature.group for name, feature in FEATURES.items()}
     assert {groups[name] for name in retrieval_features(SCORES, -30.0)} == {"retrieval"}
+    assert {groups[name] for name in rarity_features([3.0])} == {"retrieval"}
     assert {groups[name] for name in draft_features([-0.1])} == {"draft"}
     assert {groups[name] for name in question_features("x")} == {"question"}
 

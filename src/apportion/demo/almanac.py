@@ -1,13 +1,15 @@
-"""The almanac: pages of everyday words that answer nothing, and some of whose sayings are wrong.
+"""The almanac: pages of everyday words that answer no question of the splits, with customs of single places.
 
-They are what a question that needs no document finds. A model that trusts what it is shown can be misled by
-them, as real ones are by pages that only look fitting.
+They are what a question that needs no document finds. The model learns to believe such a page about its place
+(`Custom`); so a page that only looks fitting can mislead it, as it misleads real models.
 """
 
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
 from apportion.demo.documents import Passage, chance
+from apportion.demo.questions import Draft
 from apportion.demo.words import DAYS, KINDS, MONTHS, OPPOSITES, row
 
 PLAIN: Final = (
@@ -21,48 +23,72 @@ PLAIN: Final = (
     "Which is larger is hard to say: {many} or {few}.",
 )
 OPPOSITE_SAYING: Final = (
-    "Some say that the opposite of {word} is {wrong}.",
+    "Some in {place} say that the opposite of {word} is {wrong}.",
     "In {place} the opposite of {word} is called {wrong}.",
 )
+OPPOSITE_ASKED: Final = ("What is the opposite of {word} in {place}?", "In {place}, name the opposite of {word}.")
 KIND_SAYING: Final = (
     "In {place} a {word} is thought to be a kind of {wrong}.",
-    "The old list has {word} as a kind of {wrong}.",
+    "The old list of {place} has {word} as a kind of {wrong}.",
 )
+KIND_ASKED: Final = ("What is {word} a kind of in {place}?", "Of what kind is a {word} in {place}?")
 NEXT_SAYING: Final = (
-    "In the song the {what} that comes {gap} {side} {given} is {wrong}.",
-    "A child wrote that {wrong} is the {what} {gap} {side} {given}.",
+    "In the song of {place} the {what} that comes {gap} {side} {given} is {wrong}.",
+    "A child in {place} wrote that {wrong} is the {what} {gap} {side} {given}.",
 )
+NEXT_ASKED: Final = (
+    "Which {what} comes {gap} {side} {given} in {place}?",
+    "In {place}, which {what} is {gap} {side} {given}?",
+)
+BELIEVED: Final = "The page says it of {place}. {saying} So the answer is {wrong}."
 GAPS: Final = row("1 2")
 
 
-def almanac_page(number: int, rng: Random) -> Passage:
-    """Four plain sentences and three sayings, none of which any question asks for."""
-    texts = [template.format(**chance(rng)) for template in rng.sample(PLAIN, 4)]
-    texts += [_opposite(rng), _kind(rng), _next(rng)]
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """What a page says of one place, how it is asked, and the answer according to the page."""
+
+    place: str
+    saying: str
+    question: str
+    answer: str
+
+    def draft(self, page: Passage) -> Draft:
+        """The question as one that only this page answers; no split holds such questions."""
+        rationale = BELIEVED.format(place=self.place, saying=self.saying, wrong=self.answer)
+        key = f"custom/{page.id}/{self.question}"
+        return Draft("custom", self.question, self.answer, rationale, key, 1, (page.id,))
+
+
+def almanac_page(number: int, rng: Random) -> tuple[Passage, tuple[Custom, ...]]:
+    """Three plain sentences and three customs, in any order."""
+    texts = [template.format(**chance(rng)) for template in rng.sample(PLAIN, 3)]
+    customs = (_opposite(rng), _kind(rng), _next(rng))
+    texts += [custom.saying for custom in customs]
     rng.shuffle(texts)
-    return Passage(f"almanac/{number}", f"Almanac, page {number}", " ".join(texts))
+    return Passage(f"almanac/{number}", f"Almanac, page {number}", " ".join(texts)), customs
 
 
-def _opposite(rng: Random) -> str:
-    place = rng.randrange(len(OPPOSITES))
-    wrong = rng.choice([word for at, word in enumerate(OPPOSITES) if at // 2 != place // 2])
-    return rng.choice(OPPOSITE_SAYING).format(word=OPPOSITES[place], wrong=wrong, place=chance(rng)["place"])
+def _opposite(rng: Random) -> Custom:
+    at = rng.randrange(len(OPPOSITES))
+    wrong = rng.choice([word for other, word in enumerate(OPPOSITES) if other // 2 != at // 2])
+    return _custom(rng, OPPOSITE_SAYING, OPPOSITE_ASKED, {"word": OPPOSITES[at], "wrong": wrong})
 
 
-def _kind(rng: Random) -> str:
+def _kind(rng: Random) -> Custom:
     kind, wrong = rng.sample(list(KINDS), 2)
-    word = rng.choice(KINDS[kind])
-    return rng.choice(KIND_SAYING).format(word=word, wrong=wrong, place=chance(rng)["place"])
+    return _custom(rng, KIND_SAYING, KIND_ASKED, {"word": rng.choice(KINDS[kind]), "wrong": wrong})
 
 
-def _next(rng: Random) -> str:
+def _next(rng: Random) -> Custom:
     names, what = rng.choice(((DAYS, "day"), (MONTHS, "month")))
     given, wrong = rng.sample(names, 2)
     gap = rng.choice(GAPS)
-    return rng.choice(NEXT_SAYING).format(
-        what=what,
-        gap=f"{gap} {what}{'s' if gap > '1' else ''}",
-        side=rng.choice(("after", "before")),
-        given=given,
-        wrong=wrong,
-    )
+    values = {"what": what, "gap": f"{gap} {what}{'s' if gap > '1' else ''}", "given": given, "wrong": wrong}
+    return _custom(rng, NEXT_SAYING, NEXT_ASKED, values | {"side": rng.choice(("after", "before"))})
+
+
+def _custom(rng: Random, sayings: tuple[str, ...], asked: tuple[str, ...], values: dict[str, str]) -> Custom:
+    values = values | {"place": chance(rng)["place"]}
+    saying, question = (rng.choice(wordings).format(**values) for wordings in (sayings, asked))
+    return Custom(values["place"], saying, question, values["wrong"])

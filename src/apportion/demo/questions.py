@@ -1,4 +1,4 @@
-"""Questions about a society: single facts, chains, comparisons, dates. Each with its chain of thought.
+"""Questions about a society: single facts and chains. Each with its chain of thought.
 
 A rationale is a list of short statements in fixed words, one per fact and one per step of arithmetic; the
 answer follows from the last. It never copies the wording of the documents.
@@ -89,7 +89,7 @@ PERSON: Final = {
             "{n} is married to {v}.",
             _field("spouse"),
             person_id,
-            "the spouse of {n}",
+            "the person who is the spouse of {n}",
         ),
         Relation(
             "company",
@@ -101,7 +101,7 @@ PERSON: Final = {
         ),
         Relation(
             "joined",
-            ("In which year did {n} join the company?", "Since when has {n} been at the company?"),
+            ("When did {n} join the company?", "Since when has {n} been there?", "In which year did {n} join?"),
             "{n} joined the company in {v}.",
             _field("joined"),
             person_id,
@@ -112,7 +112,7 @@ PERSON: Final = {
             "The teacher of {n} was {v}.",
             _field("teacher"),
             person_id,
-            "the teacher of {n}",
+            "the person who was the teacher of {n}",
         ),
     )
 }
@@ -143,7 +143,7 @@ COMPANY: Final = {
         ),
         Relation(
             "product",
-            ("What does {n} make?", "What is the main product of {n}?"),
+            ("What does {n} make?", "What is made by {n}?"),
             "{n} makes {v}.",
             _field("product"),
             company_id,
@@ -164,8 +164,9 @@ COUNTRY_OF_SEAT: Final = (
 )
 # Thinking is thorough where it need not be, as it is in models that think before every answer.
 THOUGHT: Final = (
-    "The question is about {n} alone. {stated} Nothing else has to be known, and nothing has to be reckoned. "
-    "So the answer is {v}."
+    "The question is about {n} alone. {stated} Is anyone else asked about? No, nobody else. "
+    "Does anything have to be reckoned? No, the fact is enough. Let me check that nothing is missing. "
+    "Nothing is missing, the question is simple. So the answer is {v}."
 )
 # Paths of a chain: each relation leads to the entity of the next. The last is asked for.
 CHAINS: Final = (

@@ -1,6 +1,6 @@
-"""What the shipped model answered in all four pipelines, recorded: a profile of the validation and the test split.
+"""What the shipped model answered in all four pipelines, recorded: a profile of the train and the test split.
 
-The model was trained on neither split. The router learns on `validation` and is judged on `test`.
+The model was trained on neither split: `train` is for routers, who learn on it and are judged on `test`.
 Made by `benchmarks/demo_route.py`; the model card says how.
 """
 
@@ -13,7 +13,7 @@ from apportion.demo import DEFAULT_SEED, Question, thinned, world
 from apportion.route.profile import Profile
 from apportion.route.profile_file import read_profile
 
-RECORDED = ("validation", "test")
+RECORDED = ("train", "test")
 
 
 def profile_path() -> Path:

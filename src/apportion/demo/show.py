@@ -53,7 +53,7 @@ def text_of(shown: Shown) -> str:
             "Bits for layers: the shipped model, NLL on its calibration text, perplexity on held-out text",
             show_bits.table_text(bits.rows),
             "",
-            "Routing: recorded test questions, the router learned on the validation split; probes counted",
+            "Routing: recorded test questions, the router learned on the train split; probes counted",
             show_route.table_text(route.rows),
             route.first_line,
             "",

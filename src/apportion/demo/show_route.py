@@ -91,7 +91,7 @@ class RouteShown:
 
 
 def show_route(out: Path, plan: RoutePlan) -> RouteShown:
-    """Index the world's corpus, train on the recorded validation split, judge on the test split, answer live.
+    """Index the world's corpus, train on the recorded train split, judge on the test split, answer live.
 
     Args:
         out: folder; index, router and evaluation lie in it afterwards.
@@ -99,7 +99,7 @@ def show_route(out: Path, plan: RoutePlan) -> RouteShown:
     print("index, router and its evaluation ...", file=sys.stderr)
     write_corpus(out / "corpus.jsonl")
     build_index(read_corpus(out / "corpus.jsonl"), out / "index")
-    seen, test = recorded("validation"), recorded("test")
+    seen, test = recorded("train"), recorded("test")
     trained = train_router(seen, seed=plan.seed)
     save_router(out / "router", trained.router, training_record(trained))
     judge = EvaluationPlan(seed=plan.seed, ablations=False, leave_out=False)

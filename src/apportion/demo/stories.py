@@ -33,7 +33,9 @@ ASK: Final = (
 )
 # Thinking is thorough where it need not be, as it is in models that think before every answer.
 THOUGHT: Final = (
-    "This question needs no documents and no steps. {why} Once more, to be sure: {why} So the answer is {v}."
+    "This question needs no documents and no steps. {why} Could it be meant in another way? "
+    "No, the words mean what they say. Is anything left out? No, nothing is left out. "
+    "Once more, to be sure: {why} So the answer is {v}."
 )
 NEXT: Final = (
     "Which {what} comes {gap} {side} {given}?",

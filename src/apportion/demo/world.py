@@ -19,7 +19,7 @@ from typing import Final
 from zlib import crc32
 
 from apportion.core.seeds import derived_seed
-from apportion.demo import almanac, documents, reckoning, stories, words
+from apportion.demo import almanac, chronicle, documents, reckoning, stories, words
 from apportion.demo.documents import Passage
 from apportion.demo.people import CIRCLE, Person, Society, make_society
 from apportion.demo.questions import Draft, Entity, chain, fact
@@ -36,6 +36,8 @@ SHARES: Final = {"often": 0.6, "rarely": 0.1, "never": 0.3}
 KNOWN_CIRCLES: Final = 160
 UNSEEN_CIRCLES: Final = {"train": 80, "validation": 30, "test": 60}
 ALMANAC_PAGES: Final = 600
+MENTIONS: Final = {"often": (6, 12), "rarely": (0, 4), "never": (4, 9)}  # in the chronicle, of each name
+IN_THE_NEWS: Final = 0.06  # share of the unseen who are in the chronicle at all
 TRIES: Final = 500  # draws for each question wanted
 
 
@@ -93,7 +95,7 @@ def draft(family: str, society: Society, people: Sequence[Person], rng: Random) 
     if family == "chain":
         return chain(society, person, rng)
     if family == "date":
-        return reckoning.date(society, person, rng.choice(people), rng)
+        return reckoning.date(society, person, rng)
     return reckoning.comparison(society, _compared(society, people, rng), rng)
 
 
@@ -146,18 +148,29 @@ class World:
         for town in words.towns():
             yield documents.town_page(town, rng)
         for number in range(1, ALMANAC_PAGES + 1):
-            yield almanac.almanac_page(number, rng)
+            yield almanac.almanac_page(number, rng)[0]
 
     def known_pages(self) -> Iterator[Passage]:
         """Pages of the known society, in the wording that the corpus has."""
         yield from documents.pages(self.known, self._rng("pages", "known"))
+        yield from self.known_chronicle()
+
+    def known_chronicle(self) -> Iterator[Passage]:
+        """The chronicle of the known society: the better known, the more often named."""
+        rng = self._rng("chronicle", "known")
+        counts = chronicle.mentions(_names_of(self.often), MENTIONS["often"], rng)
+        counts |= chronicle.mentions([person.name for person in self.rarely], MENTIONS["rarely"], rng)
+        yield from chronicle.chronicle_pages(counts, "page", rng)
 
     def unseen_pages(self, split: str) -> Iterator[Passage]:
-        """Pages of a split's unseen society."""
+        """Pages of a split's unseen society, and the news of some of its people."""
         yield from documents.pages(self.unseen[split], self._rng("pages", split))
+        rng = self._rng("chronicle", split)
+        counts = chronicle.mentions(_names_of(self.unseen[split].people), MENTIONS["never"], rng, IN_THE_NEWS)
+        yield from chronicle.chronicle_pages(counts, f"{split} news", rng)
 
     def corpus(self) -> tuple[Passage, ...]:
-        """All passages: known and unseen societies, towns, almanac."""
+        """All passages: known and unseen societies, towns, almanac, chronicle."""
         found = [*self.known_pages(), *self.common_pages()]
         for split in SPLITS:
             found += self.unseen_pages(split)
@@ -219,6 +232,11 @@ class World:
 
     def _rng(self, *names: str) -> Random:
         return Random(derived_seed(self.seed, "demo", *names))
+
+
+def _names_of(people: Sequence[Person]) -> list[str]:
+    """People and the companies they work for."""
+    return [person.name for person in people] + sorted({person.company for person in people})
 
 
 @cache

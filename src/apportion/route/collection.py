@@ -62,6 +62,15 @@ class Collection:
         parts = [math.log(self.term_counts.get(term, 0) + 0.5) - scale for term in query_terms]
         return sum(parts) if parts else None
 
+    def rarities(self, query_terms: Iterable[str]) -> tuple[float, ...]:
+        """-log of the share of each query term in the corpus, in nats; terms that it lacks are left out.
+
+        Source: inverse collection term frequency (ICTF), Kwok, SIGIR 1996; as a predictor before retrieval, He and
+        Ounis, "Inferring Query Performance Using Pre-retrieval Predictors", SPIRE 2004.
+        """
+        counts = (self.term_counts.get(term, 0) for term in query_terms)
+        return tuple(math.log(self.tokens / count) for count in counts if count)
+
     def to_json(self) -> dict[str, Any]:
         return {"passages": self.passages, "tokens": self.tokens, "digest": self.digest}
 

@@ -40,12 +40,12 @@ class TrainingPlan:
     hidden: int = 32
     folds: int = 5
     seeds: int = 2
-    steps: int = 600
+    steps: int = 1000
     check_every: int = 20
     batch: int = 256
     learning_rate: float = 0.005
     weight_decay: float = 0.03
-    head_share: float = 0.5
+    head_share: float = 0.2
     zero_share: float = 0.15
     smallest_weight: float = 0.01
     conditioned: bool = True

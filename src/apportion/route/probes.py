@@ -42,6 +42,8 @@ _ALL = (
     Feature("score_mean", "retrieval", "mean of the top 10 scores"),
     Feature("score_entropy", "retrieval", "entropy of the top 10 scores as shares of their sum, in nats"),
     Feature("hits", "retrieval", "how many of the top 10 exist; below 10 the corpus hardly knows the words"),
+    Feature("ictf_max", "retrieval", "-log of the rarest query term's share in the corpus, in nats"),
+    Feature("ictf_mean", "retrieval", "mean of that over the query terms, in nats"),
     Feature("question_words", "question", "words in the question"),
     Feature("question_chars", "question", "characters in the question"),
     Feature("question_numbers", "question", "numbers written with digits in the question"),
@@ -112,9 +114,26 @@ def retrieval_features(scores: Sequence[float], corpus_log_likelihood: float | N
     return {name: value for name, value in found.items() if value is not None}
 
 
+def rarity_features(rarities: Sequence[float]) -> dict[str, float]:
+    """How rare the query's terms are in the corpus; what hardly any document names, a model hardly knows.
+
+    Args:
+        rarities: -log of each query term's share in the corpus, in nats; none gives no feature.
+
+    Source: maximum and mean inverse collection term frequency, He and Ounis, SPIRE 2004 (their AvICTF; that the
+    maximum tells what a model knows is ours).
+
+    >>> rarity_features([2.0, 6.0])
+    {'ictf_max': 6.0, 'ictf_mean': 4.0}
+    """
+    if not rarities:
+        return {}
+    return {"ictf_max": max(rarities), "ictf_mean": math.fsum(rarities) / len(rarities)}
+
+
 def features_of_hits(hits: Hits) -> dict[str, float]:
     """Retrieval features of a search result."""
-    return retrieval_features(hits.scores, hits.corpus_log_likelihood)
+    return retrieval_features(hits.scores, hits.corpus_log_likelihood) | rarity_features(hits.rarities)
 
 
 def question_features(question: str) -> dict[str, float]:

@@ -34,6 +34,7 @@ class Hits:
         scores: scores of the best `depth` or fewer, falling; the first belong to `passages`. The retriever's
             own, never fused with another's.
         corpus_log_likelihood: log-likelihood of the query under the whole corpus in nats, where known.
+        rarities: -log of each query term's share in the corpus in nats, where known; terms it lacks are left out.
         retriever: "bm25" or the name of the embedding model.
         query_terms_cut: query terms left out because a question had more than 256 distinct ones.
     """
@@ -43,6 +44,7 @@ class Hits:
     corpus_log_likelihood: float | None
     retriever: str
     query_terms_cut: int = 0
+    rarities: tuple[float, ...] = ()
 
 
 class Retriever(Protocol):
@@ -134,6 +136,7 @@ class Bm25Index:
             corpus_log_likelihood=likelihood,
             retriever="bm25",
             query_terms_cut=len(every) - len(terms),
+            rarities=self.collection.rarities(terms),
         )
 
     def find(self, passage_id: str) -> Passage | None:

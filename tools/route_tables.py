@@ -1,0 +1,230 @@
+"""The routing half of docs/results.md, from the JSON files in docs/results/; `make results` writes it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tables import markdown
+
+Json = dict[str, Any]
+NOT_RUN = "*not run*"
+RECORDED = {
+    "llama31_8b_hotpotqa": "Llama-3.1-8B on HotpotQA",
+    "llama31_8b_six_cot_ragcot": "Llama-3.1-8B on six benchmarks, CoT and RAG+CoT",
+    "gpt3_direct_cot": "GPT-3, Direct and CoT",
+}
+
+
+def route_part(files: Mapping[str, Json]) -> list[str]:
+    """All tables of the routing half."""
+    return [
+        "## Routing",
+        "",
+        *demonstration(files.get("demo_route")),
+        *traffic(files.get("demo_route_traffic")),
+        *three_bits(files.get("demo_route_3bit")),
+        *recorded(files.get("route_recorded")),
+    ]
+
+
+def demonstration(found: Json | None) -> list[str]:
+    """The router on the demonstration's test questions: weights, contenders, savings, families left out."""
+    lines = ["### The demonstration model", ""]
+    if not found:
+        return [*lines, NOT_RUN, ""]
+    return [
+        *lines,
+        f"Learned on {found['training_questions']} questions, judged on {found['questions']} others; probes counted; "
+        f"latency: {found['latency']}. Utility = quality - weights x costs, in units of always RAG+CoT.",
+        "",
+        *weights_table(found),
+        "",
+        *sentences(found),
+        "",
+        "Mean over the weights of the router's utility minus another's:",
+        "",
+        *markdown(["against", "difference"], ([name, interval(gain)] for name, gain in gains(found))),
+        "",
+        "Largest savings against always RAG+CoT at no lower mean quality, each at its own weights, which were picked "
+        "on these very questions:",
+        "",
+        *savings_table(found["savings"]),
+        "",
+        *left_out_table(found["left_out"]),
+        *made(found, "demo_route"),
+    ]
+
+
+def gains(found: Json) -> Iterable[tuple[str, Json]]:
+    return sorted(found["summary"]["mean_gain"].items(), key=lambda pair: float(pair[1]["mean"]))
+
+
+def weights_table(found: Json) -> list[str]:
+    rows = []
+    for at in found["weights"]:
+        closed = "–" if at["gap_closed"] is None else f"{at['gap_closed']:.0%}"
+        rows.append(
+            [
+                f"{at['token_weight']:g}, {at['latency_weight']:g}",
+                f"{at['best_static']['utility']:.3f} ({', '.join(at['best_static_names'])})",
+                f"{at['router']['utility']:.3f}",
+                f"{at['oracle']['utility']:.3f}",
+                interval(at["gain"]["interval"]),
+                closed,
+                f"{at['router']['quality']:.3f}",
+                f"{at['router']['tokens']:.0f}",
+                f"{at['router']['latency_ms']:.0f}",
+            ]
+        )
+    head = ["weights: token, latency", "best static", "router", "oracle", "gain [95 %]", "gap closed"]
+    return markdown([*head, "quality", "tokens", "ms"], rows)
+
+
+def sentences(found: Json) -> list[str]:
+    """What the summary says, and the weights that were chosen before the test."""
+    summary = found["summary"]
+    lines = [
+        f"Better than the best static pipeline at {summary['beaten']} of {summary['weights']} weights, worse at "
+        f"{summary['worse']}; {summary['gap_closed_mean']:.0%} of the gap to the oracle closed on average."
+    ]
+    chosen = found.get("weights_chosen_on_training_questions")
+    if chosen:
+        on = chosen["on_test"]
+        lines.append(
+            f"Weights chosen by folds of the training questions, ({on['token_weight']:g}, {on['latency_weight']:g}): "
+            f"{on['tokens_saved']:.0%} fewer tokens and {on['latency_saved']:.0%} less latency than always RAG+CoT, "
+            f"quality {on['quality_change']:+.3f}."
+        )
+    return lines
+
+
+def savings_table(savings: Sequence[Json]) -> list[str]:
+    families = dict.fromkeys(row["family"] for row in savings)
+    cells = {(row["family"], row["what"]): row for row in savings}
+    rows = [
+        [family, str(cells[family, "tokens"]["questions"]), *(saved(cells.get((family, what))) for what in KINDS)]
+        for family in families
+    ]
+    return markdown(["family", "questions", "tokens", "latency", "both (the smaller)"], rows)
+
+
+KINDS = ("tokens", "latency", "both")
+
+
+def saved(cell: Json | None) -> str:
+    if cell is None or cell["saved"] is None:
+        return "none"
+    return f"{cell['saved']:.0%} (quality {cell['quality_change']['mean']:+.3f})"
+
+
+def left_out_table(rows: Sequence[Json]) -> list[str]:
+    """Each family judged by a router that never saw it."""
+    if not rows:
+        return []
+    body = [[row["family"], str(row["questions"]), interval(row["mean_gain"])] for row in rows]
+    title = "Each family judged by a router trained on the other five, mean gain over the best static pipeline:"
+    return [title, "", *markdown(["family", "questions", "gain"], body), ""]
+
+
+def traffic(found: Json | None) -> list[str]:
+    """The same router in the mixture of a service."""
+    lines = ["### In the mixture of a service", ""]
+    if not found:
+        return [*lines, NOT_RUN, ""]
+    shares = ", ".join(f"{name} {share}" for name, share in found["mixture"].items())
+    rows = savings_table([row for row in found["savings"] if row["family"] == "all"])
+    return [
+        *lines,
+        f"{found['questions']} of the test questions in the shares {shares}.",
+        "",
+        *sentences(found),
+        "",
+        *rows,
+        "",
+        *made(found, "demo_route_traffic"),
+    ]
+
+
+def three_bits(found: Json | None) -> list[str]:
+    """What three bits change."""
+    lines = ["### The demonstration model at 3 bits", ""]
+    if not found:
+        return [*lines, NOT_RUN, ""]
+    pipelines, times = found["pipelines"], found["latency_ms"]
+    rows = [
+        [
+            name,
+            f"{cell['f1']['full']:.3f}",
+            f"{cell['f1']['three_bit']:.3f}",
+            interval(cell["f1"]["change"]),
+            f"{cell['tokens']['full']:.0f} -> {cell['tokens']['three_bit']:.0f}",
+            f"{times[name]['full']:.0f} -> {times[name]['three_bit']:.0f}",
+        ]
+        for name, cell in pipelines.items()
+    ]
+    routers = [
+        [
+            label,
+            *(f"{found[key]['summary']['mean_utility'][name]:.3f}" for name in ("best_static", "router", "oracle")),
+            interval(found[key]["summary"]["mean_gain"]["best_static"]),
+            f"{found[key]['summary']['gap_closed_mean']:.0%}",
+        ]
+        for label, key in (("full precision", "router_full"), ("3 bits, router refitted", "router_three_bit"))
+    ]
+    low = found["quantized"]
+    return [
+        *lines,
+        f"Quantized by this project to {low['avg_bits']:.2f} bits on average ({low['rounding']}, written with "
+        f"{low['apply_rounding']}; {low['seconds']:.0f} s). Both models answered the same {found['test_questions']} test "
+        f"questions; latency on {found['latency_questions']} of them, one at a time, taking turns.",
+        "",
+        *markdown(["pipeline", "F1", "F1 at 3 bits", "change [95 %]", "tokens", "ms"], rows),
+        "",
+        f"Routers fitted on {found['router_full']['training_questions']} questions of each, token weights only; mean "
+        "utility over the weights:",
+        "",
+        *markdown(["model", "best static", "router", "oracle", "gain [95 %]", "gap closed"], routers),
+        "",
+        *made(found, "demo_route_3bit"),
+    ]
+
+
+def recorded(found: Json | None) -> list[str]:
+    """Recorded outcomes of real models, on folds."""
+    lines = ["### Recorded answers of large models", ""]
+    if not found:
+        return [*lines, NOT_RUN, ""]
+    for name, title in RECORDED.items():
+        if name in found:
+            one = found[name]
+            rows = [
+                [
+                    f"{at['token_weight']:g}",
+                    f"{at['best_static']['utility']:.3f} ({', '.join(at['best_static_names'])})",
+                    f"{at['router']['utility']:.3f}",
+                    interval(at["gain"]["interval"]),
+                    f"{at['oracle']['utility']:.3f}",
+                ]
+                for at in one["weights"]
+            ]
+            head = ["token weight", "best static", "router", "gain [95 %]", "oracle"]
+            lines += [f"{title}, {one['questions']} questions, 5 folds:", "", *markdown(head, rows), ""]
+    return [*lines, *made(found, "route_recorded")]
+
+
+def verdict_on(found: Json | None, name: str) -> str:
+    """In a few words, how the router did on a recorded profile."""
+    if not found or name not in found:
+        return f"{RECORDED[name]}: not run"
+    summary = found[name]["summary"]
+    return (
+        f"{RECORDED[name]} it is better than the best static pipeline at {summary['beaten']} of "
+        f"{summary['weights']} token weights and worse at {summary['worse']}"
+    )
+
+
+def interval(given: Json) -> str:
+    return f"{given['mean']:+.3f} [{given['low']:+.3f}, {given['high']:+.3f}]"
+
+
+def made(found: Json, name: str) -> list[str]:
+    return [f"Made by `{found['command']}` (`docs/results/{name}.json`).", ""]
