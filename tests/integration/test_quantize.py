@@ -109,7 +109,7 @@ def test_auto_keeps_the_best_of_what_it_measured(checkpoint, text_file, tmp_path
     tried = {item["widths"]: item["nll"] for item in plan.tried if "nll" in item}
     assert all(values[widths] == nll for widths, nll in tried.items())
     assert "3" * 16 in values  # the uniform plan is among the candidates
-    assert f"(found by: {plan.source})" in (tmp_path / "out" / "report" / "report.md").read_text()
+    assert f"(found by: {plan.source}" in (tmp_path / "out" / "report" / "report.md").read_text()
     if rounding == "nearest":
         assert result["nll_plan"] == min(tried.values()) <= values["3" * 16]
         assert result["evaluations"] <= 60 + 10  # and the frontier of the report
