@@ -63,7 +63,8 @@ def reference(files: Mapping[str, Json]) -> list[str]:
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Made by `{found['command']}`.",
+        f"Made by `{found['command']}`."
+        + "".join(f" `{item['method']}`: {item['note']}." for item in found["quantized"] if "note" in item),
     ]
 
 
