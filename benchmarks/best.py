@@ -27,7 +27,6 @@ from torch import Tensor
 from apportion.bits.auto import default_widths, finalists, judging_text, searched_plans
 from apportion.bits.budget import Budget, budget_from_bits
 from apportion.bits.calibration import Calibration
-from apportion.bits.checkpoint import widths_by_path
 from apportion.bits.evaluate import first_windows
 from apportion.bits.formats import Width
 from apportion.bits.game import decode, encode
@@ -39,8 +38,8 @@ from apportion.bits.rounding import Moments, Rounded, rounding_named
 from apportion.bits.sample import take_samples
 from apportion.bits.samples import Samples
 from apportion.bits.sampling import Sampling
-from apportion.bits.table import Table
-from apportion.bits.weights import bank_of
+from apportion.bits.table import Table, tuned_weights
+from apportion.bits.weights import in_place
 from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
 
@@ -300,25 +299,21 @@ def work_off(asked: argparse.Namespace) -> None:
     for plan in (plan for plan in job["plans"] if plan not in found):
         began = time.monotonic()
         rounded = table.written(decode(plan)).rounded
-        found[plan] = {"untuned": losses(table, plan, rounded, judge, text), "seconds": time.monotonic() - began}
+        found[plan] = {"untuned": losses(table, rounded, judge, text), "seconds": time.monotonic() - began}
         if asked.tune:
             began = time.monotonic()
-            tuned = table.tuned(rounded, asked.tune)
-            found[plan]["tuned"] = losses(table, plan, tuned.rounded, judge, text) | {"tuning": tuned.tuned}
+            tuned = tuned_weights(table.staged, rounded, fitted.lesson)
+            found[plan]["tuned"] = losses(table, tuned.rounded, judge, text) | {"tuning": tuned.tuned}
             found[plan]["tuning_seconds"] = time.monotonic() - began
         write_json(asked.written, {**job, "found": found})
 
 
-def losses(table: Table, plan: str, rounded: Mapping[str, Rounded], judge: Calibration, text: Tensor) -> Measured:
+def losses(table: Table, rounded: Mapping[str, Rounded], judge: Calibration, text: Tensor) -> Measured:
     """Loss on the judging windows, and NLL per held-out window."""
-    staged, assignment = table.staged, decode(plan)
-    widths = widths_by_path(staged, table.players, assignment)
-    bank = bank_of(staged, table.players, {(path, bits): rounded[path] for path, bits in widths.items()})
-    bank.put_all(assignment)
-    judged = float(staged.window_nll(judge.windows).mean())
-    found = {"judged": judged, "text": staged.window_nll(text).tolist()}
-    staged.restore()
-    return found
+    staged = table.staged
+    with in_place(staged, rounded):
+        judged = float(staged.window_nll(judge.windows).mean())
+        return {"judged": judged, "text": staged.window_nll(text).tolist()}
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
 
 
 def cut_windows(asked: argparse.Namespace) -> None:
-    from apportion.bits.calibration import calibrate, cut, encode, read_text
+    from apportion.bits.calibration import calibrate, windows_of
     from apportion.bits.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(asked.model)
     found = calibrate(asked.calibration, tokenizer, windows=asked.windows, window_tokens=TOKENS, seed=0)
-    test = cut(*encode(read_text(asked.text), tokenizer, TOKENS, str(asked.text)), TOKENS)[: asked.text_windows]
+    test = windows_of(asked.text, tokenizer, TOKENS)[: asked.text_windows]
     asked.folder.mkdir(parents=True, exist_ok=True)
     torch.save({"calibration": found.windows, "test": test}, asked.folder / "windows.pt")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.bits.calibration import calibrate, cut, encode, read_text
+from apportion.bits.calibration import calibrate, windows_of
 from apportion.bits.formats import Width
 from apportion.bits.model import StagedModel
 from apportion.bits.pretrained import load_model, load_tokenizer
@@ -79,7 +79,7 @@ def main() -> None:
     drawn = calibrate(asked.calibration, tokenizer, windows=POOL, window_tokens=TOKENS, seed=1).windows
     drawn = drawn[torch.randperm(POOL, generator=torch.Generator().manual_seed(0))]
     held, pool = drawn[:HELD], drawn[HELD:]
-    test = cut(*encode(read_text(asked.text), tokenizer, TOKENS, str(asked.text)), TOKENS)[:128]
+    test = windows_of(asked.text, tokenizer, TOKENS)[:128]
     rows: list[Json] = [{"variant": "full precision", **measured(staged, held, test)}]
     part, parts = map(int, asked.part.split("/"))
     for name, bits, windows, settings, stages in VARIANTS[part::parts]:

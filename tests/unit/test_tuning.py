@@ -5,7 +5,7 @@ import torch
 
 from apportion.bits.pretrained import load_model
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.tuning import CHECKS, batches, loss_of, require_tunable, tune
+from apportion.bits.tuning import CHECKS, batches, lesson_of, loss_of, require_tunable, tune
 from apportion.bits.weights import round_plan
 from apportion.core.device import place
 from apportion.core.errors import InputError
@@ -23,7 +23,7 @@ def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpo
     staged = load_model(str(checkpoint(kind)), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     own = staged.window_nll(WINDOWS).copy()
-    tuned = tune(staged, rounded, WINDOWS, 24)
+    tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 24))
     unseen = torch.randint(2, 150, (8, 24), generator=torch.Generator().manual_seed(6))
     teacher = staged.last_hidden(unseen)
     assert loss_of(staged, tuned.rounded, unseen, teacher) < loss_of(staged, rounded, unseen, teacher)
@@ -43,7 +43,7 @@ def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monke
     staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 4)
     monkeypatch.setattr("apportion.bits.tuning.RATE", 3.0)  # far too fast
-    tuned = tune(staged, rounded, WINDOWS, 4)
+    tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 4))
     assert tuned.steps == 0
     assert tuned.after == tuned.before
     assert all(torch.equal(item.scale, tuned.rounded[path].scale) for path, item in rounded.items())
@@ -52,7 +52,7 @@ def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monke
 def test_the_same_seed_gives_the_same_scales(checkpoint):
     staged = load_model(str(checkpoint("qwen3")), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
-    first, again = (tune(staged, rounded, WINDOWS, 6, seed=3).rounded for _ in range(2))
+    first, again = (tune(staged, rounded, lesson_of(staged, WINDOWS, 6, seed=3)).rounded for _ in range(2))
     assert all(torch.equal(item.scale, again[path].scale) for path, item in first.items())
 
 
@@ -68,4 +68,4 @@ def test_what_cannot_be_tuned_is_refused(checkpoint):
         require_tunable("nearest", "compressed-tensors", -1)
     staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
     with pytest.raises(InputError, match="fewer than two windows"):
-        tune(staged, rounded_to(staged, 2), WINDOWS[:1], 2)
+        lesson_of(staged, WINDOWS[:1], 2)

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from apportion.bits.calibration import Calibration
 from apportion.bits.checkpoint import require_fusable, widths_by_path, write_checkpoint
 from apportion.bits.formats import require_bits
@@ -14,7 +12,7 @@ from apportion.bits.plan import Plan
 from apportion.bits.rounding import Rounding
 from apportion.bits.sampling import Sampling, applied_named
 from apportion.bits.table import PlanWeights, rounding_text, tuned_weights, tuning_text
-from apportion.bits.tuning import require_tunable, require_windows
+from apportion.bits.tuning import lesson_of, require_tunable, require_windows
 from apportion.bits.weights import player_bytes, round_plan
 from apportion.core.artifact import (
     RUN,
@@ -74,8 +72,11 @@ def apply(
     require_free(out, resume=resume)
     require_tunable(backend.name, backend.format, sampling.tune)
     text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
-    taught = tuning_windows(staged, tokenizer, sampling, text) if sampling.tune else None
-    if taught is not None:
+    taught = None
+    if sampling.tune:
+        # the model's own text is sampled once for both
+        own = (lambda: rounding_text(staged, tokenizer, sampling)) if text is None else (lambda: text)
+        taught = tuning_text(tokenizer, sampling, own)
         require_windows(taught)
     asked = {
         "plan": digest_of(plan),
@@ -91,7 +92,8 @@ def apply(
     widths = widths_by_path(staged, plan.players, plan.assignment)
     weights = PlanWeights(round_plan(staged, backend, widths, group_size, text))
     if taught is not None:
-        weights = tuned_weights(staged, weights.rounded, taught, sampling.tune, sampling.seed)
+        lesson = lesson_of(staged, taught, sampling.tune, sampling.seed)
+        weights = tuned_weights(staged, weights.rounded, lesson)
     weight_bytes, files = write_checkpoint(out, staged, plan, weights.rounded, group_size, tokenizer, backend.format)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
@@ -111,14 +113,6 @@ def apply(
         [*files, RUN, "plan.json"],
     )
     return result
-
-
-def tuning_windows(staged: StagedModel, tokenizer: Any, sampling: Sampling, sampled: Tensor | None) -> Tensor:
-    """The windows that scales are tuned on: of the text, or sampled from the model itself (once for rounding too)."""
-    if sampling.calibration is not None:
-        return tuning_text(tokenizer, sampling)
-    own = sampled if sampled is not None else rounding_text(staged, tokenizer, sampling)
-    return own[: sampling.tune_windows]
 
 
 def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:

@@ -15,8 +15,7 @@ import torch
 
 from apportion.bits.allocate import plan_of
 from apportion.bits.budget import Budget
-from apportion.bits.calibration import Calibration, load_calibration, sample_calibration, unseen_windows
-from apportion.bits.checkpoint import widths_by_path
+from apportion.bits.calibration import Calibration, load_calibration, sample_calibration, unseen_windows, windows_of
 from apportion.bits.game import MeasuredGame, encode
 from apportion.bits.plan import Plan
 from apportion.bits.players import Assignment
@@ -24,7 +23,7 @@ from apportion.bits.sample import added
 from apportion.bits.samples import VALUES, WINDOWS, Samples
 from apportion.bits.search import Found, search
 from apportion.bits.table import PlanWeights, Table
-from apportion.bits.weights import bank_of
+from apportion.bits.weights import in_place
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
@@ -88,16 +87,19 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
         seed = derived_seed(sampling.seed, "unseen")
         own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
         return own, f"{count} windows sampled anew"
+    available = windows_of(sampling.calibration, table.tokenizer, length)
     users = {"tuning": table.tuning_text} if sampling.tune else {}
     users |= {"rounding": table.text} if table.applied.needs_hessian else {}
     for left in range(len(users), -1, -1):
         names = list(users)[:left]
-        seen = Calibration(torch.cat([used.windows, *(users[name] for name in names)]), used.source)
-        fresh = unseen_windows(sampling.calibration, table.tokenizer, seen, windows=JUDGES * count, seed=sampling.seed)
-        if fresh is not None and len(fresh.windows) >= max(2, count // JUDGES):
-            told = f"{len(fresh.windows)} windows unseen by {', '.join(['search', *names])}"
+        seen = torch.cat([used.windows, *(users[name] for name in names)])
+        fresh = unseen_windows(available, seen, windows=JUDGES * count, seed=sampling.seed)
+        if len(fresh) >= max(2, count // JUDGES):
+            told = f"{len(fresh)} windows unseen by {', '.join(['search', *names])}"
             others = ", ".join(list(users)[left:])
-            return fresh, told + (f" (not by {others}: the text is too short)" if others else "")
+            return Calibration(fresh, used.source), told + (
+                f" (not by {others}: the text is too short)" if others else ""
+            )
     return used, "the search's own windows: the text has no others"
 
 
@@ -108,14 +110,11 @@ def written(table: Table, assignment: Assignment, text: Calibration, judge: Cali
         NumericError: the loss is not finite.
     """
     weights = table.written(assignment)
-    widths = widths_by_path(table.staged, table.players, assignment)
-    bank = bank_of(table.staged, table.players, {(path, bits): weights.rounded[path] for path, bits in widths.items()})
-    bank.put_all(assignment)
     texts = [text] if judge is None else [text, judge]
-    with progress("plan as written", sum(len(item.windows) for item in texts), "windows") as advance:
+    total = sum(len(item.windows) for item in texts)
+    with in_place(table.staged, weights.rounded), progress("plan as written", total, "windows") as advance:
         losses = [float(table.staged.window_nll(item.windows, advance).mean()) for item in texts]
     nll, judged = losses[0], losses[-1]
-    table.staged.restore()
     if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(
             f"the loss of plan {encode(assignment)} as written is {nll}, and {judged} where it is judged",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -108,36 +109,39 @@ def calibrate(
     Raises:
         InputError: the text has fewer windows than asked for.
     """
-    available = cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens)
+    available = windows_of(path, tokenizer, window_tokens)
     windows = min(windows, len(available)) if fewer else windows
     if len(available) < windows:
         raise InputError(
             f"--windows {windows}: {path} has only {len(available)} windows of {window_tokens} tokens",
             "give a longer text, fewer --windows or a smaller --window-tokens",
         )
-    chosen = stream(seed, "calibration").choice(len(available), size=windows, replace=False)
-    return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
+    return Calibration(choose(available, windows, seed), str(path))
 
 
-def count_windows(path: Path, tokenizer: Any, window_tokens: int) -> int:
-    """How many windows of this length a text has.
+def windows_of(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
+    """All windows of a text in reading order.
 
     Raises:
-        InputError: shorter than one window.
+        InputError: the text cannot be read or is shorter than one window.
     """
-    return len(cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens))
+    return cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens)
 
 
-def unseen_windows(path: Path, tokenizer: Any, used: Calibration, *, windows: int, seed: int) -> Calibration | None:
-    """At most so many windows of a text, of the same length, that are not among those used; None if there are none."""
-    length = used.windows.shape[1]
-    available = cut(*encode(read_text(path), tokenizer, length, str(path)), length)
-    seen = set(map(tuple, used.windows.tolist()))
+def choose(available: Int[Tensor, "all tokens"], count: int, seed: int) -> Int[Tensor, "count tokens"]:
+    """So many windows at random, in reading order; the same for the same seed."""
+    chosen = stream(seed, "calibration").choice(len(available), size=count, replace=False)
+    return available[sorted(chosen.tolist())].contiguous()
+
+
+def unseen_windows(
+    available: Int[Tensor, "all tokens"], used: Int[Tensor, "used tokens"], *, windows: int, seed: int
+) -> Int[Tensor, "unseen tokens"]:
+    """At most so many windows, at random, that are not among those used; none if there are none."""
+    seen = set(map(tuple, used.tolist()))
     left = [index for index, row in enumerate(available.tolist()) if tuple(row) not in seen]
-    if not left:
-        return None
-    chosen = stream(seed, "unseen").choice(left, size=min(windows, len(left)), replace=False)
-    return Calibration(available[sorted(chosen.tolist())].contiguous(), str(path))
+    chosen = stream(seed, "unseen").choice(left, size=min(windows, len(left)), replace=False) if left else np.zeros(0)
+    return available[sorted(map(int, chosen))].contiguous()
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from apportion.bits.calibration import cut, encode, read_text
+from apportion.bits.calibration import windows_of
 from apportion.bits.game import require_finite
 from apportion.bits.model import StagedModel
 from apportion.core.arrays import NDArray
@@ -40,7 +40,7 @@ def first_windows(
     Raises:
         InputError: the text is shorter than one window, or has fewer windows than asked for.
     """
-    found = cut(*encode(read_text(text), tokenizer, window_tokens, str(text)), window_tokens)
+    found = windows_of(text, tokenizer, window_tokens)
     if windows is not None and not 1 <= windows <= len(found):
         raise InputError(
             f"{option} {windows}: {text} has {len(found)} windows of {window_tokens} tokens",

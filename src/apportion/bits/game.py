@@ -93,8 +93,7 @@ class MeasuredGame:
         self.known: Values = {}
         for record in log.records if log else []:
             self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
-        self._resumed = frozenset(self.known)
-        self.resumed = len(self._resumed)
+        self.resumed = frozenset(self.known)
         self._engine: Engine | None = None
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
@@ -104,7 +103,7 @@ class MeasuredGame:
             NumericError: a value is NaN or infinite; the coalition is named.
         """
         staged = self.bank.staged
-        asked = sum(item not in self._resumed for item in assignments)
+        asked = sum(item not in self.resumed for item in assignments)
         self.counts.naive_block_forwards += asked * staged.layout.block_count
         pending = {self._path(item): item for item in assignments if item not in self.known}
         if pending:

@@ -110,7 +110,7 @@ def take_samples(
         "asked": len(orders),
         "permutations": len(samples.orders),
         "evaluations": game.counts.evaluations,
-        "resumed_evaluations": game.resumed,
+        "resumed_evaluations": len(game.resumed),
         "block_forwards": game.counts.block_forwards,
         "naive_block_forwards": game.counts.naive_block_forwards,
         "seconds": time.monotonic() - began,

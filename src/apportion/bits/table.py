@@ -1,6 +1,6 @@
 """A model set up to be played, and its weights: rounded once per width, and as a plan is written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from apportion.bits.budget import CostTable
-from apportion.bits.calibration import Calibration, calibrate, count_windows, sample_calibration
+from apportion.bits.calibration import Calibration, calibrate, choose, sample_calibration, windows_of
 from apportion.bits.checkpoint import fixed_bytes, widths_by_path
 from apportion.bits.formats import require_groups
 from apportion.bits.model import StagedModel
 from apportion.bits.players import Assignment, Player, players_of
 from apportion.bits.rounding import Rounded, Rounding, rounding_named
 from apportion.bits.sampling import Sampling
-from apportion.bits.tuning import tune
+from apportion.bits.tuning import Lesson, lesson_of, tune
 from apportion.bits.weights import WeightBank, bank_of, linear_columns, player_bytes, round_all, round_plan
 from apportion.core.artifact import Json
 from apportion.core.seeds import derived_seed
@@ -81,9 +81,12 @@ class Table:
     @cached_property
     def tuning_text(self) -> Tensor:
         """The windows that scales are tuned on."""
-        if self.sampling.calibration is None:
-            return self.text[: self.sampling.tune_windows]
-        return tuning_text(self.tokenizer, self.sampling)
+        return tuning_text(self.tokenizer, self.sampling, lambda: self.text)
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        """What scales are tuned on, with full precision's answers, once for all plans."""
+        return lesson_of(self.staged, self.tuning_text, self.sampling.tune, self.sampling.seed)
 
     @property
     def rewrites(self) -> bool:
@@ -103,11 +106,7 @@ class Table:
         else:
             text = self.text if self.applied.needs_hessian else None
             rounded = round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
-        return self.tuned(rounded, self.sampling.tune) if self.sampling.tune else PlanWeights(rounded)
-
-    def tuned(self, rounded: Mapping[str, Rounded], steps: int) -> PlanWeights:
-        """A plan's weights with their scales tuned."""
-        return tuned_weights(self.staged, rounded, self.tuning_text, steps, self.sampling.seed)
+        return tuned_weights(self.staged, rounded, self.lesson) if self.sampling.tune else PlanWeights(rounded)
 
     def bank(self) -> WeightBank:
         """The rounded weights in the compute dtype, decoded once."""
@@ -135,24 +134,24 @@ class Table:
         }
 
 
-def tuning_text(tokenizer: Any, sampling: Sampling) -> Tensor:
-    """At most `tune_windows` windows, and at most three quarters of the text: finalists are judged on the rest."""
-    assert sampling.calibration is not None, "the model's own text is sampled once, as `Table.text`"
-    length = sampling.window_tokens
-    most = 3 * count_windows(sampling.calibration, tokenizer, length) // 4
-    count, seed = max(2, min(sampling.tune_windows, most)), derived_seed(sampling.seed, "tuning")
-    return calibrate(
-        sampling.calibration, tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
-    ).windows
+def tuning_text(tokenizer: Any, sampling: Sampling, own: Callable[[], Tensor]) -> Tensor:
+    """At most `tune_windows` windows, and at most three quarters of the text: finalists are judged on the rest.
+
+    Args:
+        own: what the model samples itself, for runs without a text.
+    """
+    if sampling.calibration is None:
+        return own()[: sampling.tune_windows]
+    available = windows_of(sampling.calibration, tokenizer, sampling.window_tokens)
+    most = max(2, min(sampling.tune_windows, 3 * len(available) // 4))
+    return choose(available, min(most, len(available)), derived_seed(sampling.seed, "tuning"))
 
 
-def tuned_weights(
-    staged: StagedModel, rounded: Mapping[str, Rounded], windows: Tensor, steps: int, seed: int
-) -> PlanWeights:
+def tuned_weights(staged: StagedModel, rounded: Mapping[str, Rounded], lesson: Lesson) -> PlanWeights:
     """A plan's weights after tuning, and what it did."""
-    found = tune(staged, rounded, windows, steps, seed)
+    found = tune(staged, rounded, lesson)
     return PlanWeights(
-        found.rounded, {"asked": steps, "steps": found.steps, "before": found.before, "after": found.after}
+        found.rounded, {"asked": lesson.steps, "steps": found.steps, "before": found.before, "after": found.after}
     )
 
 

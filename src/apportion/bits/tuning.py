@@ -19,6 +19,7 @@ from torch.func import functional_call
 from apportion.bits.model import StagedModel, token_nll
 from apportion.bits.rounding import Rounded
 from apportion.bits.rounding.grid import FORMAT, GridWeight
+from apportion.bits.weights import in_place
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
 
@@ -59,40 +60,55 @@ def require_tunable(rounding: str, form: str, steps: int) -> None:
         raise InputError(f"--tune: {rounding} has no plain scales to tune", "round with nearest or gptq")
 
 
-def tune(
-    staged: StagedModel,
-    rounded: Mapping[str, Rounded],
-    windows: Int[Tensor, "windows tokens"],
-    steps: int,
-    seed: int = 0,
-) -> Tuned:
-    """Tune the scales of all linears for a number of steps.
+@dataclass(frozen=True)
+class Lesson:
+    """What scales are tuned on: the same for every plan of a model.
 
-    Args:
-        rounded: every linear's weight, by module path.
-        windows: calibration text, at least two windows.
+    Attributes:
+        windows, teacher: text to learn from, and full precision's hidden states after the last block on it.
+        kept, kept_teacher: the same of the windows kept aside. steps, seed: how long, and in what order.
+    """
+
+    windows: Int[Tensor, "windows tokens"]
+    teacher: Float[Tensor, "windows tokens hidden"]
+    kept: Int[Tensor, "kept tokens"]
+    kept_teacher: Float[Tensor, "kept tokens hidden"]
+    steps: int
+    seed: int
+
+
+def lesson_of(staged: StagedModel, windows: Int[Tensor, "windows tokens"], steps: int, seed: int = 0) -> Lesson:
+    """Part a calibration text and ask full precision about it.
 
     Raises:
         InputError: fewer than two windows.
+    """
+    require_windows(windows)
+    kept, taught = parted(windows, steps, seed)
+    staged.restore()
+    return Lesson(taught, staged.last_hidden(taught), kept, staged.last_hidden(kept), steps, seed)
+
+
+def tune(staged: StagedModel, rounded: Mapping[str, Rounded], lesson: Lesson) -> Tuned:
+    """Tune the scales of all linears.
+
+    Args:
+        rounded: every linear's weight, by module path.
 
     Cost: `steps` forward and backward passes over BATCH_TOKENS tokens, and CHECKS + 1 over the windows kept aside.
     The checkpoint's own weights are in place before and after.
     """
-    require_windows(windows)
-    kept, taught = parted(windows, steps, seed)
     start = {path: item for path, item in rounded.items() if isinstance(item, GridWeight)}
     assert len(start) == len(rounded), "tuning was asked for weights that are not on the grid"
-    staged.restore()
-    kept_teacher, teacher = staged.last_hidden(kept), staged.last_hidden(taught)
-    before = loss_of(staged, start, kept, kept_teacher)
+    before = loss_of(staged, start, lesson.kept, lesson.kept_teacher)
     best = Tuned(start, 0, before, before)
-    looks = {steps * look // CHECKS for look in range(1, CHECKS + 1)}
-    with progress("tuning scales", steps, "steps") as advance:
-        for step, gains in enumerate(descent(staged, start, taught, teacher, steps, seed), start=1):
+    looks = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
+    with progress("tuning scales", lesson.steps, "steps") as advance:
+        for step, gains in enumerate(descent(staged, start, lesson), start=1):
             advance()
             if step in looks:
                 state = {path: scaled(item, gains[path]) for path, item in start.items()}
-                loss = loss_of(staged, state, kept, kept_teacher)
+                loss = loss_of(staged, state, lesson.kept, lesson.kept_teacher)
                 if loss < best.after:
                     best = Tuned(state, step, before, loss)
     return best
@@ -111,6 +127,11 @@ def require_windows(windows: Int[Tensor, "windows tokens"]) -> None:
         )
 
 
+def batch_of(windows: Int[Tensor, "windows tokens"]) -> int:
+    """Windows of a step."""
+    return max(1, BATCH_TOKENS // windows.shape[1])
+
+
 def parted(
     windows: Int[Tensor, "windows tokens"], steps: int, seed: int
 ) -> tuple[Int[Tensor, "kept tokens"], Int[Tensor, "taught tokens"]]:
@@ -118,31 +139,23 @@ def parted(
     aside = torch.arange(len(windows)) % KEPT_SHARE == KEPT_SHARE - 1
     aside[-1] |= not aside.any()
     left = windows[~aside]
-    needed = min(len(left), steps * max(1, BATCH_TOKENS // windows.shape[1]))
+    needed = min(len(left), steps * batch_of(windows))
     chosen = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:needed]
     return windows[aside], left[chosen.sort().values]
 
 
-def descent(
-    staged: StagedModel,
-    start: Mapping[str, GridWeight],
-    windows: Int[Tensor, "windows tokens"],
-    teacher: Float[Tensor, "windows tokens hidden"],
-    steps: int,
-    seed: int,
-) -> Iterator[Gains]:
+def descent(staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson) -> Iterator[Gains]:
     """The log gains after every step; the rate warms up and falls to zero."""
     device = torch.device(staged.placement.device)
     weights = {path: (item.codes.to(device), item.scale.to(device).float()) for path, item in start.items()}
     gains: Gains = {path: torch.zeros_like(scale).requires_grad_() for path, (_, scale) in weights.items()}
     optimizer = torch.optim.Adam(gains.values(), lr=RATE, betas=(0.9, 0.95))
-    size = max(1, BATCH_TOKENS // windows.shape[1])
-    for step, chosen in enumerate(batches(len(windows), size, steps, seed)):
+    for step, chosen in enumerate(batches(len(lesson.windows), batch_of(lesson.windows), lesson.steps, lesson.seed)):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / WARM_STEPS) * (1 - step / steps)
-        part = windows[chosen].to(device)
+            group["lr"] = RATE * min(1.0, (step + 1) / WARM_STEPS) * (1 - step / lesson.steps)
+        part = lesson.windows[chosen].to(device)
         with torch.no_grad():
-            labels = staged.logits(teacher[chosen, :-1]).float().softmax(-1)
+            labels = staged.logits(lesson.teacher[chosen, :-1]).float().softmax(-1)
         with torch.enable_grad():
             put = {
                 f"{path}.weight": decoded(codes, scale * gains[path].exp(), staged.compute_dtype)
@@ -189,10 +202,5 @@ def loss_of(
     teacher: Float[Tensor, "windows tokens hidden"],
 ) -> float:
     """Mean cross-entropy to the teacher with these weights in place."""
-    try:
-        for path, item in weights.items():
-            weight = item.dequantize(staged.compute_dtype).to(staged.placement.device)
-            staged.model.get_submodule(path).weight.data = weight
+    with in_place(staged, weights):
         return float(staged.window_nll(windows, teacher=teacher).mean())
-    finally:
-        staged.restore()

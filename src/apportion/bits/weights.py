@@ -4,7 +4,8 @@ Rounding an already rounded weight again is what this avoids: it is slow, and in
 does nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -142,6 +143,18 @@ def require_text(rounding: str, windows: Tensor | None) -> Tensor:
     if windows is None:
         raise InputError(f"--rounding {rounding}: needs calibration text", "give its windows, or round with nearest")
     return windows
+
+
+@contextmanager
+def in_place(staged: StagedModel, rounded: Mapping[str, Rounded]) -> Iterator[None]:
+    """The model with a plan's weights, by module path; with the checkpoint's own again afterwards."""
+    try:
+        for path, item in rounded.items():
+            weight = item.dequantize(staged.compute_dtype).to(staged.placement.device)
+            staged.model.get_submodule(path).weight.data = weight
+        yield
+    finally:
+        staged.restore()
 
 
 def bank_of(staged: StagedModel, players: tuple[Player, ...], rounded: Mapping[tuple[str, int], Rounded]) -> WeightBank:
