@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from apportion.bits.greedy import demotion_path
-from apportion.bits.optimum import assignment_at, demoted_counts, index_of
-from apportion.bits.players import Assignment, Player
-from apportion.bits.samples import Samples
-from apportion.bits.scores import one_at_a_time
-from apportion.bits.sensitivity import Sensitivity, estimate
-from apportion.bits.spqe import coalitions, draw_permutations
+from apportion.bits.compare.greedy import demotion_path
+from apportion.bits.compare.optimum import assignment_at, demoted_counts, index_of
+from apportion.bits.compare.scores import one_at_a_time
+from apportion.bits.game.players import Assignment, Player
+from apportion.bits.game.samples import Samples
+from apportion.bits.game.spqe import coalitions, draw_permutations
+from apportion.bits.plan.sensitivity import Sensitivity, estimate
 from apportion.core.arrays import NDArray
 
 METHODS = ("coopq", "shapley", "regression")
@@ -41,7 +41,7 @@ class Everything:
     """The NLL of every coalition of one model under one rounding.
 
     Attributes:
-        values: [coalitions, windows] in the index order of `apportion.bits.optimum`.
+        values: [coalitions, windows] in the index order of `apportion.bits.compare.optimum`.
         low: [coalitions, players] whether each player is at the low width.
         demoted: [coalitions] how many are.
     """

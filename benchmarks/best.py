@@ -24,24 +24,25 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from apportion.bits.auto import default_widths, finalists, judging_text, searched_plans
-from apportion.bits.budget import Budget, budget_from_bits
-from apportion.bits.calibration import Calibration
-from apportion.bits.evaluate import first_windows
-from apportion.bits.formats import Width
-from apportion.bits.game import decode, encode
-from apportion.bits.methods import ISOLATED
-from apportion.bits.plan import average_bits, spent
-from apportion.bits.players import Assignment, uniform
+from apportion.bits.compare.methods import ISOLATED
+from apportion.bits.finalists import default_widths, finalists, judging_text, searched_plans
+from apportion.bits.game.bank import in_place
+from apportion.bits.game.game import decode, encode
+from apportion.bits.game.players import Assignment, uniform
+from apportion.bits.game.samples import Samples
+from apportion.bits.game.sampling import take_samples
+from apportion.bits.perplexity import first_windows
+from apportion.bits.plan.budget import Budget, budget_from_bits
+from apportion.bits.plan.plan import average_bits, spent
 from apportion.bits.quantize import Quantization, open_table
-from apportion.bits.rounding import Moments, Rounded, rounding_named
-from apportion.bits.sample import take_samples
-from apportion.bits.samples import Samples
-from apportion.bits.sampling import Sampling
-from apportion.bits.table import Table, tuned_weights
-from apportion.bits.weights import in_place
+from apportion.bits.quantizer import Table, tuned_weights
+from apportion.bits.recipe import Sampling
+from apportion.bits.rounding import Moments, rounding_named
 from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
+from apportion.formats.packed import Packed
+from apportion.formats.width import Width
+from apportion.models.text import Calibration
 
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
@@ -281,7 +282,7 @@ class Elsewhere:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.own, name)
 
-    def round(self, weight: Tensor, width: Width, moments: Moments | None) -> Rounded:
+    def round(self, weight: Tensor, width: Width, moments: Moments | None) -> Packed:
         cross = moments.cross.to(self.device) if moments.cross is not None else None
         there = Moments(moments.hessian.to(self.device), cross, moments.tokens)
         return self.own.round(weight.to(self.device), width, there)
@@ -308,7 +309,7 @@ def work_off(asked: argparse.Namespace) -> None:
         write_json(asked.written, {**job, "found": found})
 
 
-def losses(table: Table, rounded: Mapping[str, Rounded], judge: Calibration, text: Tensor) -> Measured:
+def losses(table: Table, rounded: Mapping[str, Packed], judge: Calibration, text: Tensor) -> Measured:
     """Loss on the judging windows, and NLL per held-out window."""
     staged = table.staged
     with in_place(staged, rounded):

@@ -29,21 +29,22 @@ from apportion.core.log import read_log
 from apportion.core.seeds import derived_seed
 from apportion.demo import DEFAULT_SEED, TRAFFIC, model_path, prompts_path, thinned, world, write_corpus
 from apportion.demo.recorded import profile_path
-from apportion.route.contestants import EvaluationPlan
-from apportion.route.corpus import read_corpus
-from apportion.route.evaluate import evaluate
-from apportion.route.evaluation_report import report
-from apportion.route.frontier_plot import draw_frontier
-from apportion.route.indexing import build_index
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.ask.setup import Setup
+from apportion.route.ask.source import ProfileSource
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.field import EvaluationPlan
+from apportion.route.evaluation.plot import draw_frontier
+from apportion.route.evaluation.report import report
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import read_corpus
 from apportion.route.llm.connect import LLMSettings, connect
-from apportion.route.measured import Measured
-from apportion.route.profile import Profile, ProfileSource
-from apportion.route.profile_file import read_profile, write_profile
-from apportion.route.profiling import run_profile
-from apportion.route.prompts import load_prompts
-from apportion.route.questions import Question
-from apportion.route.setup import Setup
-from apportion.route.strategy import STRATEGIES
+from apportion.route.profile.file import read_profile, write_profile
+from apportion.route.profile.profile import Profile
+from apportion.route.profile.questions import Question
+from apportion.route.profile.records import Measured
+from apportion.route.profile.run import run_profile
 
 LATENCY = (
     "one request at a time in each of 14 single-threaded processes side by side, on 32 CPU cores (no GPU) of which at "

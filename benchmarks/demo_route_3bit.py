@@ -30,17 +30,17 @@ from apportion.core.artifact import Json, plain, versions, write_json
 from apportion.core.bootstrap import Bootstrap
 from apportion.demo import model_path, prompts_path, write_corpus
 from apportion.demo.recorded import recorded
-from apportion.route.contestants import EvaluationPlan
-from apportion.route.corpus import read_corpus
-from apportion.route.evaluate import evaluate
-from apportion.route.indexing import build_index
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.ask.setup import Setup
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.field import EvaluationPlan
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import read_corpus
 from apportion.route.llm.connect import LLMSettings, connect
-from apportion.route.profile import Profile
-from apportion.route.profile_file import read_profile
-from apportion.route.profiling import ask
-from apportion.route.prompts import load_prompts
-from apportion.route.setup import Setup
-from apportion.route.strategy import STRATEGIES
+from apportion.route.profile.file import read_profile
+from apportion.route.profile.profile import Profile
+from apportion.route.profile.run import ask
 
 
 def untimed(profile: Profile) -> Profile:

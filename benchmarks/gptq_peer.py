@@ -33,8 +33,8 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
 
 
 def cut_windows(asked: argparse.Namespace) -> None:
-    from apportion.bits.calibration import calibrate, windows_of
-    from apportion.bits.pretrained import load_tokenizer
+    from apportion.models.pretrained import load_tokenizer
+    from apportion.models.text import calibrate, windows_of
 
     tokenizer = load_tokenizer(asked.model)
     found = calibrate(asked.calibration, tokenizer, windows=asked.windows, window_tokens=TOKENS, seed=0)
@@ -63,10 +63,10 @@ def peer(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[st
 
 
 def ours(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[str, Any]:
-    from apportion.bits.pretrained import load_model
+    from apportion.bits.game.bank import round_plan
     from apportion.bits.rounding import rounding_named
-    from apportion.bits.weights import round_plan
     from apportion.core.device import place
+    from apportion.models.pretrained import load_model
 
     staged = load_model(asked.model, place("cpu", "float32"))
     began = time.monotonic()

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.bits.calibration import calibrate, windows_of
-from apportion.bits.formats import Width
-from apportion.bits.model import StagedModel
-from apportion.bits.pretrained import load_model, load_tokenizer
 from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.moments import Moments
-from apportion.bits.sequential import walk
+from apportion.bits.rounding.sequential import walk
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
+from apportion.formats.width import Width
+from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.staged import StagedModel
+from apportion.models.text import calibrate, windows_of
 
 HELD, TOKENS, POOL, GROUP = 48, 512, 560, 64
 LOOP: Json = {"dampings": (0.01,), "rounds": 0, "correction": 0.0}

@@ -103,10 +103,10 @@ def collect(work: Path, out: Path, name: str, command: list[str]) -> None:
 
 
 def save_values(work: Path, path: Path, result: dict[str, object]) -> None:
-    """[coalitions, windows] in the index order of `apportion.bits.optimum`, and what they were measured on."""
-    from apportion.bits.game import decode
-    from apportion.bits.optimum import index_of
-    from apportion.bits.samples import load_samples
+    """[coalitions, windows] in the index order of `apportion.bits.compare.optimum`, and what they were measured on."""
+    from apportion.bits.compare.optimum import index_of
+    from apportion.bits.game.game import decode
+    from apportion.bits.game.samples import load_samples
     from apportion.core.log import read_log
 
     samples = load_samples(work / "samples")
@@ -123,14 +123,14 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     """What a coalition costs: one block, the head, and both together as the game runs them."""
     import torch
 
-    from apportion.bits.calibration import calibrate
-    from apportion.bits.engine import PlainEngine, engine_for
-    from apportion.bits.game import MeasuredGame, block_states, trie_edges
-    from apportion.bits.optimum import assignment_at
-    from apportion.bits.pretrained import load_model, load_tokenizer
-    from apportion.bits.sampling import Sampling
-    from apportion.bits.table import Table
+    from apportion.bits.compare.optimum import assignment_at
+    from apportion.bits.game.engine import PlainEngine, engine_for
+    from apportion.bits.game.game import MeasuredGame, block_states, trie_edges
+    from apportion.bits.quantizer import Table
+    from apportion.bits.recipe import Sampling
     from apportion.core.device import place
+    from apportion.models.pretrained import load_model, load_tokenizer
+    from apportion.models.text import calibrate
 
     sampling = Sampling(windows=asked.windows, window_tokens=asked.window_tokens, rounding=asked.roundings)
     staged = load_model(folder, place("auto", asked.dtype))

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apportion.bits.calibration import Calibration
-from apportion.bits.game import MeasuredGame, block_states, naive_values, trie_edges
-from apportion.bits.model import StagedModel
-from apportion.bits.players import players_of
-from apportion.bits.pretrained import load_model
+from apportion.bits.game.bank import WeightBank, bank_of, round_all
+from apportion.bits.game.game import MeasuredGame, block_states, naive_values, trie_edges
+from apportion.bits.game.players import players_of
+from apportion.bits.game.spqe import coalitions, draw_permutations
 from apportion.bits.rounding import rounding_named
-from apportion.bits.spqe import coalitions, draw_permutations
-from apportion.bits.weights import WeightBank, bank_of, round_all
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
+from apportion.models.pretrained import load_model
+from apportion.models.staged import StagedModel
+from apportion.models.text import Calibration
 
 
 def options() -> argparse.Namespace:

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from apportion.bits.calibration import Calibration, calibrate
-from apportion.bits.engine import PlainEngine
-from apportion.bits.game import MeasuredGame
-from apportion.bits.players import Assignment
-from apportion.bits.pretrained import load_model, load_tokenizer
-from apportion.bits.sampling import Sampling
-from apportion.bits.spqe import coalitions, draw_permutations, marginals
-from apportion.bits.table import Table
-from apportion.bits.weights import WeightBank
+from apportion.bits.game.bank import WeightBank
+from apportion.bits.game.engine import PlainEngine
+from apportion.bits.game.game import MeasuredGame
+from apportion.bits.game.players import Assignment
+from apportion.bits.game.spqe import coalitions, draw_permutations, marginals
+from apportion.bits.quantizer import Table
+from apportion.bits.recipe import Sampling
 from apportion.core.arrays import NDArray
 from apportion.core.device import place
+from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.text import Calibration, calibrate
 
 SKIPPED = 0  # the width of a block that is left out
 

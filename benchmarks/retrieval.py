@@ -18,9 +18,9 @@ import numpy as np
 
 from apportion.core.artifact import versions, write_json
 from apportion.core.seeds import stream
-from apportion.route.corpus import Passage, read_corpus
-from apportion.route.indexing import add_passages, build_index, delete_passages, index_size_bytes
-from apportion.route.retrieve import Bm25Index
+from apportion.route.index.bm25 import Bm25Index
+from apportion.route.index.build import add_passages, build_index, delete_passages, index_size_bytes
+from apportion.route.index.corpus import Passage, read_corpus
 
 WORDS, VOCABULARY, ZIPF = 60, 200_000, 1.07
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]

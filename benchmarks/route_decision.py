@@ -18,9 +18,9 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
 
-from apportion.route.router import Router  # noqa: E402
-from apportion.route.router_file import load_router  # noqa: E402
-from apportion.route.train import train_router  # noqa: E402
+from apportion.route.router.file import load_router  # noqa: E402
+from apportion.route.router.router import Router  # noqa: E402
+from apportion.route.router.train import train_router  # noqa: E402
 from tests.synthetic_profiles import needs_profile  # noqa: E402
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.artifact import plain, sha256_file, versions, write_json
-from apportion.route.contestants import EvaluationPlan
-from apportion.route.corpus import read_corpus
-from apportion.route.evaluate import evaluate
-from apportion.route.evaluation_report import report
-from apportion.route.indexing import build_index
-from apportion.route.profile_file import read_profile
-from apportion.route.question_probes import add_probes
+from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.field import EvaluationPlan
+from apportion.route.evaluation.report import report
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import read_corpus
+from apportion.route.profile.add_probes import add_probes
+from apportion.route.profile.file import read_profile
 
 RECORDED = ("llama31_8b_hotpotqa", "llama31_8b_six_cot_ragcot", "gpt3_direct_cot")
 WITH_CORPUS = "llama31_8b_hotpotqa"

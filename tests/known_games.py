@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from apportion.bits.budget import CostTable
-from apportion.bits.players import Assignment, Player
+from apportion.bits.game.players import Assignment, Player
+from apportion.bits.plan.budget import CostTable
 from apportion.core.arrays import NDArray
 
 

@@ -6,8 +6,8 @@ A question is answered by every strategy that covers its needs; features say how
 import numpy as np
 
 from apportion.core.seeds import stream
-from apportion.route.profile import Floats, Profile
-from apportion.route.strategy import DIRECT, USES_COT, USES_RAG
+from apportion.route.ask.strategy import DIRECT, USES_COT, USES_RAG
+from apportion.route.profile.profile import Floats, Profile
 
 TOKENS = np.array([30.0, 320.0, 130.0, 450.0])
 LATENCY_MS = np.array([20.0, 60.0, 200.0, 260.0])

@@ -2,8 +2,8 @@
 
 from functools import cache
 
-from apportion.route.policy_training import TrainingPlan
-from apportion.route.train import Trained, train_router
+from apportion.route.router.fit import TrainingPlan
+from apportion.route.router.train import Trained, train_router
 from tests.synthetic_profiles import either_profile, needs_profile
 
 QUICK = TrainingPlan(folds=4, seeds=1, steps=300, check_every=50, head_share=0.5)  # so few steps need the larger share

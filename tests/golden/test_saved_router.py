@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from apportion.route.profile import Profile
-from apportion.route.router import Router
-from apportion.route.router_file import load_router, save_router
+from apportion.route.profile.profile import Profile
+from apportion.route.router.file import load_router, save_router
+from apportion.route.router.router import Router
 
 FOLDER = Path(__file__).parent / "router"
 EXPECTED = Path(__file__).parent / "router_decisions.json"
@@ -47,8 +47,8 @@ def test_decisions_are_those_of_then() -> None:
 
 def make() -> None:
     """Train a small router and save what it decides."""
-    from apportion.route.policy_training import TrainingPlan
-    from apportion.route.train import train_router
+    from apportion.route.router.fit import TrainingPlan
+    from apportion.route.router.train import train_router
     from tests.synthetic_profiles import needs_profile
 
     plan = TrainingPlan(hidden=6, folds=2, seeds=1, steps=200, check_every=50)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from apportion.bits import engine
-from apportion.bits.calibration import calibrate
-from apportion.bits.game import MeasuredGame, naive_values
-from apportion.bits.pretrained import load_model, load_tokenizer
-from apportion.bits.sampling import Sampling
-from apportion.bits.table import Table
+from apportion.bits.game.game import MeasuredGame, naive_values
+from apportion.bits.quantizer import Table
+from apportion.bits.recipe import Sampling
 from apportion.core.device import place
+from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -8,13 +8,13 @@ import pytest
 
 from apportion.core.errors import ArtifactMismatchError, InputError, ServiceError
 from apportion.route.answer import answer
-from apportion.route.corpus import Passage
-from apportion.route.indexing import build_index
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.ask.setup import Setup, require_trained_on
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import Passage
 from apportion.route.llm.openai import OpenAILLM
-from apportion.route.prompts import load_prompts
-from apportion.route.router import Decision
-from apportion.route.setup import Setup, require_trained_on
-from apportion.route.utility import Weights
+from apportion.route.router.router import Decision
+from apportion.route.router.utility import Weights
 from tests.integration.chat_server import Server, serve
 
 WEIGHTS = Weights(0.2)

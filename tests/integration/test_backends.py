@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 import apportion
 from apportion.bits.apply import apply
 from apportion.bits.checkpoint import packed_entries, widths_by_path
-from apportion.bits.container import file_bytes
-from apportion.bits.formats import Width
-from apportion.bits.load import load
-from apportion.bits.plan import plan_from
+from apportion.bits.plan.plan import plan_from
 from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.rounding import rounding_named, shape_bytes
-from apportion.bits.rounding.hqq import HqqWeight
-from apportion.bits.rounding.quanto import QuantoWeight
-from apportion.bits.sampling import Sampling
+from apportion.bits.recipe import Sampling
+from apportion.bits.rounding import rounding_named
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError, MissingExtraError
+from apportion.formats.hqq import HqqWeight
+from apportion.formats.packed import shape_bytes
+from apportion.formats.quanto import QuantoWeight
+from apportion.formats.safetensors import file_bytes
+from apportion.formats.width import Width
+from apportion.models.load import load
 from tests.tiny_models import KINDS
 
 IDS = torch.arange(2, 42).view(2, 20)
@@ -127,9 +128,9 @@ def test_a_plan_of_one_rounding_is_applied_with_another(checkpoint, text_file, t
     assert read_manifest(tmp_path / "out")["result"]["apply_rounding"] == "gptq"
     assert result["nll_plan"] != result["nll_plan_sampled"]
     # nll_plan is that of the file, measured on the samples' own windows
-    from apportion.bits.calibration import load_calibration
-    from apportion.bits.load import load_staged
     from apportion.core.device import place
+    from apportion.models.load import load_staged
+    from apportion.models.text import load_calibration
 
     staged = load_staged(str(tmp_path / "out"), place("cpu", "float32"))
     windows = load_calibration(tmp_path / "out" / "samples" / "windows.safetensors").windows

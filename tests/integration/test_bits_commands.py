@@ -85,8 +85,8 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("where", "words", "trusted"),
     [
         ("apportion.bits.quantize.measure_perplexity", ("perplexity", "m", "--text", "t"), True),
-        ("apportion.bits.load.load_full", ("apply", "m", "PLAN", "--out", "o"), True),
-        ("apportion.bits.load.load_full", ("apply", "m", "PLAN", "--out", "o"), False),
+        ("apportion.models.load.load_full", ("apply", "m", "PLAN", "--out", "o"), True),
+        ("apportion.models.load.load_full", ("apply", "m", "PLAN", "--out", "o"), False),
     ],
 )
 def test_code_is_run_where_the_command_says_so(
@@ -99,7 +99,7 @@ def test_code_is_run_where_the_command_says_so(
         raise ApportionError("enough")
 
     monkeypatch.setattr(where, take)
-    monkeypatch.setattr("apportion.bits.plan.plan_from", lambda content: None)
+    monkeypatch.setattr("apportion.bits.plan.plan.plan_from", lambda content: None)
     plan = tmp_path / "plan.json"
     plan.write_text("{}")
     given = [str(plan) if word == "PLAN" else word for word in words]

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from apportion.bits.compare import Comparison, compare
-from apportion.bits.formats import Width
-from apportion.bits.game import decode
-from apportion.bits.methods import METHODS, RANDOM_PLANS
-from apportion.bits.plan import average_bits
+from apportion.bits.compare.compare import Comparison, compare
+from apportion.bits.compare.methods import METHODS, RANDOM_PLANS
+from apportion.bits.game.game import decode
+from apportion.bits.plan.plan import average_bits
+from apportion.bits.recipe import Sampling
 from apportion.bits.rounding import ROUNDINGS
-from apportion.bits.rounding.grid import GridWeight
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.rounding.protocol import Shapes
-from apportion.bits.sampling import Sampling
 from apportion.cli import main
 from apportion.core.errors import ApportionError, ArtifactMismatchError, InputError
 from apportion.core.log import read_log
+from apportion.formats.compressed_tensors import GridWeight
+from apportion.formats.packed import Shapes
+from apportion.formats.width import Width
 from tests.tiny_models import KINDS
 
 Make = Callable[..., Path]
@@ -245,7 +245,7 @@ def test_code_that_comes_with_the_model_is_run_where_it_is_trusted(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted = []
-    monkeypatch.setattr("apportion.bits.compare.open_table", lambda *a: trusted.append(a[2].trust_remote_code))
+    monkeypatch.setattr("apportion.bits.compare.compare.open_table", lambda *a: trusted.append(a[2].trust_remote_code))
     ask, sampling = ask_for(text_file, methods=("lim",), trust_remote_code=True)
     with pytest.raises(AttributeError):
         compare("/absent", tmp_path / "out", ask, sampling)

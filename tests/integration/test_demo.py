@@ -14,11 +14,11 @@ from apportion.demo.recorded import RECORDED, fresh_questions, profile_path, rec
 from apportion.demo.show import Show, show, text_of
 from apportion.demo.show_bits import BitsPlan
 from apportion.demo.show_route import SHOWN_WEIGHTS, RoutePlan
-from apportion.route.corpus import read_corpus
-from apportion.route.indexing import build_index
-from apportion.route.llm.identity import model_identity
-from apportion.route.prompts import load_prompts
-from apportion.route.strategy import STRATEGIES
+from apportion.models.identity import model_identity
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import read_corpus
 
 TINY = Show(
     BitsPlan(

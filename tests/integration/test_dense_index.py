@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from apportion.core.errors import ArtifactError, ArtifactMismatchError, InputError
-from apportion.route.corpus import Passage
-from apportion.route.dense import DenseIndex, SentenceEncoder, sync_dense
-from apportion.route.indexing import add_passages, build_index, delete_passages
-from apportion.route.probes import features_of_hits
+from apportion.route.ask.probes import features_of_hits
+from apportion.route.index.build import add_passages, build_index, delete_passages
+from apportion.route.index.corpus import Passage
+from apportion.route.index.dense import DenseIndex, SentenceEncoder, sync_dense
 
 CORPUS = [Passage(str(n), "", text) for n, text in enumerate(["a b c", "c d e", "e f g", "x y z", "c c c"])]
 

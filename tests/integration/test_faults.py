@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apportion.bits.samples import load_samples
+from apportion.bits.game.samples import load_samples
 from apportion.core.artifact import read_manifest
 from apportion.core.errors import ArtifactError
 from apportion.core.log import read_log

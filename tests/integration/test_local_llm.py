@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from apportion.core.errors import InputError, ModelStructureError
+from apportion.models.identity import model_identity
 from apportion.route.llm.generate import Row, generate
-from apportion.route.llm.identity import model_identity
 from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.protocol import Request
 from tests.integration.tiny_model import make_tiny_model

@@ -10,13 +10,13 @@ import torch
 
 import apportion
 from apportion.bits.apply import apply
-from apportion.bits.load import load_full
-from apportion.bits.plan import plan_from
+from apportion.bits.plan.plan import plan_from
 from apportion.bits.quantize import Quantization, measure_perplexity, quantize
-from apportion.bits.sampling import Sampling
+from apportion.bits.recipe import Sampling
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
 from apportion.core.errors import InputError
+from apportion.models.load import load_full
 
 CODE = {
     "configuration_own.py": """

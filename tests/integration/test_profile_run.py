@@ -15,19 +15,19 @@ import pyarrow.parquet as parquet
 import pytest
 
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
-from apportion.route.corpus import Passage
-from apportion.route.indexing import build_index
+from apportion.core.lock import sole_writer
+from apportion.route.ask.probes import FEATURES
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.ask.setup import Setup
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.index.bm25 import Bm25Index
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import Passage
 from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.openai import OpenAILLM
-from apportion.route.lock import sole_writer
-from apportion.route.probes import FEATURES
-from apportion.route.profile_file import read_profile
-from apportion.route.profiling import run_profile
-from apportion.route.prompts import load_prompts
-from apportion.route.questions import Question
-from apportion.route.retrieve import Bm25Index
-from apportion.route.setup import Setup
-from apportion.route.strategy import STRATEGIES
+from apportion.route.profile.file import read_profile
+from apportion.route.profile.questions import Question
+from apportion.route.profile.run import run_profile
 from tests.integration.chat_server import Server, serve
 from tests.integration.tiny_model import make_tiny_model
 

@@ -11,19 +11,18 @@ import pytest
 import torch
 
 import apportion
-from apportion.bits.allocate import allocate
 from apportion.bits.apply import apply
-from apportion.bits.budget import budget_from_bits
 from apportion.bits.checkpoint import packed_entries, save_companions, widths_by_path
-from apportion.bits.container import file_bytes
-from apportion.bits.game import encode
-from apportion.bits.plan import plan_from
+from apportion.bits.game.bank import bank_of
+from apportion.bits.game.game import encode
+from apportion.bits.game.samples import load_samples
+from apportion.bits.game.sampling import take_samples
+from apportion.bits.plan.allocate import allocate
+from apportion.bits.plan.budget import budget_from_bits
+from apportion.bits.plan.plan import plan_from
+from apportion.bits.plan.sensitivity import estimate
 from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.sample import take_samples
-from apportion.bits.samples import load_samples
-from apportion.bits.sampling import Sampling
-from apportion.bits.sensitivity import estimate
-from apportion.bits.weights import bank_of
+from apportion.bits.recipe import Sampling
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import (
     ArtifactCorruptError,
@@ -35,6 +34,7 @@ from apportion.core.errors import (
     NumericError,
 )
 from apportion.core.log import read_log
+from apportion.formats.safetensors import file_bytes
 from tests.tiny_models import KINDS
 
 RELOAD = """

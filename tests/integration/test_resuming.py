@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from apportion.bits.allocate import allocate
 from apportion.bits.apply import apply
-from apportion.bits.budget import budget_from_bits
-from apportion.bits.calibration import load_calibration, read_text
+from apportion.bits.game.samples import WINDOWS
+from apportion.bits.game.sampling import calibration_for, measure, take_samples
+from apportion.bits.plan.allocate import allocate
+from apportion.bits.plan.budget import budget_from_bits
+from apportion.bits.plan.sensitivity import estimate
 from apportion.bits.quantize import open_table
-from apportion.bits.sample import calibration_for, measure, take_samples
-from apportion.bits.samples import WINDOWS
-from apportion.bits.sampling import Sampling
-from apportion.bits.sensitivity import estimate
+from apportion.bits.recipe import Sampling
 from apportion.core.errors import ArtifactCorruptError, InputError
+from apportion.models.text import load_calibration, read_text
 
 Make = Callable[..., Path]
 

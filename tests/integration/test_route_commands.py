@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from apportion.cli import main
-from apportion.route.policy_training import TrainingPlan
-from apportion.route.profile_file import read_profile
-from apportion.route.router_file import save_router
-from apportion.route.train import train_router
+from apportion.route.profile.file import read_profile
+from apportion.route.router.file import save_router
+from apportion.route.router.fit import TrainingPlan
+from apportion.route.router.train import train_router
 from tests.integration.chat_server import KEY, Server, serve
 
 Command = Callable[..., tuple[int, str, str]]

@@ -11,10 +11,11 @@ import pytest
 
 from apportion.cli import main
 from apportion.core.artifact import read_manifest
-from apportion.route.profile import Outcome, Profile, ProfileSource
-from apportion.route.profile_file import write_profile
-from apportion.route.router_file import save_router
-from apportion.route.strategy import STRATEGIES
+from apportion.route.ask.source import ProfileSource
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.file import write_profile
+from apportion.route.profile.profile import Outcome, Profile
+from apportion.route.router.file import save_router
 from tests.synthetic_profiles import needs_profile
 from tests.trained_routers import uninformed
 
@@ -121,7 +122,7 @@ def test_bad_input_is_one_line_and_a_remedy(
 
 
 def test_deciding_needs_no_torch() -> None:
-    code = "import sys, apportion.route.router_file, apportion.route.router; sys.exit('torch' in sys.modules)"
+    code = "import sys, apportion.route.router.file, apportion.route.router.router; sys.exit('torch' in sys.modules)"
     source = str(Path(__file__).parents[2] / "src")
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": source}, check=False)
     assert done.returncode == 0

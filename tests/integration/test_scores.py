@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from apportion.bits.activations import block_flow
-from apportion.bits.calibration import calibrate
-from apportion.bits.game import MeasuredGame
-from apportion.bits.gradients import weight_gradients
-from apportion.bits.methods import Context
-from apportion.bits.pretrained import load_model, load_tokenizer
-from apportion.bits.sample import take_samples
-from apportion.bits.sampling import Sampling
-from apportion.bits.scores import activation, lim, llm_mq, one_at_a_time, share_above, zd
-from apportion.bits.table import Table
+from apportion.bits.compare.activations import block_flow
+from apportion.bits.compare.gradients import weight_gradients
+from apportion.bits.compare.methods import Context
+from apportion.bits.compare.scores import activation, lim, llm_mq, one_at_a_time, share_above, zd
+from apportion.bits.game.game import MeasuredGame
+from apportion.bits.game.sampling import take_samples
+from apportion.bits.quantizer import Table
+from apportion.bits.recipe import Sampling
 from apportion.core.device import place
+from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
 Make = Callable[..., Path]

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.bits.model import StagedModel
-from apportion.bits.pretrained import load_model
+from apportion.bits.game.bank import round_all, round_plan
 from apportion.bits.rounding import Moments
 from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.sequential import stages_of, walk
-from apportion.bits.weights import round_all, round_plan
+from apportion.bits.rounding.sequential import stages_of, walk
 from apportion.core.device import place
 from apportion.core.errors import InputError
+from apportion.models.pretrained import load_model
+from apportion.models.staged import StagedModel
 
 WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed(0))
 

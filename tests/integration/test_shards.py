@@ -8,7 +8,7 @@ import torch
 
 import apportion
 from apportion.bits.quantize import Quantization, quantize
-from apportion.bits.sampling import Sampling
+from apportion.bits.recipe import Sampling
 from apportion.core.artifact import read_manifest
 
 IDS = torch.arange(2, 22)[None]

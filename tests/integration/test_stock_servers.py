@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from apportion.route.corpus import Passage
-from apportion.route.indexing import build_index
+from apportion.route.ask.probes import FEATURES
+from apportion.route.ask.prompts import Prompts, load_prompts
+from apportion.route.ask.setup import Setup
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import Passage
 from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.openai import OpenAILLM
 from apportion.route.llm.protocol import Request
-from apportion.route.probes import FEATURES
-from apportion.route.profile_file import read_profile
-from apportion.route.profiling import run_profile
-from apportion.route.prompts import Prompts, load_prompts
-from apportion.route.questions import Question
-from apportion.route.setup import Setup
+from apportion.route.profile.file import read_profile
+from apportion.route.profile.questions import Question
+from apportion.route.profile.run import run_profile
 from tests.integration.tiny_gguf import write_gguf
 from tests.integration.tiny_model import make_tiny_model
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from apportion.bits.apply import apply
-from apportion.bits.calibration import load_calibration, unseen_windows, windows_of
-from apportion.bits.load import load_full, load_staged
-from apportion.bits.plan import plan_from
+from apportion.bits.game.samples import WINDOWS
+from apportion.bits.plan.plan import plan_from
 from apportion.bits.quantize import Quantization, open_table, quantize
-from apportion.bits.samples import WINDOWS
-from apportion.bits.sampling import Sampling
+from apportion.bits.recipe import Sampling
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactMismatchError, InputError
+from apportion.models.load import load_full, load_staged
+from apportion.models.text import load_calibration, unseen_windows, windows_of
 
 Make = Callable[..., Path]
 CPU = place("cpu", "float32")

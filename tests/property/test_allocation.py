@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.allocate import allocate, brute_force
-from apportion.bits.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
-from apportion.bits.plan import plan_from, spent
-from apportion.bits.players import Player
-from apportion.bits.sensitivity import Sensitivity, choices_of
+from apportion.bits.game.players import Player
+from apportion.bits.plan.allocate import allocate, brute_force
+from apportion.bits.plan.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
+from apportion.bits.plan.plan import plan_from, spent
+from apportion.bits.plan.sensitivity import Sensitivity, choices_of
 from apportion.core.artifact import plain
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError
 

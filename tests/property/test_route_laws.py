@@ -7,16 +7,16 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.route.collection import Collection
-from apportion.route.corpus import Passage
+from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.probes import question_features, retrieval_features
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.index.collection import Collection
+from apportion.route.index.corpus import Passage
+from apportion.route.index.split import split_text
 from apportion.route.llm.cut import cut, fit
 from apportion.route.llm.protocol import Completion, Request, split_thinking
 from apportion.route.llm.response import visible_span
-from apportion.route.pipelines import build_request, extract
-from apportion.route.probes import question_features, retrieval_features
-from apportion.route.prompts import load_prompts
-from apportion.route.scoring import score
-from apportion.route.split import split_text
+from apportion.route.profile.scoring import score
 
 PROMPTS = load_prompts()
 texts = st.text(alphabet=st.sampled_from("ab.!? \n\té#"), max_size=200)

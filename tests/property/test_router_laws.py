@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, InputError
-from apportion.route.policy import choose, choose_one, encode_weights
-from apportion.route.policy_training import _forward
-from apportion.route.router import STATIC, Router
-from apportion.route.router_file import load_router, save_router
-from apportion.route.strategy import STRATEGIES, strategy_of
-from apportion.route.training_report import training_record
-from apportion.route.utility import Weights
+from apportion.route.ask.strategy import STRATEGIES, strategy_of
+from apportion.route.router.file import load_router, save_router
+from apportion.route.router.fit import _forward
+from apportion.route.router.policy import choose, choose_one, encode_weights
+from apportion.route.router.report import training_record
+from apportion.route.router.router import STATIC, Router
+from apportion.route.router.utility import Weights
 from tests.synthetic_profiles import NAMES, needs_profile
 from tests.trained_routers import informed
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.core.errors import InputError
-from apportion.route.profile import Profile
-from apportion.route.utility import (
+from apportion.route.profile.profile import Profile
+from apportion.route.router.utility import (
     Weights,
     best_static,
     cost,

@@ -9,11 +9,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from apportion.bits.allocate import allocate
-from apportion.bits.budget import Budget
-from apportion.bits.optimum import assignment_at
-from apportion.bits.sensitivity import estimate
-from apportion.bits.spqe import draw_permutations
+from apportion.bits.compare.optimum import assignment_at
+from apportion.bits.game.spqe import draw_permutations
+from apportion.bits.plan.allocate import allocate
+from apportion.bits.plan.budget import Budget
+from apportion.bits.plan.sensitivity import estimate
 
 PLAYERS = 6
 

@@ -16,10 +16,10 @@ from apportion.core.errors import (
     ArtifactMismatchError,
     InputError,
 )
-from apportion.route.corpus import Passage
-from apportion.route.indexing import add_passages, build_index, delete_passages
-from apportion.route.lock import sole_writer
-from apportion.route.retrieve import MAX_QUERY_TERMS, Bm25Index
+from apportion.core.lock import sole_writer
+from apportion.route.index.bm25 import MAX_QUERY_TERMS, Bm25Index
+from apportion.route.index.build import add_passages, build_index, delete_passages
+from apportion.route.index.corpus import Passage
 
 CAPITALS = [
     Passage("ch", "Bern", "The capital of Switzerland."),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from apportion.route.calibration import calibrate, expected_error, sigmoid, worth_of
+from apportion.route.router.calibration import calibrate, expected_error, sigmoid, worth_of
 
 
 def drawn(logits: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from apportion.core.errors import ArtifactError, InputError
-from apportion.route.corpus import Passage, read_corpus
-from apportion.route.split import markdown_sections, split_text
+from apportion.route.index.corpus import Passage, read_corpus
+from apportion.route.index.split import markdown_sections, split_text
 
 
 def write_lines(path: Path, *rows: object) -> Path:

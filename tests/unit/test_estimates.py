@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.players import Player
-from apportion.bits.samples import Samples
-from apportion.bits.sensitivity import estimate, sensitivity_from, shares
-from apportion.bits.spqe import chain, coalitions, draw_permutations, marginals
+from apportion.bits.game.players import Player
+from apportion.bits.game.samples import Samples
+from apportion.bits.game.spqe import chain, coalitions, draw_permutations, marginals
+from apportion.bits.plan.sensitivity import estimate, sensitivity_from, shares
 from apportion.core.artifact import plain
 from apportion.core.errors import InputError
 

@@ -9,17 +9,17 @@ import pytest
 from apportion.core.artifact import plain
 from apportion.core.bootstrap import Bootstrap, Interval
 from apportion.core.errors import InputError
-from apportion.route.baselines import LengthRule, Logistic, Neighbours
-from apportion.route.contenders import Always, BestStatic, Choice, Oracle, RandomChoice, play
-from apportion.route.contestants import EvaluationPlan
-from apportion.route.evaluate import evaluate
-from apportion.route.evaluation import BETTER, SAME, UNCLEAR, WORSE, Evaluation
-from apportion.route.evaluation_report import report
-from apportion.route.folds import split_folds
-from apportion.route.policy_training import TrainingPlan
-from apportion.route.profile import Profile
-from apportion.route.summarise import judged
-from apportion.route.utility import Weights, cost, scale_of, utility
+from apportion.route.evaluation.baselines import LengthRule, Logistic, Neighbours
+from apportion.route.evaluation.contenders import Always, BestStatic, Choice, Oracle, RandomChoice, play
+from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.evaluation import BETTER, SAME, UNCLEAR, WORSE, Evaluation
+from apportion.route.evaluation.field import EvaluationPlan
+from apportion.route.evaluation.report import report
+from apportion.route.evaluation.summary import judged
+from apportion.route.profile.profile import Profile
+from apportion.route.router.fit import TrainingPlan
+from apportion.route.router.folds import split_folds
+from apportion.route.router.utility import Weights, cost, scale_of, utility
 from tests.synthetic_profiles import needs_profile
 from tests.trained_routers import QUICK, informed, uninformed
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.calibration import Calibration
-from apportion.bits.game import (
+from apportion.bits.game.bank import WeightBank, bank_of, round_all
+from apportion.bits.game.game import (
     MeasuredGame,
     block_states,
     decode,
@@ -15,14 +15,14 @@ from apportion.bits.game import (
     naive_values,
     trie_edges,
 )
-from apportion.bits.players import Player, players_of, uniform
-from apportion.bits.pretrained import load_model
+from apportion.bits.game.players import Player, players_of, uniform
+from apportion.bits.game.spqe import coalitions, draw_permutations
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.spqe import coalitions, draw_permutations
-from apportion.bits.weights import WeightBank, bank_of, round_all
 from apportion.core.device import place
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
+from apportion.models.pretrained import load_model
+from apportion.models.text import Calibration
 from tests.tiny_models import KINDS
 
 

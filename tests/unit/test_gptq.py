@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.bits.formats import Width
 from apportion.bits.rounding.gptq import Gptq, column_order, corrected, damped, error_factor, feed_back
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
 from apportion.core.errors import InputError
+from apportion.formats.width import Width
 
 ROWS, COLUMNS, GROUP = 12, 160, 32
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from apportion.bits.budget import Budget, CostTable, budget_from_bits
-from apportion.bits.greedy import demotion_path, first_within, steps_down
+from apportion.bits.compare.greedy import demotion_path, first_within, steps_down
+from apportion.bits.plan.budget import Budget, CostTable, budget_from_bits
 from tests.known_games import KnownGame, even_costs
 
 LOSS = np.asarray([0.5, 0.1, 0.3, 0.2])

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from apportion.bits.model import HEAD_BYTES, StagedModel
-from apportion.bits.pretrained import load_model
-from apportion.bits.structure import find_layout
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError, ModelStructureError
+from apportion.models.pretrained import load_model
+from apportion.models.staged import HEAD_BYTES, StagedModel
+from apportion.models.structure import find_layout
 from tests.tiny_models import KINDS, tiny_config
 
 CPU = place("cpu", "float32")

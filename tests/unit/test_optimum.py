@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from apportion.bits.budget import Budget, CostTable
-from apportion.bits.optimum import assignment_at, exhaust, index_of, regret, require_exhaustible
-from apportion.bits.plan import spent
+from apportion.bits.compare.optimum import assignment_at, exhaust, index_of, regret, require_exhaustible
+from apportion.bits.plan.budget import Budget, CostTable
+from apportion.bits.plan.plan import spent
 from apportion.core.errors import InputError
 from tests.known_games import KnownGame, even_costs
 

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from apportion.route.probes import (
+from apportion.route.ask.probes import (
     FEATURES,
     draft_features,
     nqc,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
-from apportion.route.profile import Outcome, ProfileSource
-from apportion.route.profile_file import read_profile, write_profile
-from apportion.route.strategy import STRATEGIES
+from apportion.route.ask.source import ProfileSource
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.file import read_profile, write_profile
+from apportion.route.profile.profile import Outcome
 
 SOURCE = ProfileSource(model="m", corpus="c", prompts="p", k=5, created="now")
 

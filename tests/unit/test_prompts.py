@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from apportion.core.errors import ArtifactError, InputError
-from apportion.route.corpus import Passage
+from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.prompts import DEFAULT_PATH, Prompt, Prompts, load_prompts
+from apportion.route.index.corpus import Passage
 from apportion.route.llm.protocol import Completion
-from apportion.route.pipelines import build_request, extract
-from apportion.route.prompts import DEFAULT_PATH, Prompt, Prompts, load_prompts
 
 ONE = Passage("1", "A {title}", "text with {question} in it")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from apportion.core.errors import InputError
-from apportion.route.questions import Question, read_questions
-from apportion.route.scoring import Score, normalise, number_in, score
+from apportion.route.profile.questions import Question, read_questions
+from apportion.route.profile.scoring import Score, normalise, number_in, score
 
 
 def test_questions_are_read_with_defaults(tmp_path: Path) -> None:

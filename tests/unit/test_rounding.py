@@ -7,10 +7,11 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.formats import BITS, Width, require_bits, require_groups
-from apportion.bits.rounding import ROUNDINGS, rounding_named, shape_bytes
+from apportion.bits.rounding import ROUNDINGS, rounding_named
 from apportion.bits.rounding.nearest import Nearest
 from apportion.core.errors import InputError, MissingExtraError
+from apportion.formats.packed import shape_bytes
+from apportion.formats.width import BITS, Width, require_bits, require_groups
 
 
 def gaussian(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from apportion.core.errors import InputError
-from apportion.route.contenders import Oracle, Routed, RouterStatic, play
-from apportion.route.profile import Floats, Profile
-from apportion.route.router import STATIC, Router
-from apportion.route.train import train_router
-from apportion.route.utility import Weights, weight_grid
+from apportion.route.evaluation.contenders import Oracle, Routed, RouterStatic, play
+from apportion.route.profile.profile import Floats, Profile
+from apportion.route.router.router import STATIC, Router
+from apportion.route.router.train import train_router
+from apportion.route.router.utility import Weights, weight_grid
 from tests.synthetic_profiles import draft_profile, either_profile, needs_profile
 from tests.trained_routers import QUICK, exclusive, informed, uninformed
 
@@ -91,7 +91,7 @@ def test_noise_does_no_harm(n: int) -> None:
 
 def test_without_gates_noise_would_do_harm() -> None:
     """The guard is what protects: the same members, let loose, lose utility."""
-    from apportion.route.contestants import ungated
+    from apportion.route.evaluation.field import ungated
 
     _, worst = gap_closed(ungated(uninformed().router), needs_profile(1500, seed=2, signal=0.0))
     assert worst < -0.005

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from apportion.bits.pretrained import load_model
+from apportion.bits.game.bank import round_plan
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.tuning import CHECKS, batches, lesson_of, loss_of, require_tunable, tune
-from apportion.bits.weights import round_plan
+from apportion.bits.rounding.tuning import CHECKS, batches, lesson_of, loss_of, require_tunable, tune
 from apportion.core.device import place
 from apportion.core.errors import InputError
+from apportion.models.pretrained import load_model
 from tests.tiny_models import KINDS
 
 WINDOWS = torch.randint(2, 150, (96, 24), generator=torch.Generator().manual_seed(5))
@@ -42,7 +42,7 @@ def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpo
 def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monkeypatch):
     staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 4)
-    monkeypatch.setattr("apportion.bits.tuning.RATE", 3.0)  # far too fast
+    monkeypatch.setattr("apportion.bits.rounding.tuning.RATE", 3.0)  # far too fast
     tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 4))
     assert tuned.steps == 0
     assert tuned.after == tuned.before

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from apportion.bits.calibration import read_text
 from apportion.core.errors import InputError
+from apportion.models.text import read_text
 
 
 def test_line_separators_inside_json_strings_do_not_end_a_line(tmp_path):

@@ -4,16 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apportion.bits.calibration import Calibration
 from apportion.bits.checkpoint import require_fusable, widths_by_path, write_checkpoint
-from apportion.bits.formats import require_bits
-from apportion.bits.model import StagedModel
-from apportion.bits.plan import Plan
+from apportion.bits.game.bank import player_bytes, round_plan
+from apportion.bits.plan.plan import Plan
+from apportion.bits.quantizer import PlanWeights, rounding_text, tuned_weights, tuning_text
+from apportion.bits.recipe import Sampling, applied_named
 from apportion.bits.rounding import Rounding
-from apportion.bits.sampling import Sampling, applied_named
-from apportion.bits.table import PlanWeights, rounding_text, tuned_weights, tuning_text
-from apportion.bits.tuning import lesson_of, require_tunable, require_windows
-from apportion.bits.weights import player_bytes, round_plan
+from apportion.bits.rounding.tuning import lesson_of, require_tunable, require_windows
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -27,6 +24,9 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
+from apportion.formats.width import require_bits
+from apportion.models.staged import StagedModel
+from apportion.models.text import Calibration
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 

@@ -15,15 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-from apportion.bits.container import Entry, entry_of, file_bytes, write_tensors
-from apportion.bits.formats import Width
-from apportion.bits.model import StagedModel
-from apportion.bits.plan import Plan
-from apportion.bits.players import Assignment, Player, tied
-from apportion.bits.rounding import Rounded, Rounding, rounding_named
-from apportion.bits.rounding.grid import FORMAT as GRID
+from apportion.bits.game.players import Assignment, Player, tied
+from apportion.bits.plan.plan import Plan
+from apportion.bits.rounding import Rounding, rounding_named
 from apportion.core.artifact import Json, disk_error, write_bytes, write_json
 from apportion.core.errors import InputError
+from apportion.formats.compressed_tensors import FORMAT as GRID
+from apportion.formats.packed import Packed
+from apportion.formats.safetensors import Entry, entry_of, file_bytes, write_tensors
+from apportion.formats.width import Width
+from apportion.models.staged import StagedModel
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
@@ -149,7 +150,7 @@ def write_checkpoint(
     folder: Path,
     staged: StagedModel,
     plan: Plan,
-    rounded: Mapping[str, Rounded],
+    rounded: Mapping[str, Packed],
     group_size: int,
     tokenizer: Any,
     format: str = GRID,
@@ -248,7 +249,7 @@ def save_code(folder: Path, model: Any) -> list[str]:
     return sorted(file.name for file in files)
 
 
-def stored_bytes(plan: Plan, rounded: Mapping[str, Rounded], staged: StagedModel) -> int:
+def stored_bytes(plan: Plan, rounded: Mapping[str, Packed], staged: StagedModel) -> int:
     """Bytes of the packed tensors of a plan, counted on the tensors themselves."""
     paths = widths_by_path(staged, plan.players, plan.assignment)
     return sum(tensor.nbytes for path in paths for tensor in rounded[path].tensors().values())

@@ -5,25 +5,22 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from apportion.bits.allocate import allocate
 from apportion.bits.apply import PACKAGES
-from apportion.bits.auto import WIDTHS, best_written, plan_found, searched_plans, written
-from apportion.bits.budget import Budget, Costs, budget_from_bits, budget_from_bytes
-from apportion.bits.calibration import load_calibration
 from apportion.bits.checkpoint import stored_bytes, write_checkpoint
-from apportion.bits.evaluate import perplexity
-from apportion.bits.load import load_full, load_staged
-from apportion.bits.plan import Plan
-from apportion.bits.pretrained import load_tokenizer
+from apportion.bits.finalists import WIDTHS, best_written, plan_found, searched_plans, written
+from apportion.bits.game.samples import SAMPLES, VALUES, WINDOWS, Samples
+from apportion.bits.game.sampling import measure, take_samples
+from apportion.bits.perplexity import perplexity
+from apportion.bits.plan.allocate import allocate
+from apportion.bits.plan.budget import Budget, Costs, budget_from_bits, budget_from_bytes
+from apportion.bits.plan.plan import Plan
+from apportion.bits.plan.search import require_evaluations
+from apportion.bits.plan.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
+from apportion.bits.plan.stopping import PlansStable
+from apportion.bits.quantizer import PlanWeights, Table
+from apportion.bits.recipe import Sampling, require_tied
 from apportion.bits.report import write_report
-from apportion.bits.sample import measure, take_samples
-from apportion.bits.samples import SAMPLES, VALUES, WINDOWS, Samples
-from apportion.bits.sampling import Sampling, require_tied
-from apportion.bits.search import require_evaluations
-from apportion.bits.sensitivity import METHODS, Sensitivity, estimate, require_alpha, require_estimable
-from apportion.bits.stopping import PlansStable
-from apportion.bits.table import PlanWeights, Table
-from apportion.bits.tuning import require_windows
+from apportion.bits.rounding.tuning import require_windows
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -37,6 +34,9 @@ from apportion.core.artifact import (
 from apportion.core.device import place
 from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.progress import progress
+from apportion.models.load import load_full, load_staged
+from apportion.models.pretrained import load_tokenizer
+from apportion.models.text import load_calibration
 
 FRONTIER_SECONDS = 5.0  # of the solver for each of them
 FRONTIER = 8  # budgets of the report's frontier, besides the one asked for

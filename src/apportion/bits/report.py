@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from apportion.bits.figures import draw_bits, draw_frontier, draw_interactions
-from apportion.bits.plan import Plan, plan_from
-from apportion.bits.sensitivity import Sensitivity, sensitivity_from
+from apportion.bits.plan.plan import Plan, plan_from
+from apportion.bits.plan.sensitivity import Sensitivity, sensitivity_from
+from apportion.bits.plots import draw_bits, draw_frontier, draw_interactions
 from apportion.core.artifact import Json, read_json, write_bytes
 
 FILES = ("report/report.md", "report/frontier.png", "report/bits.png", "report/interactions.png")

@@ -61,12 +61,12 @@ def quantize(
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
     """
-    from apportion.bits.auto import default_widths
-    from apportion.bits.budget import parse_bytes
+    from apportion.bits.finalists import default_widths
+    from apportion.bits.plan.budget import parse_bytes
     from apportion.bits.quantize import Quantization
     from apportion.bits.quantize import quantize as run
+    from apportion.bits.recipe import applied_named
     from apportion.bits.rounding import rounding_named
-    from apportion.bits.sampling import applied_named
 
     settings = sampling.settings(apply_rounding=apply_rounding)
     if method == "auto":
@@ -123,9 +123,9 @@ def samples(
 
     Example: apportion samples ./model --calibration c4.jsonl --permutations 50 --out ./samples
     """
+    from apportion.bits.game.sampling import take_samples
     from apportion.bits.quantize import open_table
-    from apportion.bits.sample import take_samples
-    from apportion.bits.sampling import require_tied
+    from apportion.bits.recipe import require_tied
 
     settings = sampling.settings(apply_rounding=apply_rounding)
     require_tied(settings)
@@ -147,8 +147,8 @@ def sensitivity(
 
     Example: apportion sensitivity ./samples --method regression --out sensitivity.json
     """
-    from apportion.bits.samples import load_samples
-    from apportion.bits.sensitivity import estimate
+    from apportion.bits.game.samples import load_samples
+    from apportion.bits.plan.sensitivity import estimate
     from apportion.core.artifact import plain, write_json
 
     found = estimate(load_samples(samples_folder), method, alpha=alpha)
@@ -168,10 +168,10 @@ def plan(
 
     Example: apportion plan sensitivity.json --max-bytes 24MB --out plan.json
     """
-    from apportion.bits.allocate import allocate
-    from apportion.bits.budget import parse_bytes
+    from apportion.bits.plan.allocate import allocate
+    from apportion.bits.plan.budget import parse_bytes
+    from apportion.bits.plan.sensitivity import sensitivity_from
     from apportion.bits.quantize import Quantization
-    from apportion.bits.sensitivity import sensitivity_from
     from apportion.core.artifact import plain, read_json, write_json
 
     loaded = sensitivity_from(read_json(sensitivity_file))
@@ -204,11 +204,11 @@ def apply(
     Example: apportion apply ./model plan.json --apply-rounding gptq --calibration c4.jsonl --out ./model-3bit
     """
     from apportion.bits.apply import apply as run
-    from apportion.bits.load import load_full
-    from apportion.bits.plan import plan_from
-    from apportion.bits.sampling import Sampling
+    from apportion.bits.plan.plan import plan_from
+    from apportion.bits.recipe import Sampling
     from apportion.core.artifact import read_json
     from apportion.core.device import place
+    from apportion.models.load import load_full
 
     loaded = plan_from(read_json(plan_file))
     text = Sampling(

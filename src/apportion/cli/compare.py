@@ -51,10 +51,10 @@ def compare(
 
     Example: apportion compare ./model --text wikitext2-test.txt --calibration c4.jsonl --out ./comparison
     """
-    from apportion.bits.compare import Comparison
-    from apportion.bits.compare import compare as run
-    from apportion.bits.compare_page import table
-    from apportion.bits.methods import METHODS
+    from apportion.bits.compare.compare import Comparison
+    from apportion.bits.compare.compare import compare as run
+    from apportion.bits.compare.methods import METHODS
+    from apportion.bits.compare.page import table
 
     named = [m for m in METHODS if m != "optimum"] if methods is None else methods.split(",")
     ask = Comparison(

@@ -13,7 +13,7 @@ from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
     from apportion.bits.quantize import Quantization
-    from apportion.bits.sampling import Sampling
+    from apportion.bits.recipe import Sampling
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Local checkpoint folder, or hub name owner/name.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; refused if it holds something, unless --resume.")]
@@ -68,7 +68,7 @@ class SamplingOptions:
         self, *, widths: tuple[int, ...] = (2, 4), players: str = "blocks", apply_rounding: str | None = None
     ) -> "Sampling":
         """The library's settings, with these widths and players where none were given."""
-        from apportion.bits.sampling import Sampling
+        from apportion.bits.recipe import Sampling
 
         return Sampling(
             widths=widths if self.widths is None else parse_widths(self.widths),

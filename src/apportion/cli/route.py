@@ -13,9 +13,9 @@ from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
     from apportion.route.answer import Answer
+    from apportion.route.index.bm25 import Retriever
     from apportion.route.llm.connect import LLMSettings
     from apportion.route.llm.protocol import LLM
-    from apportion.route.retrieve import Retriever
 
 Index = Annotated[Path, typer.Option("--index", help="Index folder made by `apportion index`.")]
 Llm = Annotated[
@@ -58,9 +58,9 @@ def index(
     json: AsJson = False,
 ) -> None:
     """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing."""
-    from apportion.route.corpus import read_corpus
-    from apportion.route.indexing import add_passages, build_index, delete_passages, index_size_bytes
-    from apportion.route.retrieve import Bm25Index
+    from apportion.route.index.bm25 import Bm25Index
+    from apportion.route.index.build import add_passages, build_index, delete_passages, index_size_bytes
+    from apportion.route.index.corpus import read_corpus
 
     if corpus is None and not delete and not dense:
         raise InputError("index: no CORPUS was given", "give a CORPUS, --delete ID, or --dense MODEL")
@@ -74,7 +74,7 @@ def index(
     if delete:
         made = delete_passages(out, delete)
     if dense:
-        from apportion.route.dense import SentenceEncoder, sync_dense
+        from apportion.route.index.dense import SentenceEncoder, sync_dense
 
         sync_dense(out, SentenceEncoder(dense))
     stats = made.collection
@@ -111,11 +111,11 @@ def profile(
     json: AsJson = False,
 ) -> None:
     """Answer questions by all four pipelines and record quality, tokens, latency and features."""
+    from apportion.route.ask.prompts import load_prompts
+    from apportion.route.ask.setup import Setup
     from apportion.route.llm.connect import LLMSettings
-    from apportion.route.profiling import run_profile
-    from apportion.route.prompts import load_prompts
-    from apportion.route.questions import read_questions
-    from apportion.route.setup import Setup
+    from apportion.route.profile.questions import read_questions
+    from apportion.route.profile.run import run_profile
 
     asked = read_questions(questions, limit=limit)
     loaded = load_prompts(prompts)
@@ -143,11 +143,11 @@ def profile(
 
 
 def _open_retriever(folder: Path, dense: str | None) -> "Retriever":
-    from apportion.route.retrieve import Bm25Index
+    from apportion.route.index.bm25 import Bm25Index
 
     if dense is None:
         return Bm25Index.open(folder)
-    from apportion.route.dense import DenseIndex, SentenceEncoder
+    from apportion.route.index.dense import DenseIndex, SentenceEncoder
 
     return DenseIndex.open(folder, SentenceEncoder(dense))
 
@@ -192,11 +192,11 @@ def ask(
     """Answer one question by the pipeline that is worth its cost."""
     from apportion.core.artifact import plain
     from apportion.route.answer import answer
+    from apportion.route.ask.prompts import load_prompts
+    from apportion.route.ask.setup import DEFAULT_K, Setup, require_trained_on
     from apportion.route.llm.connect import LLMSettings
-    from apportion.route.prompts import load_prompts
-    from apportion.route.router_file import load_router
-    from apportion.route.setup import DEFAULT_K, Setup, require_trained_on
-    from apportion.route.utility import Weights
+    from apportion.route.router.file import load_router
+    from apportion.route.router.utility import Weights
 
     weights = Weights(token_weight, latency_weight)
     loaded = load_router(router)

@@ -32,9 +32,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Learn from a profile which questions need retrieval and which need reasoning, at any cost weights."""
-    from apportion.route.router_file import save_router
-    from apportion.route.train import train_router
-    from apportion.route.training_report import training_record, training_text
+    from apportion.route.router.file import save_router
+    from apportion.route.router.report import training_record, training_text
+    from apportion.route.router.train import train_router
 
     trained = train_router(_read(profile, index, quality), seed=seed)
     record = {**training_record(trained), "quality": quality}
@@ -65,10 +65,10 @@ def evaluate(
 ) -> None:
     """Compare a router with every static pipeline, the oracle and baselines on questions it has not seen."""
     from apportion.core.artifact import claim_folder
-    from apportion.route.contestants import EvaluationPlan
-    from apportion.route.evaluate import evaluate as compare
-    from apportion.route.evaluation_file import write_evaluation
-    from apportion.route.router_file import load_router
+    from apportion.route.evaluation.evaluate import evaluate as compare
+    from apportion.route.evaluation.field import EvaluationPlan
+    from apportion.route.evaluation.file import write_evaluation
+    from apportion.route.router.file import load_router
 
     claim_folder(out, resume=False)
     tested = _read(profile, index, quality)
@@ -80,8 +80,8 @@ def evaluate(
 
 
 def _read(path: Path, index: Path | None, quality: str) -> Any:
-    from apportion.route.profile_file import read_profile
-    from apportion.route.question_probes import add_probes
+    from apportion.route.profile.add_probes import add_probes
+    from apportion.route.profile.file import read_profile
 
     if index is not None and not index.exists():
         raise InputError(f"--index {index}: no such folder", "make it with `apportion index CORPUS --out DIR`")

@@ -10,8 +10,8 @@ import numpy as np
 
 from apportion.core.errors import InputError
 from apportion.demo import DEFAULT_SEED, Question, thinned, world
-from apportion.route.profile import Profile
-from apportion.route.profile_file import read_profile
+from apportion.route.profile.file import read_profile
+from apportion.route.profile.profile import Profile
 
 RECORDED = ("train", "test")
 

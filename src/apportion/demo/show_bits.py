@@ -4,15 +4,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apportion.bits.calibration import load_calibration
-from apportion.bits.evaluate import perplexity
-from apportion.bits.players import uniform
+from apportion.bits.game.players import uniform
+from apportion.bits.game.samples import WINDOWS
+from apportion.bits.perplexity import perplexity
 from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.samples import WINDOWS
-from apportion.bits.sampling import Sampling
-from apportion.bits.table import Table
+from apportion.bits.quantizer import Table
+from apportion.bits.recipe import Sampling
 from apportion.core.artifact import Json, write_bytes
 from apportion.demo import calibration_text, heldout_text, model_path
+from apportion.models.text import load_calibration
 
 METHODS = ("coopq", "auto")
 

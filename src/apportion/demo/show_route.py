@@ -14,23 +14,23 @@ from apportion.core.progress import progress
 from apportion.demo import Question, model_path, prompts_path, write_corpus
 from apportion.demo.recorded import fresh_questions, recorded
 from apportion.route.answer import answer
-from apportion.route.contestants import EvaluationPlan
-from apportion.route.corpus import read_corpus
-from apportion.route.evaluate import evaluate
-from apportion.route.evaluation_file import write_evaluation
-from apportion.route.indexing import build_index
+from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.prompts import load_prompts
+from apportion.route.ask.setup import Setup, require_trained_on
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.field import EvaluationPlan
+from apportion.route.evaluation.file import write_evaluation
+from apportion.route.index.bm25 import Bm25Index
+from apportion.route.index.build import build_index
+from apportion.route.index.corpus import read_corpus
 from apportion.route.llm.connect import LLMSettings, connect
-from apportion.route.pipelines import build_request, extract
-from apportion.route.prompts import load_prompts
-from apportion.route.retrieve import Bm25Index
-from apportion.route.router import Router
-from apportion.route.router_file import save_router
-from apportion.route.scoring import score
-from apportion.route.setup import Setup, require_trained_on
-from apportion.route.strategy import STRATEGIES
-from apportion.route.train import train_router
-from apportion.route.training_report import training_record
-from apportion.route.utility import Weights
+from apportion.route.profile.scoring import score
+from apportion.route.router.file import save_router
+from apportion.route.router.report import training_record
+from apportion.route.router.router import Router
+from apportion.route.router.train import train_router
+from apportion.route.router.utility import Weights
 
 SHOWN_WEIGHTS = ((0.05, 0.0), (0.1, 0.1), (0.2, 0.1), (0.5, 0.5))
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apportion.core.errors import InputError
+from apportion.route.ask.pipelines import build_request, extract, uses_passages
+from apportion.route.ask.probes import FEATURES, draft_features, features_of_hits, question_features
+from apportion.route.ask.setup import Setup
+from apportion.route.index.bm25 import Hits
 from apportion.route.llm.protocol import Completion
-from apportion.route.pipelines import build_request, extract, uses_passages
-from apportion.route.probes import FEATURES, draft_features, features_of_hits, question_features
-from apportion.route.questions import MAX_QUESTION_CHARS
-from apportion.route.retrieve import Hits
-from apportion.route.router import Decision, Router
-from apportion.route.setup import Setup
-from apportion.route.utility import Weights
+from apportion.route.profile.questions import MAX_QUESTION_CHARS
+from apportion.route.router.router import Decision, Router
+from apportion.route.router.utility import Weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from apportion.bits.formats import BITS, Width
-from apportion.bits.rounding.grid import FORMAT, GridWeight, grid_shapes
 from apportion.bits.rounding.moments import Moments, require_moments
 from apportion.bits.rounding.nearest import search_scale
-from apportion.bits.rounding.protocol import Shapes
 from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
+from apportion.formats.compressed_tensors import FORMAT, GridWeight, grid_shapes
+from apportion.formats.packed import Shapes
+from apportion.formats.width import BITS, Width
 
 BLOCK = 128
 TINY = 1e-30

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.bits.formats import BITS, Width
-from apportion.bits.rounding.grid import FORMAT, GridWeight, encode, grid_shapes
 from apportion.bits.rounding.moments import Moments
-from apportion.bits.rounding.protocol import Shapes
+from apportion.formats.compressed_tensors import FORMAT, GridWeight, encode, grid_shapes
+from apportion.formats.packed import Shapes
+from apportion.formats.width import BITS, Width
 
 FACTORS = 29
 SMALLEST_FACTOR = {2: 0.30, 3: 0.45, 4: 0.55, 8: 0.90}

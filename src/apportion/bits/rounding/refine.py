@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.bits.formats import Width
+from apportion.formats.width import Width
 
 BLOCK = 128
 RIDGE = 1e-6

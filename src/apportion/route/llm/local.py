@@ -7,9 +7,9 @@ from typing import Any
 
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError, ModelStructureError
+from apportion.models.identity import model_identity
 from apportion.route.llm.cut import fit
 from apportion.route.llm.generate import Row, generate
-from apportion.route.llm.identity import model_identity
 from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request, split_thinking
 
 DEFAULT_CONTEXT = 2048  # for a configuration that does not say

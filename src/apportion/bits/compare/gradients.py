@@ -1,0 +1,54 @@
+"""The gradient of the loss with respect to every linear's weight, for scores that need it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from apportion.core.progress import progress
+from apportion.models.staged import StagedModel, cast_parameters
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+
+
+def weight_gradients(
+    staged: StagedModel, windows: Int[Tensor, "windows tokens"]
+) -> dict[str, Float[Tensor, "rows columns"]]:
+    """d(mean NLL per token) / dW of every linear of every block, at the checkpoint's own weights, in float32.
+
+    The model's own loss, summed over batches with each batch's share of the windows; parameters, dtype and
+    weights are afterwards what they were before.
+
+    Cost: one forward and one backward pass over the text; one float32 copy of the weights and one of the
+    gradients in memory.
+    """
+    step = max(1, BATCH_TOKENS.get(torch.device(staged.placement.device).type, 1024) // windows.shape[1])
+    parts = windows.split(step)
+    with differentiable(staged) as weights, progress("gradients", len(windows), "windows") as advance:
+        for part in parts:
+            ids = part.to(staged.placement.device)
+            loss = staged.model(input_ids=ids, labels=ids, use_cache=False).loss
+            (loss * (len(part) / len(windows))).backward()
+            advance(len(part))
+        return {path: weight.grad.detach() for path, weight in weights.items() if weight.grad is not None}
+
+
+@contextmanager
+def differentiable(staged: StagedModel) -> Iterator[dict[str, nn.Parameter]]:
+    """The model in float32, its blocks' linear weights asking for gradients; undone on leaving."""
+    staged.restore()
+    cast_parameters(staged.model, torch.float32)
+    weights: dict[str, nn.Parameter] = {
+        path: staged.model.get_submodule(path).weight.requires_grad_(True) for path in staged.originals
+    }
+    try:
+        with torch.enable_grad():
+            yield weights
+    finally:
+        for weight in weights.values():
+            weight.grad = None
+            weight.requires_grad_(False)
+        cast_parameters(staged.model, staged.compute_dtype)
+        staged.restore()

@@ -1,0 +1,134 @@
+"""How one block, or the head, is run for many coalitions: as Python runs it, or replayed on a GPU.
+
+A small block takes a GPU a quarter of a millisecond and Python twice that to launch. Along the trie the input
+of block i always lies at depth i, so each depth has one buffer, and every (block, widths) pair is recorded at its
+first use as a CUDA graph from buffer i to buffer i + 1; so is the head. Every value comes from a replay, so that
+it does not depend on what was run before.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from apportion.bits.game.bank import WeightBank
+from apportion.bits.game.players import Assignment
+from apportion.models.staged import Embedded, StagedModel
+
+MOST_GRAPHS = 4096  # the rest of a finer game is run plainly
+Key = tuple[int, Assignment] | str
+Work = Callable[[], object]
+REPLAY_BYTES = 256 << 20  # hidden states larger than this keep a GPU busy without graphs
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs blocks with given widths inside, and the head.
+
+    Attributes:
+        start: hidden states before block 0.
+    """
+
+    start: Tensor
+
+    def block(self, block: int, widths: Assignment, hidden: Tensor) -> Tensor:
+        """The block's output; valid until the same block runs again."""
+        ...
+
+    def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
+        """NLL per window, on the device; valid until the next call."""
+        ...
+
+
+def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> Engine:
+    """Replay for a small model on a CUDA device, plain calls otherwise."""
+    plain = PlainEngine(bank, embedded, windows)
+    if embedded.hidden.is_cuda and embedded.hidden.nbytes <= REPLAY_BYTES:
+        return ReplayEngine(plain)
+    return plain
+
+
+class PlainEngine:
+    """Swaps weights by pointer and calls the modules."""
+
+    def __init__(self, bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> None:
+        self.bank, self.embedded, self.windows = bank, embedded, windows
+        self.staged: StagedModel = bank.staged
+        self.start: Tensor = embedded.hidden
+
+    def block(self, block: int, widths: Assignment, hidden: Tensor) -> Tensor:
+        self.bank.put_block(block, widths)
+        return self.staged.run_block(block, hidden, self.embedded)
+
+    def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
+        return self.staged.device_nll(hidden, self.windows)
+
+
+class ReplayEngine:
+    """Records what is asked for often and replays it; the rest runs as `PlainEngine` does.
+
+    Attributes:
+        recorded: how many graphs there are.
+        failure: why nothing more is recorded; empty while recording works.
+    """
+
+    def __init__(self, plain: PlainEngine) -> None:
+        self.plain = plain
+        self.start: Tensor = plain.start
+        hidden = plain.start
+        self.buffers = [hidden, *(torch.empty_like(hidden) for _ in range(plain.staged.layout.block_count))]
+        self.sums = torch.zeros(len(plain.windows), dtype=torch.float64, device=hidden.device)
+        self.graphs: dict[Key, torch.cuda.CUDAGraph] = {}
+        self.pool: Any = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+        self.failure = ""
+
+    @property
+    def recorded(self) -> int:
+        return len(self.graphs)
+
+    @torch.inference_mode()
+    def block(self, block: int, widths: Assignment, hidden: Tensor) -> Tensor:
+        source, target = self.buffers[block], self.buffers[block + 1]
+        assert hidden.data_ptr() == source.data_ptr(), "a block reads the buffer of its depth"
+        self._run((block, widths), lambda: target.copy_(self.plain.block(block, widths, source)))
+        return target
+
+    @torch.inference_mode()
+    def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
+        assert hidden.data_ptr() == self.buffers[-1].data_ptr(), "the head reads the last buffer"
+        self._run("head", lambda: self.sums.copy_(self.plain.nll(self.buffers[-1])))
+        return self.sums
+
+    def _run(self, key: Key, work: Work) -> None:
+        """Replay, recording first what is new."""
+        if key not in self.graphs and not self.failure and len(self.graphs) < MOST_GRAPHS:
+            self._record(key, work)
+        if key in self.graphs:
+            self.graphs[key].replay()
+        else:
+            work()
+
+    def _record(self, key: Key, work: Work) -> None:
+        """Record on a side stream; a model that cannot be recorded is run plainly, and it is said once."""
+        graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self.stream):
+                work()  # libraries set themselves up outside of the recording
+                self.stream.synchronize()
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
+            self.graphs[key] = graph
+        except RuntimeError as error:
+            self.failure = str(error).splitlines()[0]
+            print(
+                f"coalitions: {key} cannot be recorded as a CUDA graph ({self.failure}); run plainly", file=sys.stderr
+            )
+        torch.cuda.current_stream().wait_stream(self.stream)

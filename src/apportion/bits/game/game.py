@@ -1,0 +1,226 @@
+"""The value of a coalition: the mean negative log-likelihood per token of the model at given widths.
+
+Many coalitions are evaluated as a trie over blocks in model order. Sorted by their widths, two neighbours
+share the longest prefix; hidden states after each block of the current one are kept, so that the next starts
+where it differs. Every edge of the trie is one block forward; memory is bounded by the trie's depth.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.bits.game.bank import WeightBank
+from apportion.bits.game.engine import Engine, engine_for
+from apportion.bits.game.players import Assignment, Player
+from apportion.core.arrays import NDArray
+from apportion.core.errors import NumericError
+from apportion.core.log import AppendLog
+from apportion.core.progress import progress
+from apportion.models.staged import StagedModel
+from apportion.models.text import Calibration
+
+Values = dict[Assignment, NDArray[np.float64]]
+Read = Callable[[], NDArray[np.float64]]
+IN_FLIGHT = {"cuda": 8}  # coalitions queued on a GPU before the first is read; a kill loses no more than these
+
+
+@runtime_checkable
+class Game(Protocol):
+    """Assignments in, values out; known values are not measured again."""
+
+    players: tuple[Player, ...]
+
+    def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
+        """NLL per window in nats per token, one row for each assignment."""
+        ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was computed by this process, and what naive evaluation of the same requests would have cost."""
+
+    evaluations: int = 0
+    block_forwards: int = 0
+    naive_block_forwards: int = 0
+
+
+def block_states(players: Sequence[Player], blocks: int, assignment: Assignment) -> tuple[Assignment, ...]:
+    """The widths inside each block: the trie's labels along an assignment's path."""
+    inside: list[list[int]] = [[] for _ in range(blocks)]
+    for player, bits in zip(players, assignment, strict=True):
+        inside[player.block].append(bits)
+    return tuple(map(tuple, inside))
+
+
+def trie_edges(paths: Iterable[tuple[Assignment, ...]]) -> int:
+    """Block forwards that a set of distinct paths needs with every shared prefix computed once.
+
+    >>> trie_edges([((2,), (2,)), ((2,), (4,)), ((4,), (2,))])
+    5
+    """
+    edges, previous = 0, None
+    for path in sorted(set(paths)):
+        edges += len(path) - (0 if previous is None else shared(previous, path))
+        previous = path
+    return edges
+
+
+def shared(first: tuple[Assignment, ...], second: tuple[Assignment, ...]) -> int:
+    """Length of the common prefix of two paths."""
+    pairs = enumerate(zip(first, second, strict=True))
+    return next((depth for depth, (one, other) in pairs if one != other), len(first))
+
+
+class MeasuredGame:
+    """The game on a real model and real text.
+
+    Args:
+        bank: the model with its rounded weights.
+        calibration: the windows on which values are measured.
+        log: where values are appended as they come; its records are known from the start.
+    """
+
+    def __init__(self, bank: WeightBank, calibration: Calibration, log: AppendLog | None = None) -> None:
+        self.bank, self.calibration, self.log = bank, calibration, log
+        self.players = bank.players
+        self.counts = Counts()
+        self.known: Values = {}
+        for record in log.records if log else []:
+            self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
+        self.resumed = frozenset(self.known)
+        self._engine: Engine | None = None
+
+    def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
+        """NLL per window of each assignment, measuring those not known yet in trie order.
+
+        Raises:
+            NumericError: a value is NaN or infinite; the coalition is named.
+        """
+        staged = self.bank.staged
+        asked = sum(item not in self.resumed for item in assignments)
+        self.counts.naive_block_forwards += asked * staged.layout.block_count
+        pending = {self._path(item): item for item in assignments if item not in self.known}
+        if pending:
+            try:
+                with progress("coalitions", trie_edges(pending), "block forwards") as advance:
+                    self._walk(sorted(pending), pending, advance)
+            finally:
+                staged.restore()
+        return np.stack([self.known[item] for item in assignments])
+
+    def _path(self, assignment: Assignment) -> tuple[Assignment, ...]:
+        return block_states(self.players, self.bank.staged.layout.block_count, assignment)
+
+    def _walk(
+        self,
+        paths: Sequence[tuple[Assignment, ...]],
+        assignments: dict[tuple[Assignment, ...], Assignment],
+        advance: Callable[[int], None],
+    ) -> None:
+        engine = self._engine or self._start()
+        states: list[Tensor] = [engine.start]
+        previous = None
+        waiting: deque[tuple[Assignment, Read]] = deque()
+        for path in paths:
+            start = 0 if previous is None else shared(previous, path)
+            del states[start + 1 :]
+            for block in range(start, len(path)):
+                states.append(engine.block(block, path[block], states[-1]))
+            self.counts.block_forwards += len(path) - start
+            waiting.append((assignments[path], reading(engine.nll(states[-1]))))
+            if len(waiting) > IN_FLIGHT.get(states[0].device.type, 0):
+                self._keep(*waiting.popleft())
+            advance(len(path) - start)
+            previous = path
+        while waiting:
+            self._keep(*waiting.popleft())
+
+    def _start(self) -> Engine:
+        """Embed the text and choose how blocks are run; kept for later calls."""
+        windows = self.calibration.windows.to(self.bank.staged.placement.device)
+        self._engine = engine_for(self.bank, self.bank.staged.embed(windows), windows)
+        return self._engine
+
+    def _keep(self, assignment: Assignment, read: Read) -> None:
+        nll = read()
+        require_finite(f"coalition {encode(assignment)}", nll, "--dtype float32, a larger width or another --rounding")
+        self.counts.evaluations += 1
+        self.known[assignment] = nll
+        if self.log is not None:
+            self.log.append({"widths": encode(assignment), "nll": nll})
+
+
+def require_finite(whose: str, nll: NDArray[np.float64], remedy: str) -> None:
+    """Refuse a loss that is NaN or infinite.
+
+    Raises:
+        NumericError: naming whose it is and the first windows.
+    """
+    bad = np.flatnonzero(~np.isfinite(nll))
+    if len(bad):
+        raise NumericError(f"the loss of {whose} is not finite on windows {bad[:8].tolist()}", f"use {remedy}")
+
+
+def reading(values: Tensor) -> Read:
+    """Start copying to the host; what comes back waits for this copy alone, not for work queued after it."""
+    if values.device.type != "cuda":
+        return lambda: np.asarray(values.cpu().numpy(), dtype=np.float64)
+    host = values.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> NDArray[np.float64]:
+        copied.synchronize()
+        return np.asarray(host.numpy(), dtype=np.float64)
+
+    return read
+
+
+def encode(assignment: Assignment) -> str:
+    """One digit per player.
+
+    >>> encode((2, 4, 4))
+    '244'
+    """
+    return "".join(map(str, assignment))
+
+
+def decode(text: str) -> Assignment:
+    """The assignment of its digits."""
+    return tuple(map(int, text))
+
+
+def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray[np.float64]:
+    """NLL per window of the checkpoint's own weights.
+
+    Raises:
+        NumericError: it is NaN or infinite; the windows are named.
+    """
+    staged.restore()
+    with progress("full precision", len(calibration.windows), "windows") as advance:
+        nll = staged.window_nll(calibration.windows, advance)
+    require_finite("the checkpoint's own weights", nll, "--dtype float32")
+    return nll
+
+
+def naive_values(bank: WeightBank, calibration: Calibration, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
+    """Mean NLL of each assignment by whole-model forward passes: the reference that `MeasuredGame` must equal."""
+    found = []
+    staged = bank.staged
+    with torch.inference_mode():
+        for assignment in assignments:
+            bank.put_all(assignment)
+            losses = [
+                float(staged.model(input_ids=part, labels=part, use_cache=False).loss)
+                for part in calibration.windows.to(staged.placement.device).split(4)
+            ]
+            sizes = [len(part) for part in calibration.windows.split(4)]
+            found.append(float(np.average(losses, weights=sizes)))
+    staged.restore()
+    return np.asarray(found)

@@ -1,0 +1,143 @@
+"""Sensitivity x Budget -> Plan: a binary quadratic program, linearised and solved exactly by SCIP.
+
+Minimise sum of linear[k] x_k + sum over pairs of pair[k, l] y_kl with y_kl = x_k x_l as
+y <= x_k, y <= x_l, y >= x_k + x_l - 1, at most one choice per player, and the bytes within the budget.
+Source: CoopQ, section on allocation (there with two widths); any set of widths is ours.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+
+from apportion.bits.game.players import Assignment
+from apportion.bits.plan.budget import Budget
+from apportion.bits.plan.plan import Plan, average_bits, spent
+from apportion.bits.plan.sensitivity import Sensitivity
+from apportion.core.arrays import NDArray
+from apportion.core.errors import BudgetError
+
+TIME_LIMIT_S = 60.0
+NEGLIGIBLE = 1e-9  # pairs this small relative to the largest coefficient cannot change a plan worth naming
+TIE = 1e-7  # relative price of the whole byte range: of equal plans the one with more bits is taken
+
+
+def allocate(
+    sensitivity: Sensitivity,
+    budget: Budget,
+    *,
+    exclude: tuple[Assignment, ...] = (),
+    seconds: float = TIME_LIMIT_S,
+) -> Plan:
+    """The plan of least predicted loss within a budget.
+
+    Args:
+        exclude: assignments that are not to be chosen again (for the next best plans).
+        seconds: time limit of the solver; a plan that is not proved optimal by then says so. Where none was found
+            by then, the first that is found later.
+
+    Raises:
+        BudgetError: nothing fits.
+    """
+    assignment, gap = solve(sensitivity, budget.player_bytes, exclude, seconds)
+    return plan_of(sensitivity, budget, assignment, gap)
+
+
+def plan_of(sensitivity: Sensitivity, budget: Budget, assignment: Assignment, gap: float = 0.0) -> Plan:
+    """A plan with its costs and its predicted loss."""
+    bytes_spent = spent(sensitivity, assignment)
+    assert bytes_spent <= budget.player_bytes, "the solver left the budget"
+    return Plan(
+        players=sensitivity.players,
+        widths=sensitivity.widths,
+        assignment=assignment,
+        avg_bits=average_bits(assignment, sensitivity.player_parameters),
+        player_bytes=bytes_spent,
+        total_bytes=bytes_spent + sensitivity.fixed_bytes,
+        budget_bytes=budget.player_bytes,
+        asked=budget.asked,
+        method=sensitivity.method,
+        predicted_nll=sensitivity.predict(assignment),
+        optimal=gap == 0.0,
+        gap=gap,
+        settings=sensitivity.settings,
+    )
+
+
+def savings_of(sensitivity: Sensitivity) -> NDArray[np.int64]:
+    """Bytes that each choice saves against the highest width."""
+    table = sensitivity.player_bytes
+    players, columns = sensitivity.choices.T
+    found: NDArray[np.int64] = table[players, -1] - table[players, columns]
+    return found
+
+
+def solve(
+    sensitivity: Sensitivity, budget_bytes: int, exclude: tuple[Assignment, ...] = (), seconds: float = TIME_LIMIT_S
+) -> tuple[Assignment, float]:
+    """Assignment and relative gap (0 if proved optimal)."""
+    from pyscipopt import Model, quicksum
+
+    largest = int(sensitivity.player_bytes[:, -1].sum())
+    must_save = largest - budget_bytes
+    savings = savings_of(sensitivity)
+    unit = max(float(np.abs(sensitivity.linear).max()), float(np.abs(sensitivity.pair).max()), 1e-300)
+    linear, pair = sensitivity.linear / unit * 1e3, sensitivity.pair / unit * 1e3
+    model = Model("allocation")
+    model.hideOutput()
+    model.setParam("limits/time", seconds)
+    model.setParam("limits/gap", 0.0)
+    model.setParam("randomization/randomseedshift", 0)
+    x = [model.addVar(vtype="B") for _ in linear]
+    for player in range(len(sensitivity.players)):
+        own = [x[k] for k in np.flatnonzero(sensitivity.choices[:, 0] == player)]
+        if len(own) > 1:
+            model.addCons(quicksum(own) <= 1)
+    scale = max(int(np.gcd.reduce(savings)), 1)
+    model.addCons(quicksum(int(s) // scale * v for s, v in zip(savings, x, strict=True)) >= int(-(-must_save // scale)))
+    terms = [float(c) * v for c, v in zip(linear, x, strict=True)]
+    tie = TIE * 1e3 / max(int(savings.max()), 1)
+    terms += [float(tie * s) * v for s, v in zip(savings, x, strict=True)]
+    for k, m in zip(*np.nonzero(np.triu(np.abs(pair) > NEGLIGIBLE * 1e3, k=1)), strict=True):
+        y = model.addVar(vtype="C", lb=0.0, ub=1.0)
+        if pair[k, m] > 0:
+            model.addCons(y >= x[k] + x[m] - 1)
+        else:
+            model.addCons(y <= x[k])
+            model.addCons(y <= x[m])
+        terms.append(float(pair[k, m]) * y)
+    for assignment in exclude:
+        taken = sensitivity.chosen(assignment)
+        model.addCons(quicksum(v if t else 1 - v for v, t in zip(x, taken, strict=True)) <= len(x) - 1)
+    model.setObjective(quicksum(terms), "minimize")
+    model.optimize()
+    if model.getNSols() == 0 and model.getStatus() == "timelimit":  # the first plan found is better than none
+        model.setParam("limits/time", 1e20)
+        model.setParam("limits/solutions", 1)
+        model.optimize()
+    if model.getNSols() == 0:
+        raise BudgetError(f"budget {budget_bytes:,} bytes: no further plan fits", "give a larger budget")
+    taken = np.asarray([model.getVal(v) > 0.5 for v in x])
+    proved = model.getStatus() in ("optimal", "gaplimit")
+    return assignment_of(sensitivity, taken), 0.0 if proved else float(model.getGap())
+
+
+def assignment_of(sensitivity: Sensitivity, taken: NDArray[np.bool_]) -> Assignment:
+    """The assignment that makes these choices."""
+    widths = [sensitivity.widths[-1]] * len(sensitivity.players)
+    for player, column in sensitivity.choices[taken].tolist():
+        widths[player] = sensitivity.widths[column]
+    return tuple(widths)
+
+
+def every_assignment(sensitivity: Sensitivity, budget_bytes: int) -> Iterator[Assignment]:
+    """All assignments within a budget."""
+    for assignment in product(sensitivity.widths, repeat=len(sensitivity.players)):
+        if spent(sensitivity, assignment) <= budget_bytes:
+            yield assignment
+
+
+def brute_force(sensitivity: Sensitivity, budget: Budget) -> Plan:
+    """The same optimum by looking at every assignment: the reference that the program must equal."""
+    best = min(every_assignment(sensitivity, budget.player_bytes), key=sensitivity.predict)
+    return plan_of(sensitivity, budget, best)

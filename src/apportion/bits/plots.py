@@ -1,0 +1,75 @@
+"""Plots as PNG bytes, from values given to them."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from apportion.bits.plan.plan import Plan
+from apportion.bits.plan.sensitivity import Sensitivity
+
+COLOURS = {2: "#c2410c", 3: "#d9a406", 4: "#2563a8", 8: "#1f7a4d"}
+
+
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes, drawn without any display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float) -> bytes:
+    """Loss against average bits: predicted and measured, with the plan that was kept."""
+    figure, axes = canvas(7, 4.2)
+    bits = [item.avg_bits for item in frontier]
+    axes.plot(bits, [item.predicted_nll for item in frontier], "--", color="#888888", label="predicted")
+    axes.plot(bits, [item.measured_nll for item in frontier], "o-", color="#2563a8", label="measured")
+    axes.plot([plan.avg_bits], [plan.measured_nll], "D", color="#c2410c", markersize=8, label="this plan")
+    axes.axhline(nll_fp, color="#1f7a4d", linewidth=1, label="full precision")
+    axes.set_xlabel("average bits per quantized weight")
+    axes.set_ylabel("mean NLL on calibration text, nats per token")
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def draw_bits(plan: Plan, sensitivity: Sensitivity) -> bytes:
+    """Width of every player over what its lowest width costs."""
+    count = len(plan.players)
+    figure, axes = canvas(max(6.0, min(16.0, 0.16 * count + 3)), 3.6)
+    lowest = sensitivity.linear[sensitivity.choices[:, 1] == 0]
+    for bits in plan.widths:
+        places = [i for i, own in enumerate(plan.assignment) if own == bits]
+        axes.bar(places, lowest[places], color=COLOURS.get(bits, "#555555"), label=f"{bits} bit")
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xlabel("player, in model order")
+    axes.set_ylabel(f"cost of {plan.widths[0]} bit, nats")
+    if count <= 32:
+        axes.set_xticks(range(count), [str(player.block) for player in plan.players])
+        axes.set_xlabel("block")
+    axes.legend(frameon=False, ncols=len(plan.widths))
+    return png(figure)
+
+
+def draw_interactions(sensitivity: Sensitivity) -> bytes:
+    """Heat map of the pair costs of the lowest width."""
+    figure, axes = canvas(5.6, 4.8)
+    lowest = np.flatnonzero(sensitivity.choices[:, 1] == 0)
+    pair = sensitivity.pair[np.ix_(lowest, lowest)]
+    limit = float(np.abs(pair).max()) or 1.0
+    image = axes.imshow(pair, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set_xlabel("player")
+    axes.set_ylabel("player")
+    unit = "nats²" if sensitivity.method == "coopq" else "nats"
+    figure.colorbar(image, ax=axes, label=f"pair cost, {unit}")
+    return png(figure)

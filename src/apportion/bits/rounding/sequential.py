@@ -1,0 +1,160 @@
+"""Walk a model's blocks in order with calibration text, so that each is rounded for what the ones before it became.
+
+Two streams run side by side: the hidden states of the checkpoint's own weights, and those of the weights that
+the visitor has put in place so far. From both come the second moments of every linear's inputs. Inside a block
+the linears are visited in stages (those that are given the same input: q/k/v, then o, then gate/up, then down
+in a Llama); a stage sees the earlier stages of its own block as they were rounded.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from apportion.bits.rounding.moments import Moments
+from apportion.core.progress import progress
+from apportion.models.staged import Embedded, StagedModel
+
+Visit = Callable[[str, Moments], Float[Tensor, "rows columns"] | None]
+Stage = tuple[str, ...]
+
+
+class Reached(Exception):  # noqa: N818 - not an error: a hook leaves the block when it has seen what it came for
+    """All that is wanted of a block has been seen."""
+
+
+@torch.inference_mode()
+def walk(
+    staged: StagedModel,
+    windows: Int[Tensor, "windows tokens"],
+    visit: Visit,
+    *,
+    full_stream: bool = True,
+    staged_blocks: bool = True,
+) -> None:
+    """Visit every linear in the order of the forward pass.
+
+    Args:
+        windows: calibration text.
+        visit: given a linear's path and the moments of its inputs, returns the weight to leave in place for
+            what comes after, or None for the checkpoint's own.
+        full_stream: keep the stream of the checkpoint's own weights too, so that moments have a `cross`.
+        staged_blocks: see the earlier stages of the same block as they were rounded; otherwise all linears of
+            a block are visited on one pass over it.
+
+    The checkpoint's own weights are in place before and after.
+
+    Cost: with S stages in a block, 2 S + 2 (or 4) forwards of each block, half of each on average.
+    """
+    staged.restore()
+    embedded = staged.embed(windows)
+    rounded, full = embedded.hidden, embedded.hidden if full_stream else None
+    with progress("rounding in sequence", len(staged.originals), "linears") as advance:
+        for block in range(staged.layout.block_count):
+            own = {name: staged.linear(block, name).weight.data for name in staged.layout.linears[block]}
+            left = dict(own)
+            stages = stages_of(staged, block, rounded, embedded)
+            for group in [[stage] for stage in stages] if staged_blocks else [stages]:
+                found = moments(staged, block, group, (rounded, left), full, own, embedded)
+                for stage in group:
+                    for name in stage:
+                        weight = visit(staged.layout.path(block, name), found[stage])
+                        left[name] = own[name] if weight is None else weight.to(own[name])
+                        advance()
+            put(staged, block, own)
+            full = staged.run_block(block, full, embedded) if full is not None else None
+            put(staged, block, left)
+            rounded = staged.run_block(block, rounded, embedded)
+            put(staged, block, own)
+
+
+def put(staged: StagedModel, block: int, weights: Mapping[str, Tensor]) -> None:
+    """Give a block's linears these weights."""
+    for name, weight in weights.items():
+        staged.linear(block, name).weight.data = weight
+
+
+def stages_of(staged: StagedModel, block: int, hidden: Tensor, embedded: Embedded) -> list[Stage]:
+    """Linears of a block that are given the same tensor, in the order in which they are called."""
+    groups: dict[int, list[str]] = {}
+    with inputs_of(staged, block, staged.layout.linears[block]) as seen:
+        staged.run_block(block, hidden[: embedded.batch], embedded)
+    for name, tensor in seen.items():
+        groups.setdefault(tensor.data_ptr(), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
+@contextmanager
+def inputs_of(
+    staged: StagedModel, block: int, names: Sequence[str], *, leave: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Keep the inputs of the latest call of some linears; `leave` ends the forward pass at the last of them."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[name] = args[0]
+            if leave and len(seen) == len(names):
+                raise Reached
+
+        return hook
+
+    handles = [staged.linear(block, name).register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stage_inputs(
+    staged: StagedModel, block: int, names: Sequence[str], hidden: Tensor, embedded: Embedded
+) -> list[Float[Tensor, "tokens columns"]]:
+    """What some linears are given on one batch."""
+    with inputs_of(staged, block, names, leave=True) as seen, suppress(Reached):
+        staged.run_block(block, hidden, embedded)
+    return [seen[name].flatten(0, -2).float() for name in names]
+
+
+def moments(
+    staged: StagedModel,
+    block: int,
+    stages: Sequence[Stage],
+    stream: tuple[Tensor, Mapping[str, Tensor]],
+    full: Tensor | None,
+    own: Mapping[str, Tensor],
+    embedded: Embedded,
+) -> dict[Stage, Moments]:
+    """Second moments of the inputs of some stages, accumulated batch by batch."""
+    first = [stage[0] for stage in stages]
+    hidden, left = stream
+    hessians: list[Tensor] = []
+    crosses: list[Tensor] = []
+    parts = hidden.split(embedded.batch)
+    fulls: Sequence[Tensor | None] = full.split(embedded.batch) if full is not None else [None] * len(parts)
+    for part, full_part in zip(parts, fulls, strict=True):
+        put(staged, block, left)
+        inputs = stage_inputs(staged, block, first, part, embedded)
+        add(hessians, [x.T @ x for x in inputs])
+        if full_part is not None:
+            put(staged, block, own)
+            add(
+                crosses,
+                [f.T @ x for f, x in zip(stage_inputs(staged, block, first, full_part, embedded), inputs, strict=True)],
+            )
+    tokens = hidden.shape[0] * hidden.shape[1]
+    return {
+        stage: Moments(hessians[i] / tokens, crosses[i] / tokens if crosses else None, tokens)
+        for i, stage in enumerate(stages)
+    }
+
+
+def add(totals: list[Tensor], terms: list[Tensor]) -> None:
+    """Add term by term; an empty list starts from zero."""
+    if not totals:
+        totals.extend(terms)
+    else:
+        for total, term in zip(totals, terms, strict=True):
+            total += term

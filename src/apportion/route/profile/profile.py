@@ -1,0 +1,197 @@
+"""A profile: what every strategy answered, and cost, for every question. A value; measuring it is elsewhere.
+
+Conventions that makers of profiles keep, and utilities rely on:
+
+- The draft probe *is* the Direct answer: its tokens and latency are those of the `direct` outcome.
+- `latency_ms` of `rag` and `rag+cot` includes the search; `retrieval_ms` is that search alone (optional).
+- Features belong to a question, not to a strategy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from apportion.core.arrays import NDArray
+from apportion.core.artifact import digest_of
+from apportion.core.errors import InputError
+from apportion.route.ask.source import ProfileSource
+from apportion.route.ask.strategy import DIRECT, STRATEGIES
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One answered (or failed) question under one strategy: a row of the file.
+
+    Attributes:
+        f1, em: quality in [0, 1]; None when the row failed.
+        latency_ms, draft_nll, retrieval_ms: None when not measured (nats per token for the NLL).
+        completion_measured: False when the completion tokens are an estimate.
+        error: why the row failed; a failed row has no quality and no tokens.
+        features: the question's features by name; absent or None when not measured.
+    """
+
+    dataset: str
+    question_id: str
+    question: str
+    answers: tuple[str, ...]
+    strategy: str
+    answer: str = ""
+    f1: float | None = None
+    em: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_ms: float | None = None
+    draft_nll: float | None = None
+    completion_measured: bool = True
+    error: str | None = None
+    retrieval_ms: float | None = None
+    features: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Frozen outcomes of n questions under the four strategies, in the order of `STRATEGIES`.
+
+    Attributes:
+        dataset, ids, question: one entry per question; (dataset, id) is unique.
+        quality, em: [n, 4] in [0, 1]; NaN where a strategy failed or was not recorded.
+        tokens: [n, 4] prompt + completion.
+        latency_ms: [n, 4], NaN where missing. retrieval_ms: [n], NaN where missing.
+        features: [n, f], NaN where missing. feature_names: the f names.
+        strategies: those that the choice is restricted to.
+        dropped: what could not be used, each with its reason.
+    """
+
+    dataset: tuple[str, ...]
+    ids: tuple[str, ...]
+    question: tuple[str, ...]
+    quality: Floats
+    em: Floats
+    tokens: Floats
+    latency_ms: Floats
+    retrieval_ms: Floats
+    features: Floats
+    feature_names: tuple[str, ...]
+    strategies: tuple[str, ...] = STRATEGIES
+    source: ProfileSource = field(default_factory=ProfileSource)
+    dropped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        shapes = {
+            "dataset": (len(self.dataset), n),
+            "question": (len(self.question), n),
+            "quality": (self.quality.shape, (n, 4)),
+            "em": (self.em.shape, (n, 4)),
+            "tokens": (self.tokens.shape, (n, 4)),
+            "latency_ms": (self.latency_ms.shape, (n, 4)),
+            "retrieval_ms": (self.retrieval_ms.shape, (n,)),
+            "features": (self.features.shape, (n, len(self.feature_names))),
+        }
+        wrong = [f"{name}: {got}, expected {want}" for name, (got, want) in shapes.items() if got != want]
+        if wrong:
+            raise InputError("profile: arrays of unequal shape: " + "; ".join(wrong))
+        unknown = set(self.strategies) - set(STRATEGIES)
+        if unknown or not self.strategies:
+            raise InputError(f"profile: strategies {self.strategies}, expected some of {STRATEGIES}")
+
+    @property
+    def n(self) -> int:
+        """Number of questions."""
+        return len(self.ids)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Column numbers of the strategies that may be chosen."""
+        return tuple(i for i, name in enumerate(STRATEGIES) if name in self.strategies)
+
+    @property
+    def complete(self) -> Bools:
+        """[n] whether every strategy that may be chosen has quality and tokens."""
+        wanted = list(self.columns)
+        known: Bools = np.isfinite(self.quality[:, wanted] + self.tokens[:, wanted])
+        return np.asarray(known.all(axis=1))
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether latency is known for every strategy of every complete question."""
+        known = self.latency_ms[self.complete][:, list(self.columns)]
+        return bool(known.size) and bool(np.isfinite(known).all())
+
+    @property
+    def has_draft_cost(self) -> bool:
+        """Whether the draft's cost, which is Direct's, is known for every complete question."""
+        whole = self.complete
+        known = np.isfinite(self.tokens[whole, DIRECT])
+        timed = np.isfinite(self.latency_ms[whole, DIRECT]) if self.has_latency else known
+        return bool(known.size) and bool((known & timed).all())
+
+    def keys(self) -> NDArray[np.uint64]:
+        """[n] 64-bit digests of dataset, id and text, by which questions are recognised."""
+        texts = zip(self.dataset, self.ids, self.question, strict=True)
+        return np.array([int(digest_of(text)[:16], 16) for text in texts], dtype=np.uint64)
+
+    def select(self, rows: NDArray[np.int64] | Bools) -> "Profile":
+        """The same profile with some questions only (a mask or row numbers)."""
+        numbers = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return replace(
+            self,
+            dataset=tuple(self.dataset[i] for i in numbers),
+            ids=tuple(self.ids[i] for i in numbers),
+            question=tuple(self.question[i] for i in numbers),
+            quality=self.quality[numbers],
+            em=self.em[numbers],
+            tokens=self.tokens[numbers],
+            latency_ms=self.latency_ms[numbers],
+            retrieval_ms=self.retrieval_ms[numbers],
+            features=self.features[numbers],
+        )
+
+    def only_complete(self) -> "Profile":
+        """The complete questions; how many were left out is added to `dropped`.
+
+        Raises:
+            InputError: no question has every strategy.
+        """
+        whole = self.complete
+        if whole.all():
+            return self
+        if not whole.any():
+            raise InputError(
+                f"profile: none of {self.n} questions has all of {', '.join(self.strategies)}",
+                "finish the profile (run `apportion profile` again with --resume)",
+            )
+        lost = f"{int((~whole).sum())} of {self.n} questions: a strategy failed or was not recorded"
+        return replace(self.select(whole), dropped=(*self.dropped, lost))
+
+    def restrict(self, strategies: tuple[str, ...]) -> "Profile":
+        """The same outcomes with the choice restricted to these strategies."""
+        return replace(self, strategies=tuple(s for s in STRATEGIES if s in strategies))
+
+    def with_features(self, names: tuple[str, ...], values: Floats) -> "Profile":
+        """The same profile with columns added; a name that is already there is replaced."""
+        kept = [i for i, name in enumerate(self.feature_names) if name not in names]
+        return replace(
+            self,
+            feature_names=(*(self.feature_names[i] for i in kept), *names),
+            features=np.concatenate([self.features[:, kept], values], axis=1),
+        )
+
+    def keep_features(self, names: tuple[str, ...]) -> "Profile":
+        """The same profile with these feature columns only, in this order.
+
+        Raises:
+            InputError: some are not there.
+        """
+        absent = [name for name in names if name not in self.feature_names]
+        if absent:
+            raise InputError(
+                f"profile: features {', '.join(absent)} are missing",
+                "profile again, give --index DIR, or use what was trained without them",
+            )
+        columns = [self.feature_names.index(name) for name in names]
+        return replace(self, feature_names=names, features=self.features[:, columns])

@@ -1,0 +1,81 @@
+"""What a running profile records: one line for a question's probe, one for each answer. Values only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from apportion.core.artifact import digest_of
+from apportion.route.ask.probes import draft_features
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.profile import Outcome
+from apportion.route.profile.questions import Question
+from apportion.route.profile.scoring import score
+
+Record = dict[str, Any]
+Key = tuple[str, str]  # question key, strategy; strategy "" is the question's probe
+
+
+def question_key(question: Question) -> str:
+    """16 hex digits of dataset, id and text; gold answers may change, since rows are scored at the end."""
+    return digest_of([question.dataset, question.id, question.question])[:16]
+
+
+@dataclass(slots=True)
+class Measured:
+    """Finished work by (question key, strategy); a failed row counts as not finished."""
+
+    records: dict[Key, Record] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        self.records[record["question"], record["strategy"]] = record
+
+    def is_done(self, key: str, strategy: str) -> bool:
+        record = self.records.get((key, strategy))
+        return record is not None and record.get("error") is None
+
+    def outcomes(self, question: Question) -> list[Outcome]:
+        """The four rows of a question, scored; a strategy that never ran is a failed row."""
+        key = question_key(question)
+        probe = self.records.get((key, ""), {})
+        draft = draft_features(self.records.get((key, "direct"), {}).get("logprobs"))
+        features: Mapping[str, float] = {**probe.get("features", {}), **draft}
+        return [
+            _outcome(question, strategy, self.records.get((key, strategy)), probe, features) for strategy in STRATEGIES
+        ]
+
+    def count(self, questions: Sequence[Question], strategies: Sequence[str]) -> int:
+        """How many rows of these questions are finished."""
+        return sum(self.is_done(question_key(one), strategy) for one in questions for strategy in strategies)
+
+
+def _outcome(
+    question: Question,
+    strategy: str,
+    record: Record | None,
+    probe: Record,
+    features: Mapping[str, float],
+) -> Outcome:
+    shared: dict[str, Any] = {
+        "dataset": question.dataset,
+        "question_id": question.id,
+        "question": question.question,
+        "answers": question.answers,
+        "strategy": strategy,
+        "draft_nll": features.get("draft_nll_mean"),
+        "retrieval_ms": probe.get("retrieval_ms"),
+        "features": features,
+    }
+    if record is None or record.get("error") is not None:
+        reason = "was not run" if record is None else str(record["error"])
+        return Outcome(**shared, error=reason)
+    result = score(record["answer"], question.answers)
+    return Outcome(
+        **shared,
+        answer=record["answer"],
+        f1=result.f1,
+        em=result.em,
+        prompt_tokens=record["prompt_tokens"],
+        completion_tokens=record["completion_tokens"],
+        latency_ms=record["latency_ms"],
+        completion_measured=record["tokens_measured"],
+    )
