@@ -1,5 +1,7 @@
 """Results name files, never the folders of the machine that made them."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -49,3 +51,10 @@ def test_every_benchmark_that_saves_its_command_uses_this() -> None:
 def test_saved_plans_are_read_with_and_without_named_widths() -> None:
     assert names_of("02", {"widths": ["w2g64", "w3g32", "Q4_K"]}) == ["w2g64", "Q4_K"]
     assert names_of("24", {"widths": [2, 4], "group_size": 128}) == ["w2g128", "w4g128"]
+
+
+@pytest.mark.parametrize("name", ["command_line", "saved_plans", "saved_widths"])
+def test_examples(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted
+    assert not found.failed
