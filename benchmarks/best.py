@@ -42,7 +42,7 @@ from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
 from apportion.formats.packed import Packed
 from apportion.formats.width import Width
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
@@ -309,7 +309,7 @@ def work_off(asked: argparse.Namespace) -> None:
         write_json(asked.written, {**job, "found": found})
 
 
-def losses(table: Table, rounded: Mapping[str, Packed], judge: Calibration, text: Tensor) -> Measured:
+def losses(table: Table, rounded: Mapping[str, Packed], judge: Windows, text: Tensor) -> Measured:
     """Loss on the judging windows, and NLL per held-out window."""
     staged = table.staged
     with in_place(staged, rounded):

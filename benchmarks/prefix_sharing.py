@@ -24,7 +24,7 @@ from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
 from apportion.models.pretrained import load_model
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 
 def options() -> argparse.Namespace:
@@ -74,7 +74,7 @@ def compare(staged: StagedModel, asked: argparse.Namespace) -> Json:
     bank: WeightBank = bank_of(staged, players, round_all(staged, rounding_named("nearest"), (2, 4), 64))
     vocabulary = staged.model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (asked.windows, asked.window_tokens), generator=torch.Generator().manual_seed(0))
-    text = Calibration(ids, "random tokens")
+    text = Windows(ids, "random tokens")
     wanted = coalitions(draw_permutations(len(players), asked.permutations, seed=0), 2, 4)
     timed = np.random.default_rng(0).choice(len(wanted), max(8, round(asked.naive_share * len(wanted))), replace=False)
     sample = [wanted[index] for index in sorted(timed.tolist())]

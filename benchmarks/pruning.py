@@ -20,7 +20,7 @@ from apportion.bits.recipe import Sampling
 from apportion.core.arrays import NDArray
 from apportion.core.device import place
 from apportion.models.pretrained import load_model, load_tokenizer
-from apportion.models.text import Calibration, calibrate
+from apportion.models.text import Windows, calibrate
 
 SKIPPED = 0  # the width of a block that is left out
 
@@ -32,7 +32,7 @@ class SkippingEngine(PlainEngine):
         return hidden if widths == (SKIPPED,) else super().block(block, widths, hidden)
 
 
-def skipping_game(bank: WeightBank, windows: Calibration) -> MeasuredGame:
+def skipping_game(bank: WeightBank, windows: Windows) -> MeasuredGame:
     """The game in which players have the high width or are left out."""
     game = MeasuredGame(bank, windows)
     ids = windows.windows.to(bank.staged.placement.device)

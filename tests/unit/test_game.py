@@ -22,13 +22,13 @@ from apportion.core.device import place
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
 from apportion.models.pretrained import load_model
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 from tests.tiny_models import KINDS
 
 
-def text(count: int = 5, tokens: int = 20) -> Calibration:
+def text(count: int = 5, tokens: int = 20) -> Windows:
     ids = torch.randint(2, 150, (count, tokens), generator=torch.Generator().manual_seed(3))
-    return Calibration(ids, "test")
+    return Windows(ids, "test")
 
 
 def bank_for(folder, kind: str = "blocks", widths: tuple[int, ...] = (2, 4)) -> WeightBank:

@@ -26,7 +26,7 @@ from apportion.core.artifact import (
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
 from apportion.formats.width import require_bits
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 
@@ -82,8 +82,8 @@ def apply(
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
-        "text": Calibration(text, "").digest if text is not None else None,
-        "tune": [sampling.tune, Calibration(taught, "").digest] if taught is not None else None,
+        "text": Windows(text, "").digest if text is not None else None,
+        "tune": [sampling.tune, Windows(taught, "").digest] if taught is not None else None,
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])

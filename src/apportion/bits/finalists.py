@@ -28,7 +28,7 @@ from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
-from apportion.models.text import Calibration, load_calibration, sample_calibration, unseen_windows, windows_of
+from apportion.models.text import Windows, load_calibration, sample_calibration, unseen_windows, windows_of
 
 WIDTHS = (2, 3, 4)
 JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
@@ -73,7 +73,7 @@ class Written:
     judged: float
 
 
-def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
+def judging_text(table: Table, folder: Path) -> tuple[Windows, str]:
     """Windows to choose finalists on, and what they are.
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
@@ -97,13 +97,11 @@ def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
         if len(fresh) >= max(2, count // JUDGES):
             told = f"{len(fresh)} windows unseen by {', '.join(['search', *names])}"
             others = ", ".join(list(users)[left:])
-            return Calibration(fresh, used.source), told + (
-                f" (not by {others}: the text is too short)" if others else ""
-            )
+            return Windows(fresh, used.source), told + (f" (not by {others}: the text is too short)" if others else "")
     return used, "the search's own windows: the text has no others"
 
 
-def written(table: Table, assignment: Assignment, text: Calibration, judge: Calibration | None = None) -> Written:
+def written(table: Table, assignment: Assignment, text: Windows, judge: Windows | None = None) -> Written:
     """Round a plan as it is written and measure it on a text, and on another where finalists are judged.
 
     Raises:

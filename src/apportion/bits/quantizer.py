@@ -21,7 +21,7 @@ from apportion.core.seeds import derived_seed
 from apportion.formats.packed import Packed
 from apportion.formats.width import require_groups
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration, calibrate, choose, sample_calibration, windows_of
+from apportion.models.text import Windows, calibrate, choose, sample_calibration, windows_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Table:
             self._bank = bank_of(self.staged, self.players, self.rounded())
         return self._bank
 
-    def settings(self, calibration: Calibration) -> Json:
+    def settings(self, calibration: Windows) -> Json:
         """What the values depend on, by digest and by name."""
         sampling, placement = self.sampling, self.staged.placement
         return {

@@ -21,11 +21,19 @@ MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Token windows, where they came from, and their digest."""
+class Windows:
+    """Token windows of one length, and where they came from.
+
+    Attributes:
+        windows: token ids, one window a row.
+        source: the file they were cut from, or that the model sampled them itself.
+        bos: whether every window begins with the beginning-of-text token of the model: Gemma's perplexity explodes
+            without it. None where nobody said.
+    """
 
     windows: Int[Tensor, "windows tokens"]
     source: str
+    bos: bool | None = None
 
     @property
     def digest(self) -> str:
@@ -100,7 +108,7 @@ def cut(prefix: list[int], ids: Int[Tensor, " stream"], window_tokens: int) -> I
 
 def calibrate(
     path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int, fewer: bool = False
-) -> Calibration:
+) -> Windows:
     """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
 
     Args:
@@ -116,7 +124,7 @@ def calibrate(
             f"--windows {windows}: {path} has only {len(available)} windows of {window_tokens} tokens",
             "give a longer text, fewer --windows or a smaller --window-tokens",
         )
-    return Calibration(choose(available, windows, seed), str(path))
+    return Windows(choose(available, windows, seed), str(path))
 
 
 def windows_of(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
@@ -145,9 +153,7 @@ def unseen_windows(
 
 
 @torch.inference_mode()
-def sample_calibration(
-    staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int
-) -> Calibration:
+def sample_calibration(staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
     """Windows that the model writes itself: temperature 1, from its own beginning-of-text.
 
     Raises:
@@ -175,7 +181,7 @@ def sample_calibration(
             pad_token_id=start,
             stopping_criteria=[watching(advance)],
         )
-    return Calibration(ids.cpu().contiguous(), "sampled from the model itself")
+    return Windows(ids.cpu().contiguous(), "sampled from the model itself")
 
 
 def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
@@ -188,7 +194,7 @@ def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
     return criterion
 
 
-def save_calibration(calibration: Calibration, path: Path) -> None:
+def save_calibration(calibration: Windows, path: Path) -> None:
     """Write windows as safetensors, with their source and digest as metadata."""
     from safetensors.torch import save
 
@@ -198,7 +204,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     write_bytes(path, save({"windows": calibration.windows.to(torch.int32)}, metadata=metadata))
 
 
-def load_calibration(path: Path) -> Calibration:
+def load_calibration(path: Path) -> Windows:
     """Read windows back.
 
     Raises:
@@ -209,7 +215,7 @@ def load_calibration(path: Path) -> Calibration:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            loaded = Calibration(file.get_tensor("windows").long(), metadata.get("source", ""))
+            loaded = Windows(file.get_tensor("windows").long(), metadata.get("source", ""))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: no readable windows: {error}", "run the samples step again") from error
     if loaded.digest != metadata.get("digest"):

@@ -36,7 +36,7 @@ from apportion.core.artifact import (
 )
 from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.log import AppendLog
-from apportion.models.text import Calibration, load_calibration
+from apportion.models.text import Windows, load_calibration
 
 CURVE = 15  # evenly spaced budgets of the excess; with 16 equal players, k = 15..1 demoted ones
 AVG_BITS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
@@ -121,7 +121,7 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     table = open_table(model, sampling, place)
     if "optimum" in ask.methods:
         require_exhaustible(len(table.players), sampling.widths)
-    held_out = Calibration(
+    held_out = Windows(
         first_windows(
             table.tokenizer,
             ask.text,
@@ -213,7 +213,7 @@ def judging_table(table: Table, ask: Comparison) -> Table:
     return Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
 
 
-def judge(table: Table, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
+def judge(table: Table, held_out: Windows, plans: list[Assignment], out: Path) -> Judged:
     """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
     settings = table.settings(held_out)
     with AppendLog(out / "text.log", settings, resume=True) as log:

@@ -30,7 +30,7 @@ from apportion.core.errors import InputError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.core.seeds import stream
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 RANDOM_PLANS = 5
 Choice = tuple[Assignment, ...]
@@ -66,7 +66,7 @@ class Context:
 
     table: Table
     bank: WeightBank
-    calibration: Calibration
+    calibration: Windows
     samples: Samples
     folder: Path
     alpha: float = 0.5

@@ -23,7 +23,7 @@ from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 Values = dict[Assignment, NDArray[np.float64]]
 Read = Callable[[], NDArray[np.float64]]
@@ -86,7 +86,7 @@ class MeasuredGame:
         log: where values are appended as they come; its records are known from the start.
     """
 
-    def __init__(self, bank: WeightBank, calibration: Calibration, log: AppendLog | None = None) -> None:
+    def __init__(self, bank: WeightBank, calibration: Windows, log: AppendLog | None = None) -> None:
         self.bank, self.calibration, self.log = bank, calibration, log
         self.players = bank.players
         self.counts = Counts()
@@ -196,7 +196,7 @@ def decode(text: str) -> Assignment:
     return tuple(map(int, text))
 
 
-def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray[np.float64]:
+def full_precision_nll(staged: StagedModel, calibration: Windows) -> NDArray[np.float64]:
     """NLL per window of the checkpoint's own weights.
 
     Raises:
@@ -209,7 +209,7 @@ def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray
     return nll
 
 
-def naive_values(bank: WeightBank, calibration: Calibration, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
+def naive_values(bank: WeightBank, calibration: Windows, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
     """Mean NLL of each assignment by whole-model forward passes: the reference that `MeasuredGame` must equal."""
     found = []
     staged = bank.staged

@@ -20,7 +20,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.log import AppendLog, read_log
 from apportion.models.text import (
-    Calibration,
+    Windows,
     calibrate,
     load_calibration,
     sample_calibration,
@@ -30,7 +30,7 @@ from apportion.models.text import (
 STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
 
 
-def calibration_for(table: Table, folder: Path) -> Calibration:
+def calibration_for(table: Table, folder: Path) -> Windows:
     """The windows asked for; windows sampled by the model itself are sampled once and kept.
 
     Kept windows without values belong to a run that ended before it measured, perhaps of another text or model: they
