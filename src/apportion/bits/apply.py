@@ -17,13 +17,13 @@ from apportion.core.artifact import (
     digest_of,
     finished,
     read_manifest,
-    require_free,
     start,
     versions,
     write_json,
     write_manifest,
 )
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
+from apportion.core.output import output_folder
 from apportion.formats.width import require_bits
 from apportion.models.staged import StagedModel
 from apportion.models.text import Windows
@@ -54,6 +54,23 @@ def apply(
         BudgetError: in this rounding's format the plan takes more bytes than it may.
         InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
     """
+    with output_folder(out, "apply", resume=resume, reads=[staged.source] if staged.source else []):
+        return write_plan(
+            staged, tokenizer, plan, out, resume=resume, rounding=rounding, sampling=sampling or Sampling()
+        )
+
+
+def write_plan(
+    staged: StagedModel,
+    tokenizer: Any,
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool,
+    rounding: str | None,
+    sampling: Sampling,
+) -> Json:
+    """The work of `apply`, in a folder that is held for it."""
     missing = [key for key in ("model", "apply_rounding", "group_size") if key not in plan.settings]
     if missing:
         raise ArtifactCorruptError(f"plan: its settings lack {', '.join(missing)}", "make the plan again")
@@ -66,10 +83,8 @@ def apply(
     group_size = plan.settings["group_size"]
     require_bits(plan.widths, backend.bits, backend.name)
     require_fusable(widths_by_path(staged, plan.players, plan.assignment), backend)
-    sampling = sampling or Sampling()
     sampling.check()
     player_bytes = afforded_bytes(staged, plan, backend, group_size)
-    require_free(out, resume=resume)
     require_tunable(backend.name, backend.format, sampling.tune)
     text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
     taught = None
@@ -79,6 +94,7 @@ def apply(
         taught = tuning_text(tokenizer, sampling, own)
         require_windows(taught)
     asked = {
+        "kind": "apply",
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,

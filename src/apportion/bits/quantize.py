@@ -33,7 +33,9 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import place
 from apportion.core.errors import BudgetError, InputError, require_all
+from apportion.core.output import output_folder
 from apportion.core.progress import progress
+from apportion.models.identity import source_identity, text_identity
 from apportion.models.load import load_full, load_staged
 from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import load_calibration
@@ -120,10 +122,16 @@ def quantize(
     require_all(
         sampling.check, lambda: require_tied(sampling), lambda: estimate_check(ask, sampling), ask.require_one_budget
     )
-    out = Path(out)
-    asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
-    if finished(out, asked, resume=resume):
-        return dict(read_manifest(out)["result"])
+    asked = {"kind": "quantize", "model_source": model, **asdict(ask), **asdict(sampling)}
+    asked |= {"model": source_identity(model), "text": text_identity(sampling.calibration)}
+    with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
+        if finished(claimed, asked, resume=resume):
+            return dict(read_manifest(claimed)["result"])
+        return quantize_into(claimed, model, ask, sampling, asked, began)
+
+
+def quantize_into(out: Path, model: str, ask: Quantization, sampling: Sampling, asked: Json, began: float) -> Json:
+    """The work of `quantize`, in a folder that is held for it."""
     table = open_table(model, sampling, ask)
     budget = ask.budget(table.costs)
     if ask.method == "auto":

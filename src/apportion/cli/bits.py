@@ -149,8 +149,9 @@ def sensitivity(
     """
     from apportion.bits.game.samples import load_samples
     from apportion.bits.plan.sensitivity import estimate
-    from apportion.core.artifact import plain, write_json
+    from apportion.core.artifact import plain, require_replaceable, write_json
 
+    require_replaceable(out, "players", "method")
     found = estimate(load_samples(samples_folder), method, alpha=alpha)
     write_json(out, found)
     emit(plain(found), as_json=as_json, text=f"{out}: {method}, {len(found.players)} players")
@@ -172,8 +173,9 @@ def plan(
     from apportion.bits.plan.budget import parse_bytes
     from apportion.bits.plan.sensitivity import sensitivity_from
     from apportion.bits.quantize import Quantization
-    from apportion.core.artifact import plain, read_json, write_json
+    from apportion.core.artifact import plain, read_json, require_replaceable, write_json
 
+    require_replaceable(out, "players", "assignment")
     loaded = sensitivity_from(read_json(sensitivity_file))
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
     found = allocate(loaded, Quantization(avg_bits=avg_bits, max_bytes=limit).budget(loaded))

@@ -36,6 +36,8 @@ from apportion.core.artifact import (
 )
 from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.log import AppendLog
+from apportion.core.output import output_folder
+from apportion.models.identity import source_identity, text_identity
 from apportion.models.text import Windows, load_calibration
 
 CURVE = 15  # evenly spaced budgets of the excess; with 16 equal players, k = 15..1 demoted ones
@@ -112,11 +114,17 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
     sampling = sampling or Sampling()
     sampling.check()
     ask.check(sampling)
-    out = Path(out)
-    asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
-    if finished(out, asked, resume=resume):
-        read_manifest(out)
-        return {**read_json(out / "result.json"), "out": str(out)}
+    asked = {"kind": "compare", "model_source": model, **asdict(ask), **asdict(sampling)}
+    asked |= {"model": source_identity(model), "texts": [text_identity(sampling.calibration), text_identity(ask.text)]}
+    with output_folder(Path(out), "compare", resume=resume, reads=[model]) as claimed:
+        if finished(claimed, asked, resume=resume):
+            read_manifest(claimed)
+            return {**read_json(claimed / "result.json"), "out": str(claimed)}
+        return compare_into(claimed, model, ask, sampling, asked, began)
+
+
+def compare_into(out: Path, model: str, ask: Comparison, sampling: Sampling, asked: Json, began: float) -> Json:
+    """The work of `compare`, in a folder that is held for it."""
     place = Quantization(device=ask.device, dtype=ask.dtype, trust_remote_code=ask.trust_remote_code)
     table = open_table(model, sampling, place)
     if "optimum" in ask.methods:

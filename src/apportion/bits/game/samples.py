@@ -112,7 +112,7 @@ def load_samples(folder: Path) -> Samples:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactCorruptError(
             f"{folder}: field or coalition {error} is missing or malformed",
-            f"delete {SAMPLES} and run the step with --resume: what the log holds is not measured again",
+            "take the samples again into another --out",
         ) from error
 
 

@@ -19,6 +19,7 @@ from apportion.bits.quantizer import Table
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.log import AppendLog, read_log
+from apportion.core.output import output_folder
 from apportion.models.text import (
     Windows,
     calibrate,
@@ -76,8 +77,14 @@ def take_samples(
     Raises:
         InputError, ArtifactMismatchError, NumericError, as their steps say.
     """
+    with output_folder(folder, "samples", resume=resume, reads=[table.staged.source] if table.staged.source else []):
+        claim_folder(folder, resume=True, kind="samples")
+        return samples_of(table, folder, resume=resume, stop=stop)
+
+
+def samples_of(table: Table, folder: Path, *, resume: bool, stop: Callable[[Samples], bool] | None) -> Samples:
+    """The work of `take_samples`, in a folder that is held for it."""
     began = time.monotonic()
-    claim_folder(folder, resume=resume)
     calibration = calibration_for(table, folder)
     settings = table.settings(calibration)
     table.staged.verify(calibration.windows)
