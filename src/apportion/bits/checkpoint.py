@@ -22,13 +22,11 @@ from apportion.core.artifact import Json, disk_error, write_bytes, write_json
 from apportion.core.errors import InputError
 from apportion.formats.compressed_tensors import FORMAT as GRID
 from apportion.formats.packed import Packed
-from apportion.formats.safetensors import Entry, entry_of, file_bytes, write_tensors
+from apportion.formats.safetensors import INDEX, WEIGHTS, Entry, entry_of, file_bytes, write_tensors
 from apportion.formats.width import Width
 from apportion.models.staged import StagedModel
 
 SHARD_BYTES = 5_000_000_000
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 QMAP = "quanto_qmap.json"  # what quanto's own loader asks for: written only where it would guess our group size
 
 
