@@ -66,9 +66,9 @@ def ours(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[st
     from apportion.bits.game.bank import round_plan
     from apportion.bits.rounding import rounding_named
     from apportion.core.device import place
-    from apportion.models.pretrained import load_model
+    from apportion.models.load import load_staged
 
-    staged = load_model(asked.model, place("cpu", "float32"))
+    staged = load_staged(asked.model, place("cpu", "float32"))
     began = time.monotonic()
     bits = dict.fromkeys(staged.originals, asked.bits)
     rounded = round_plan(staged, rounding_named("gptq"), bits, GROUP, windows["calibration"])

@@ -129,11 +129,12 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     from apportion.bits.quantizer import Table
     from apportion.bits.recipe import Sampling
     from apportion.core.device import place
-    from apportion.models.pretrained import load_model, load_tokenizer
+    from apportion.models.load import load_staged
+    from apportion.models.pretrained import load_tokenizer
     from apportion.models.text import calibrate
 
     sampling = Sampling(windows=asked.windows, window_tokens=asked.window_tokens, rounding=asked.roundings)
-    staged = load_model(folder, place("auto", asked.dtype))
+    staged = load_staged(folder, place("auto", asked.dtype))
     table = Table(staged, load_tokenizer(folder), sampling)
     windows = calibrate(
         asked.calibration, table.tokenizer, windows=asked.windows, window_tokens=asked.window_tokens, seed=0

@@ -22,7 +22,7 @@ from apportion.bits.game.spqe import coalitions, draw_permutations
 from apportion.bits.rounding import rounding_named
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
 from apportion.models.text import Windows
 
@@ -55,7 +55,7 @@ def main() -> None:
     asked = options()
     with tempfile.TemporaryDirectory() as folder:
         path = asked.model or random_model(Path(folder))
-        staged = load_model(str(path), place())
+        staged = load_staged(str(path), place())
         result = compare(staged, asked)
     result["model"] = str(asked.model.name if asked.model else "random weights, 16 blocks, hidden 384")
     write_json(asked.out / "prefix_sharing.json", result)

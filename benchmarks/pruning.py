@@ -19,7 +19,8 @@ from apportion.bits.quantizer import Table
 from apportion.bits.recipe import Sampling
 from apportion.core.arrays import NDArray
 from apportion.core.device import place
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import Windows, calibrate
 
 SKIPPED = 0  # the width of a block that is left out
@@ -47,7 +48,7 @@ def pruning(asked: argparse.Namespace) -> list[dict[str, object]]:
         rounding=asked.rounding, calibration=Path(asked.text), windows=asked.windows,
         window_tokens=asked.window_tokens, permutations=asked.permutations,
     )  # fmt: skip
-    table = Table(load_model(folder, place("auto", "auto")), load_tokenizer(folder), sampling)
+    table = Table(load_staged(folder, place("auto", "auto")), load_tokenizer(folder), sampling)
     windows = calibrate(
         sampling.calibration, table.tokenizer, windows=sampling.windows, window_tokens=sampling.window_tokens, seed=0
     )

@@ -13,7 +13,8 @@ from apportion.bits.game.game import MeasuredGame, naive_values
 from apportion.bits.quantizer import Table
 from apportion.bits.recipe import Sampling
 from apportion.core.device import place
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("kind", KINDS)
 def test_replayed_values_equal_naive_ones(kind: str, checkpoint: Callable[..., Path], text_file: Path) -> None:
     model = str(checkpoint(kind, blocks=4))
-    table = Table(load_model(model, place("cuda", "float32")), load_tokenizer(model), Sampling(group_size=32))
+    table = Table(load_staged(model, place("cuda", "float32")), load_tokenizer(model), Sampling(group_size=32))
     windows = calibrate(text_file, table.tokenizer, windows=3, window_tokens=32, seed=0)
     bank = table.bank()
     game = MeasuredGame(bank, windows)

@@ -16,7 +16,8 @@ from apportion.bits.game.sampling import take_samples
 from apportion.bits.quantizer import Table
 from apportion.bits.recipe import Sampling
 from apportion.core.device import place
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
@@ -28,7 +29,7 @@ def context(request: pytest.FixtureRequest, checkpoint: Make, text_file: Path, t
     model = str(checkpoint(request.param, blocks=3))
     folder = tmp_path_factory.mktemp("context")
     sampling = Sampling(group_size=32, calibration=text_file, windows=3, window_tokens=32, permutations=2)
-    table = Table(load_model(model, place("cpu", "float32")), load_tokenizer(model), sampling)
+    table = Table(load_staged(model, place("cpu", "float32")), load_tokenizer(model), sampling)
     samples = take_samples(table, folder / "samples")
     windows = calibrate(text_file, table.tokenizer, windows=3, window_tokens=32, seed=0)
     return Context(table, table.bank(), windows, samples, folder)
@@ -56,7 +57,7 @@ def test_gradients_equal_finite_differences_and_leave_the_model_as_it_was(contex
 
 def test_llm_mq_is_the_inner_product_of_gradient_and_rounding_error(context: Context) -> None:
     found = llm_mq(context.bank, context.calibration, context.samples)
-    model = load_model(context.table.staged.source, place("cpu", "float32")).model.requires_grad_(True)
+    model = load_staged(context.table.staged.source, place("cpu", "float32")).model.requires_grad_(True)
     windows = context.calibration.windows
     model(input_ids=windows, labels=windows, use_cache=False).loss.backward()
     rounded = context.table.rounded()

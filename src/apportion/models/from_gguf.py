@@ -1,4 +1,4 @@
-"""A GGUF file as a model to quantize: its tensors dequantized, its tokenizer and configuration as transformers reads them.
+"""A GGUF file as a model to quantize: tensors dequantized, tokenizer and configuration as transformers reads them.
 
 Only files of high precision are taken: rounding what was rounded before adds both errors, and nobody would see why.
 """
