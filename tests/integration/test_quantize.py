@@ -12,7 +12,8 @@ import torch
 
 import apportion
 from apportion.bits.apply import apply
-from apportion.bits.checkpoint import packed_entries, save_companions
+from apportion.bits.checkpoint import packed_entries
+from apportion.bits.companions import save_tokenizer
 from apportion.bits.game import encode, load_samples, widths_by_path
 from apportion.bits.perplexity import perplexity
 from apportion.bits.plan import allocate, budget_from_bits, estimate, plan_from
@@ -195,7 +196,7 @@ def test_a_tokenizer_that_cannot_be_written_is_an_error(checkpoint, tmp_path, re
             raise refusal
 
     with pytest.raises(ArtifactError, match="cannot be written: No space left"):
-        save_companions(tmp_path, open_model(str(checkpoint()), Recipe(group_size=32)).staged, Full())
+        save_tokenizer(tmp_path, open_model(str(checkpoint()), Recipe(group_size=32)).staged, Full())
 
 
 def test_long_steps_before_the_game_show_their_progress(checkpoint, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from apportion.bits.rounding.tuning import CHECKS, batches, lesson_of, loss_of, 
 from apportion.core.device import place
 from apportion.core.errors import InputError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, grid_width
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from tests.tiny_models import KINDS
 
 WINDOWS = torch.randint(2, 150, (96, 24), generator=torch.Generator().manual_seed(5))
@@ -21,7 +21,7 @@ def rounded_to(staged, bits: int):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpoint, kind):
-    staged = load_model(str(checkpoint(kind)), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint(kind)), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     own = staged.window_nll(WINDOWS).copy()
     tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 24))
@@ -41,7 +41,7 @@ def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpo
 
 
 def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monkeypatch):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 4)
     monkeypatch.setattr("apportion.bits.rounding.tuning.RATE", 3.0)  # far too fast
     tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 4))
@@ -51,7 +51,7 @@ def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monke
 
 
 def test_the_same_seed_gives_the_same_scales(checkpoint):
-    staged = load_model(str(checkpoint("qwen3")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("qwen3")), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     first, again = (tune(staged, rounded, lesson_of(staged, WINDOWS, 6, seed=3)).packed for _ in range(2))
     assert all(torch.equal(item.scale, again[path].scale) for path, item in first.items())
@@ -67,6 +67,6 @@ def test_what_cannot_be_tuned_is_refused(checkpoint):
         require_tunable("hqq", HQQ, 10)
     with pytest.raises(InputError, match="steps"):
         require_tunable("nearest", COMPRESSED_TENSORS, -1)
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     with pytest.raises(InputError, match="fewer than two windows"):
         lesson_of(staged, WINDOWS[:1], 2)

@@ -17,7 +17,6 @@ from apportion.core.artifact import (
     digest_of,
     finished,
     read_manifest,
-    require_free,
     start,
     versions,
     write_json,
@@ -25,11 +24,12 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
+from apportion.core.output import output_folder
 from apportion.formats import Format
 from apportion.formats.width import require_bits
 from apportion.models.load import load_full
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 
 def apply(
@@ -95,15 +95,29 @@ def apply_to(
     resume: bool = False,
 ) -> Json:
     """`apply` for a model that is loaded already."""
+    with output_folder(out, "apply", resume=resume, reads=[staged.source] if staged.source else []):
+        return write_plan(staged, tokenizer, plan, out, rounding, recipe or Recipe(), resume=resume)
+
+
+def write_plan(
+    staged: StagedModel,
+    tokenizer: object,
+    plan: Plan,
+    out: Path,
+    rounding: str | None,
+    recipe: Recipe,
+    *,
+    resume: bool,
+) -> Json:
+    """The work of `apply`, in a folder that is held for it."""
     require_made_for(plan, staged)
     backend = applied_named(rounding or plan.settings["apply_rounding"])
     require_bits(plan.costs.widths, backend.format.bits, backend.name)
     widths = widths_by_path(staged, plan.costs, plan.assignment)
     require_fusable(widths, backend.format)
-    recipe = recipe_of(plan, recipe or Recipe(), backend.name)
+    recipe = recipe_of(plan, recipe, backend.name)
     recipe.check()
     plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend.format, backend.name))
-    require_free(out, resume=resume)
     require_tunable(backend.name, backend.format, recipe.tune)
     quantizer = Quantizer(staged, tokenizer, recipe)
     if recipe.tune:
@@ -113,11 +127,12 @@ def apply_to(
         "tuned on": quantizer.tuning_text if recipe.tune else None,
     }
     asked = {
+        "kind": "apply",
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
         "tune": recipe.tune,
-        **{name: Calibration(text, "").digest if text is not None else None for name, text in texts.items()},
+        **{name: Windows(text, "").digest if text is not None else None for name, text in texts.items()},
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])

@@ -19,7 +19,7 @@ from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
-from apportion.models.text import Calibration, sample_calibration, unseen_windows
+from apportion.models.text import Windows, sample_calibration, unseen_windows
 
 JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
@@ -60,11 +60,11 @@ class Written:
 class Judges:
     """Windows to choose finalists on, and what they are."""
 
-    windows: Calibration
+    windows: Windows
     told: str
 
 
-def judges_for(quantizer: Quantizer, used: Calibration) -> Judges:
+def judges_for(quantizer: Quantizer, used: Windows) -> Judges:
     """Windows to choose finalists on.
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
@@ -87,13 +87,11 @@ def judges_for(quantizer: Quantizer, used: Calibration) -> Judges:
             told = f"{len(fresh)} windows unseen by {', '.join(['search', *names])}"
             others = ", ".join(list(users)[left:])
             told += f" (not by {others}: the text is too short)" if others else ""
-            return Judges(Calibration(fresh, used.source), told)
+            return Judges(Windows(fresh, used.source), told)
     return Judges(used, "the search's own windows: the text has no others")
 
 
-def written(
-    quantizer: Quantizer, assignment: Assignment, text: Calibration, judges: Calibration | None = None
-) -> Written:
+def written(quantizer: Quantizer, assignment: Assignment, text: Windows, judges: Windows | None = None) -> Written:
     """Round a plan as it is written and measure it on a text, and on another where finalists are judged.
 
     Raises:
@@ -122,7 +120,7 @@ def finalists(found: Found, count: int) -> list[Assignment]:
 
 
 def best_written(
-    quantizer: Quantizer, found: Found, budget: Budget, text: Calibration, count: int
+    quantizer: Quantizer, found: Found, budget: Budget, text: Windows, count: int
 ) -> tuple[Plan, PlanWeights]:
     """The finalist of least loss as written, on unseen windows, with what each came to and what it was judged on."""
     judges = judges_for(quantizer, text)

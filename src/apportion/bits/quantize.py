@@ -38,7 +38,9 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import peak_memory, place
 from apportion.core.errors import BudgetError, InputError, require_all
+from apportion.core.output import output_folder
 from apportion.core.progress import progress
+from apportion.models.identity import source_identity, text_identity
 from apportion.models.load import load_full
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
@@ -183,17 +185,27 @@ def quantize(
     began = time.monotonic()
     recipe = (recipe or Recipe()).for_method(ask.method)
     ask.check(recipe)
-    out = Path(out)
-    asked = {"model_source": model, **asdict(ask), **asdict(recipe)}
-    if finished(out, asked, resume=resume):
-        return dict(read_manifest(out)["result"])
+    asked = {"kind": "quantize", "model_source": model, **asdict(ask), **asdict(recipe)}
+    asked |= {"model": source_identity(model), "text": text_identity(recipe.calibration)}
+    with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
+        if finished(claimed, asked, resume=resume):
+            return dict(read_manifest(claimed)["result"])
+        return quantize_into(claimed, model, ask, recipe, {"asked": asked, "began": began})
+
+
+def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, run: Json) -> Json:
+    """The work of `quantize`, in a folder that is held for it.
+
+    Args:
+        run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds.
+    """
     quantizer = open_model(model, recipe, ask)
     budget = ask.budget(quantizer.costs)
     if ask.method == "auto":
         require_evaluations(ask.evaluations, len(quantizer.costs.players), len(quantizer.costs.widths))
     if recipe.tune and recipe.calibration is not None:
         require_windows(quantizer.tuning_text)
-    start(out, asked)
+    start(out, run["asked"])
     folder = out / "samples"
     with quantizer.game(folder, resume=True) as game:
         chosen = (by_search if ask.method == "auto" else by_estimate)(quantizer, game, ask, budget, folder)
@@ -201,7 +213,9 @@ def quantize(
         samples = measure(game, chosen.samples, [item.assignment for item in (chosen.plan, *frontier)])
         told = {**game.execution(), "embeddings": quantizer.staged.embeddings, "tokenised": quantizer.tokenised}
     frontier = [measured(item, samples) for item in frontier]
-    return finish(out, quantizer, replace(chosen, samples=samples), frontier, {"execution": told, "began": began})
+    return finish(
+        out, quantizer, replace(chosen, samples=samples), frontier, {"execution": told, "began": run["began"]}
+    )
 
 
 @dataclass(frozen=True)

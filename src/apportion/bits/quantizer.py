@@ -34,12 +34,13 @@ from apportion.bits.rounding import Lesson, Rounding, lesson_of, round_all, roun
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, require_same
 from apportion.core.log import AppendLog, read_log
+from apportion.core.output import output_folder
 from apportion.core.seeds import derived_seed
 from apportion.formats import Packed, Width
 from apportion.formats.width import require_groups
 from apportion.models.staged import StagedModel
 from apportion.models.text import (
-    Calibration,
+    Windows,
     choose,
     load_calibration,
     require_windows,
@@ -91,7 +92,7 @@ class Quantizer:
         self.tokenised += 1
         return windows_of(self.recipe.calibration, self.tokenizer, self.recipe.window_tokens)
 
-    def chosen(self, count: int) -> Calibration:
+    def chosen(self, count: int) -> Windows:
         """So many windows of the file at random, or sampled by the model itself; the same for the same seed.
 
         Raises:
@@ -102,7 +103,7 @@ class Quantizer:
             length, seed = recipe.window_tokens, recipe.seed
             return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed)
         require_windows(self.available, count, recipe.calibration)
-        return Calibration(choose(self.available, count, recipe.seed), str(recipe.calibration))
+        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration))
 
     @cached_property
     def rounding_text(self) -> Int[Tensor, "windows tokens"]:
@@ -139,14 +140,16 @@ class Quantizer:
             ArtifactExistsError, ArtifactMismatchError: the folder holds something else.
             NumericError, ModelStructureError: the model cannot be run block by block.
         """
-        claim_folder(folder, resume=resume)
-        text = self.text_for(folder)
-        settings = self.settings(text)
-        self.staged.verify(text.windows)
-        with AppendLog(folder / VALUES, settings, resume=resume) as log:
-            yield MeasuredGame(self.bank, text, log, settings)
+        source = self.staged.source
+        with output_folder(folder, "samples", resume=resume, reads=[source] if source else []):
+            claim_folder(folder, resume=True, kind="samples")
+            text = self.text_for(folder)
+            settings = self.settings(text)
+            self.staged.verify(text.windows)
+            with AppendLog(folder / VALUES, settings, resume=True) as log:
+                yield MeasuredGame(self.bank, text, log, settings)
 
-    def text_for(self, folder: Path) -> Calibration:
+    def text_for(self, folder: Path) -> Windows:
         """The windows asked for, kept in the folder; windows sampled by the model itself are sampled once.
 
         Kept windows without values belong to a run that ended before it measured, perhaps of another text or model:
@@ -180,7 +183,7 @@ class Quantizer:
         """The rounded weights of every width."""
         return WeightBank(self.staged, self.costs, self.rounded())
 
-    def settings(self, text: Calibration) -> Json:
+    def settings(self, text: Windows) -> Json:
         """What the values depend on, by digest and by name."""
         recipe, placement = self.recipe, self.staged.placement
         return {

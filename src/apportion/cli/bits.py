@@ -122,7 +122,7 @@ def samples(
 
     asked = recipe.recipe(apply_rounding=apply_rounding)
     require_tied(asked)
-    require_free(out, resume=resume)
+    require_free(out, resume=resume, kind="samples")
     taken = take_samples(open_model(model, asked, place.ask()), out, resume=resume)
     result = {"coalitions": len(taken.values), "nll_high": taken.nll_high, "nll_low": taken.nll_low, **taken.counts}
     emit({**result, "out": str(out)}, as_json=as_json, text=f"{out}: {len(taken.values)} coalitions measured")
@@ -142,8 +142,9 @@ def sensitivity(
     """
     from apportion.bits.game import load_samples
     from apportion.bits.plan import estimate
-    from apportion.core.artifact import plain, write_json
+    from apportion.core.artifact import plain, require_replaceable, write_json
 
+    require_replaceable(out, "costs", "method")
     found = estimate(load_samples(samples_folder), method, alpha=alpha)
     write_json(out, found)
     emit(plain(found), as_json=as_json, text=f"{out}: {method}, {len(found.costs.players)} players")
@@ -163,8 +164,9 @@ def plan(
     """
     from apportion.bits.plan import allocate, parse_bytes, sensitivity_from
     from apportion.bits.quantize import QuantizeRequest
-    from apportion.core.artifact import plain, read_json, write_json
+    from apportion.core.artifact import plain, read_json, require_replaceable, write_json
 
+    require_replaceable(out, "costs", "assignment")
     loaded = sensitivity_from(read_json(sensitivity_file))
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
     found = allocate(loaded, QuantizeRequest(avg_bits=avg_bits, max_bytes=limit).budget(loaded.costs))
