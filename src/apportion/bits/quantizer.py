@@ -277,8 +277,8 @@ def take_samples(
     >>> from apportion import Recipe, open_model
     >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
     >>> samples = take_samples(open_model(MODEL, recipe), OUT)
-    >>> sorted(samples.values)  # of two blocks: all low, one low, all high
-    [(0, 0), (0, 1), (1, 0), (1, 1)]
+    >>> sorted(samples.values)  # two orders of two blocks: both low, the same one low in both, both high
+    [(0, 0), (1, 0), (1, 1)]
     """
     with quantizer.game(folder, resume=resume) as game:
         return sample(game, folder, quantizer.orders(), stop=stop)

@@ -168,7 +168,10 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     judged = judge(judging, held_out, wanted(samples.costs, chosen), out)
     board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, recipe.seed)
     result = result_of(model, ask, recipe, samples, chosen, standings(board, exhaustive), judged)
-    result |= {"optimum": summary(exhaustive) if exhaustive is not None else None, "execution": execution}
+    result |= {
+        "optimum": summary(exhaustive) if exhaustive is not None else None,
+        "execution": {**execution, "embeddings": quantizer.staged.embeddings},
+    }
     result["seconds"] = time.monotonic() - run["began"]
     return finish(out, result, chosen)
 
