@@ -17,9 +17,9 @@ from apportion.core.errors import InputError
 from apportion.formats.packed import Packed
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
-from apportion.models.names import names_of
+from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
-from apportion.models.own import is_own, take_packed
+from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
 from apportion.models.pretrained import first_line, local_folder, model_class, own_code, quiet
 from apportion.models.source import Source, open_source
 
@@ -59,10 +59,10 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
         if not saved:
             loaded = asked.whole(dtype="auto")
             return Dense(loaded, origin_of(loaded, source))
-        if is_own(saved):
-            state, packed = take_packed(saved, source)
+        if is_own(saved) or is_packed_grid(saved):
+            state, packed = take_packed(saved, source) if is_own(saved) else take_grid(saved, source)
             loaded = asked.filled({**state, **dense_weights(packed, compute)}, dtype=compute)
-            return Dense(loaded, None, saved["quant_method"], by_module(loaded, packed))
+            return Dense(loaded, None, saved["quant_method"], by_module(loaded, packed) if is_own(saved) else {})
         if is_blockwise(saved):
             plain = decoded_source(saved, source)
             loaded = asked.filled(dict(plain.read()), dtype="auto")
@@ -180,8 +180,20 @@ def dense_weights(packed: Mapping[str, Packed], dtype: torch.dtype) -> dict[str,
 def origin_of(model: Any, source: Source) -> Origin:
     """Where the model's tensors lie, with its experts as linears of their own where the files have them so."""
     names = names_of(model, source.tensors)
+    widen(model, source, names)
     found = origin_of_folder(source, names)
     return replace(found, paths={**found.paths, **take_apart(model, source, names)})
+
+
+def widen(model: Any, source: Source, names: Names) -> None:
+    """Give parameters that the files have in a wider dtype than the model was loaded in their own values again.
+
+    A checkpoint in bfloat16 may keep its norms in float32, and transformers loads all in one dtype.
+    """
+    for name, parameter in model.named_parameters():
+        stored = names.single.get(name)
+        if stored and parameter.dtype.itemsize < source.tensors[stored].dtype.itemsize:
+            parameter.data = source.tensor(stored)
 
 
 def by_module(model: Any, packed: Mapping[str, Packed]) -> dict[str, Packed]:

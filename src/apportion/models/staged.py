@@ -33,7 +33,7 @@ from apportion.models.calls import (
     without_masks,
 )
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
-from apportion.models.parameters import cast_parameters, parameter_digest
+from apportion.models.parameters import InPlace, cast_parameters, parameter_digest
 from apportion.models.structure import Layout, find_layout
 
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
@@ -49,19 +49,6 @@ class Embedded:
     hidden: Float[Tensor, "windows tokens hidden"]
     calls: dict[int, tuple[Call, ...]]
     batch: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class InPlace:
-    """A parameter's memory, which stays its own as long as it is held here, and how often it was written to."""
-
-    data: Tensor
-    version: int
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, InPlace):
-            return NotImplemented
-        return self.data.data_ptr() == other.data.data_ptr() and self.version == other.version
 
 
 class StagedModel:
@@ -186,10 +173,8 @@ class StagedModel:
         with self.replaced([recorder(rest) for rest in self._returns]):
             self.model(input_ids=ids, **forward_options(self.model))
         if seen[0][0].shape[:2] != ids.shape:
-            raise ModelStructureError(
-                f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens",
-                "this model cannot be run block by block",
-            )
+            shapes = f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens"
+            raise ModelStructureError(shapes, "this model cannot be run block by block")
         return seen[0][0], tuple(call for _, call in seen)
 
     @cached_property
@@ -228,7 +213,7 @@ class StagedModel:
                 self._embedded.pop(0)
         return found
 
-    def _outside(self) -> "list[InPlace]":
+    def _outside(self) -> list[InPlace]:
         """The weights outside of the blocks, as they are now."""
         inside = f"{self.layout.prefix}."
         outside = (item for name, item in self.model.named_parameters() if not name.startswith(inside))
@@ -283,9 +268,8 @@ class StagedModel:
             return lambda *_, **__: tokens if rest is None else (tokens, *rest)
 
         ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        options = {key: value for key, value in forward_options(self.model).items() if key == "use_cache"}
         with self.replaced([constant(rest) for rest in self._returns]):
-            out: Tensor = self.model(input_ids=ids, **options).logits
+            out: Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits  # of the last token: the one
         return out
 
     @torch.inference_mode()
