@@ -14,6 +14,7 @@ from apportion.bits.checkpoint import unquantized
 from apportion.core.artifact import Json, plain
 from apportion.core.errors import ApportionError, ArtifactCorruptError
 from apportion.formats import COMPRESSED_TENSORS, Format, Packed
+from apportion.models.experts import LinearExperts
 from apportion.models.load import load
 from apportion.models.pretrained import first_line, model_class, quiet
 from apportion.models.source import open_source
@@ -119,7 +120,8 @@ def reloaded(
     if form is COMPRESSED_TENSORS:
         found, loads["transformers"] = in_transformers(folder, ids, staged.compute_dtype, trust_remote_code)
         if found is not None and not agree(found, expected, staged.compute_dtype):
-            loads["transformers"] = f"predicts otherwise, by {apart(found, expected):.3g} nats"
+            why = "it does not fill in experts from packed weights" if has_experts(staged) else "please report this"
+            loads["transformers"] = f"predicts otherwise, by {apart(found, expected):.3g} nats: {why}"
             found = None
     if found is None:
         try:
@@ -132,6 +134,11 @@ def reloaded(
             "please report this with the model's name: the folder must not be used",
         )
     return Reloaded(apart(found, expected), loads)
+
+
+def has_experts(staged: StagedModel) -> bool:
+    """Whether experts were taken apart: the class has them in one tensor, the file one by one."""
+    return any(isinstance(module, LinearExperts) for module in staged.model.modules())
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -160,14 +167,14 @@ def in_transformers(
         with quiet():
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
             kind = model_class(str(folder), config, list(config.architectures or []))
-            extra = {"trust_remote_code": trust_remote_code} if kind.__name__.startswith("Auto") else {}
+            extra: dict[str, Any] = {"trust_remote_code": trust_remote_code} if kind.__name__.startswith("Auto") else {}
             if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
                 extra["attn_implementation"] = "eager"
             model, info = kind.from_pretrained(str(folder), dtype=dtype, output_loading_info=True, **extra)
             if info["missing_keys"]:
                 return (
                     None,
-                    f"finds no place for {len(info['missing_keys'])} tensors, {min(info['missing_keys'])} first",
+                    f"fills in {len(info['missing_keys'])} tensors at random, {min(info['missing_keys'])} first",
                 )
             return predictions(model.eval(), ids), ""
     except Exception as error:  # whatever the library or the model's own code raises is the answer

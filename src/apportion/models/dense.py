@@ -103,7 +103,13 @@ class Asked:
         return loaded
 
     def _load(self, where: str | None, **how: Any) -> Any:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
         kind = model_class(self.model, self.config, self.source.config.get("architectures") or [])
+        code = (getattr(self.config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+        if where is None and code:  # without a folder the automatic class does not look for the code
+            require_trust(self.model, self.trust_remote_code)
+            kind = get_class_from_dynamic_module(code, str(self.source.folder))
         if getattr(self.config.get_text_config(), "attn_logit_softcapping", None) is not None:
             how["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
         if kind.__name__.startswith("Auto"):
@@ -111,6 +117,16 @@ class Asked:
         loaded, info = kind.from_pretrained(where, output_loading_info=True, **how)
         require_whole(self.model, info["missing_keys"])
         return loaded
+
+
+def require_trust(model: str, trusted: bool) -> None:
+    """Refuse code that comes with a checkpoint, unless the user trusts it.
+
+    Raises:
+        InputError: saying how.
+    """
+    if not trusted:
+        raise InputError(f"MODEL {model}: contains custom code", "use --trust-remote-code if you trust its code")
 
 
 def read_config(source: Source, trust_remote_code: bool) -> Any:
