@@ -196,7 +196,7 @@ def test_a_tokenizer_that_cannot_be_written_is_an_error(checkpoint, tmp_path, re
             raise refusal
 
     with pytest.raises(ArtifactError, match="cannot be written: No space left"):
-        save_tokenizer(tmp_path, open_model(str(checkpoint()), Recipe(group_size=32)).staged, Full())
+        save_tokenizer(tmp_path, open_model(str(checkpoint()), Recipe(group_size=32)).staged.model, Full())
 
 
 def test_long_steps_before_the_game_show_their_progress(checkpoint, tmp_path, monkeypatch, capsys):

@@ -163,10 +163,8 @@ class StagedModel:
         with self.replaced([recorder(rest) for rest in self._returns]):
             self.model(input_ids=ids, **forward_options(self.model))
         if seen[0][0].shape[:2] != ids.shape:
-            raise ModelStructureError(
-                f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens",
-                "this model cannot be run block by block",
-            )
+            shapes = f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens"
+            raise ModelStructureError(shapes, "this model cannot be run block by block")
         return seen[0][0], tuple(call for _, call in seen)
 
     @cached_property
@@ -249,9 +247,8 @@ class StagedModel:
             return lambda *_, **__: tokens if rest is None else (tokens, *rest)
 
         ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        options = {key: value for key, value in forward_options(self.model).items() if key == "use_cache"}
         with self.replaced([constant(rest) for rest in self._returns]):
-            out: Tensor = self.model(input_ids=ids, **options).logits
+            out: Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits  # of the last token: the one
         return out
 
     @torch.inference_mode()
