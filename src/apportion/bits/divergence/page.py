@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apportion.bits.plots import canvas, png
 from apportion.core.artifact import Json
+from apportion.core.figures import canvas, png
 
 HEAD = (
     "candidate", "bytes", "mean KL", "median", "99 %", "99.9 %", "same top", "change of right token", "perplexity"

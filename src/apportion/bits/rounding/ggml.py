@@ -114,7 +114,8 @@ def checked(importance: Float[Tensor, " columns"], columns: int) -> NDArray[np.f
     if not np.isfinite(values).all() or (values < 0).any():
         raise InputError("importance: holds numbers that are negative or not finite", "use --dtype float32")
     seen = values[values > 0]
-    return np.maximum(values, seen.min() if len(seen) else 1.0).astype(np.float32)
+    found: NDArray[np.float32] = np.maximum(values, seen.min() if len(seen) else np.float32(1.0))
+    return found
 
 
 def spread(work: Any, starts: Iterable[int], threads: int) -> None:

@@ -89,14 +89,22 @@ ARCHITECTURES = (
     Architecture("qwen2", ("qwen2",), "Qwen2Config", COMMON + ROPE, unsupported=no_window),
     Architecture("qwen3", ("qwen3",), "Qwen3Config", COMMON + ROPE + HEAD, unsupported=no_window),
     Architecture(
-        "gemma2", ("gemma2",), "Gemma2Config", COMMON + HEAD + WINDOW + CAPS, norm_shift=1.0,
+        "gemma2",
+        ("gemma2",),
+        "Gemma2Config",
+        COMMON + HEAD + WINDOW + CAPS,
+        norm_shift=1.0,
         unsupported=gemma_pattern(2),
-    ),  # fmt: skip
+    ),
     Architecture(
-        "gemma3", ("gemma3_text",), "Gemma3TextConfig", COMMON + HEAD + WINDOW + CAPS + ROPE, norm_shift=1.0,
+        "gemma3",
+        ("gemma3_text",),
+        "Gemma3TextConfig",
+        COMMON + HEAD + WINDOW + CAPS + ROPE,
+        norm_shift=1.0,
         unsupported=gemma_pattern(6),
     ),
-)  # fmt: skip
+)
 
 
 def architecture_of(config: Config, where: str) -> Architecture:

@@ -45,6 +45,10 @@ class Source(Protocol):
         """A tensor as the file will hold it, before quantization."""
         ...
 
+    def restored(self, tensor: Tensor, name: str) -> Tensor:
+        """A tensor of the file as the model here has it."""
+        ...
+
 
 @dataclass(frozen=True)
 class FolderSource:
@@ -74,6 +78,9 @@ class FolderSource:
         if name in self.extra:
             return self.extra[name]
         return to_gguf(self.staged.checkpoint[self.names[name]], name, self.architecture, self.staged.model.config)
+
+    def restored(self, tensor: Tensor, name: str) -> Tensor:
+        return from_gguf(tensor, name, self.architecture, self.staged.model.config)
 
 
 def folder_source(staged: StagedModel, tokenizer: Any, where: str) -> FolderSource:
@@ -204,6 +211,9 @@ class FileSource:
 
     def weight(self, name: str) -> Tensor:
         return self.file.weight(name)
+
+    def restored(self, tensor: Tensor, name: str) -> Tensor:
+        return from_gguf(tensor, name, self.file.architecture, self.file.config)
 
 
 def file_source(path: Path, *, allow_requantize: bool = False) -> FileSource:
