@@ -96,6 +96,22 @@ def test_tokenizers_agree(kind: str, sources: Callable[[str], tuple[FolderSource
     runner.close()
 
 
+def test_heads_of_another_size_than_the_hidden_states_are_told(tmp_path: Path) -> None:
+    folder = make_kind(tmp_path / "llama", "llama", head_dim=32)
+    tokenizer = load_tokenizer(str(folder))
+    source = folder_source(load_model(str(folder), CPU), tokenizer, str(folder))
+    path = plain_file(source, tmp_path / "plain.gguf")
+    ids = tokenizer(make_text(20)).input_ids[:32]
+    runner = LlamaCpp(path, 32)
+    with torch.inference_mode():
+        own, again = (
+            staged.model(input_ids=torch.tensor([ids])).logits[0] for staged in (source.staged, load_gguf(path, CPU))
+        )
+    torch.testing.assert_close(again, own, atol=1e-4, rtol=1e-4)
+    assert np.abs(log_softmax(own.numpy()) - log_softmax(runner.logits(ids))).mean() < 0.02
+    runner.close()
+
+
 def test_llama_cpp_reads_our_tokenizer_back(sources: Callable[[str], tuple[FolderSource, Any, Path]]) -> None:
     _, tokenizer, path = sources("qwen3")
     again = load_gguf_tokenizer(path)
@@ -150,6 +166,9 @@ def test_what_llama_cpp_does_otherwise_is_refused_by_name(tmp_path: Path) -> Non
     folder = make_kind(tmp_path / "gemma3", "gemma3", query_pre_attn_scalar=64)
     with pytest.raises(InputError, match="query_pre_attn_scalar 64 other than head_dim"):
         folder_source(load_model(str(folder), CPU), load_tokenizer(str(folder)), str(folder))
+    wide = make_kind(tmp_path / "qwen2", "qwen2", head_dim=32)
+    with pytest.raises(InputError, match="qwen2 with head_dim 32 for 4 heads of 64 in all"):
+        folder_source(load_model(str(wide), CPU), load_tokenizer(str(wide)), str(wide))
     other = make_kind(tmp_path / "olmo", "olmo2")
     with pytest.raises(InputError, match="'olmo2' has no map to GGUF here"):
         folder_source(load_model(str(other), CPU), load_tokenizer(str(other)), str(other))

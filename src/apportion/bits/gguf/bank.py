@@ -1,7 +1,9 @@
 """Every matrix of a model in every type of its ladder: encoded once, decoded once, put in place by pointer."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,10 +50,21 @@ class GgufBank:
         """A matrix as the model here has it, on its device."""
         if (name, kind) in self._decoded:
             return self._decoded[name, kind]
-        values = self.source.restored(self.encoded[name, kind].dequantize(torch.float32), name)
-        weight = values.to(STORED).to(self.staged.placement.device)
+        return self._hold((name, kind), self._decode((name, kind)))
+
+    def decode_all(self, threads: int | None = None) -> None:
+        """Decode everything that will be kept, on all cores."""
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            for key, weight in zip(self.encoded, pool.map(self._decode, self.encoded), strict=True):
+                self._hold(key, weight)
+
+    def _decode(self, key: tuple[str, str]) -> Tensor:
+        return self.source.restored(self.encoded[key].dequantize(torch.float32), key[0]).to(STORED)
+
+    def _hold(self, key: tuple[str, str], weight: Tensor) -> Tensor:
+        weight = weight.to(self.staged.placement.device)
         if self._held + weight.nbytes <= DECODED_BYTES:
-            self._decoded[name, kind] = weight
+            self._decoded[key] = weight
             self._held += weight.nbytes
         return weight
 

@@ -19,7 +19,7 @@ from apportion.core.progress import progress
 from apportion.models.staged import Embedded
 from apportion.models.text import Calibration
 
-KEPT_BYTES = 1 << 30  # of the original's predictions that are kept; beyond, its head is run again each time
+KEPT_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}  # of the original's predictions; beyond, its head is run each time
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
@@ -49,7 +49,7 @@ class FileGame:
         self.teacher = self.staged.last_hidden(self.windows)
         self.stages = [stage_of(name, self.staged.layout.block_count) for name in bank.ladders.names]
         self._starts: dict[tuple[int, ...], Tensor] = {}
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """Mean KL per window in nats per token, one row for each plan.
@@ -105,30 +105,32 @@ class FileGame:
 
     @torch.inference_mode()
     def _kl(self, hidden: Tensor, path: tuple[Assignment, ...]) -> NDArray[np.float64]:
-        """Mean KL of each window, a few tokens of logits at a time."""
+        """Mean KL of each window, as many tokens of logits at a time as `head_bytes` holds."""
         count, length = self.windows.shape
-        sums = torch.zeros(count, dtype=torch.float64, device=hidden.device)
-        vocabulary = int(self.staged.model.config.get_text_config().vocab_size)
-        rows = max(1, min(length - 1, self.staged.head_bytes // (4 * vocabulary)))
         self._put(0, path[0])  # a tied embedding is the head
         self._put(len(path) - 1, path[-1])
-        for window in range(count):
-            for start in range(0, length - 1, rows):
-                stop = min(start + rows, length - 1)
-                p, minus_entropy = self._teacher(window, start, stop)
-                log_q = self.staged.logits(hidden[window : window + 1, start:stop])[0].float().log_softmax(-1)
-                sums[window] += (minus_entropy - (p * log_q).sum(-1)).double().sum()
-        return np.asarray((sums / (length - 1)).cpu().numpy(), dtype=np.float64)
+        flat, theirs = hidden[:, :-1].flatten(0, 1), self.teacher[:, :-1].flatten(0, 1)
+        vocabulary = int(self.staged.model.config.get_text_config().vocab_size)
+        rows = max(1, self.staged.head_bytes // (4 * vocabulary))
+        found = []
+        for start in range(0, len(flat), rows):
+            part = slice(start, start + rows)
+            p, minus_entropy = self._teacher(start, theirs[None, part])
+            log_q = self.staged.logits(flat[None, part])[0].float().log_softmax(-1)
+            found.append(minus_entropy - (p * log_q).sum(-1))
+        kl = torch.cat(found).double().view(count, length - 1).mean(1)
+        return np.asarray(kl.cpu().numpy(), dtype=np.float64)
 
-    def _teacher(self, window: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The original's probabilities of some tokens, and their sum of p log p."""
-        if (window, start) in self._kept:
-            return self._kept[window, start]
-        log_p = self.bank.original_logits(self.teacher[window : window + 1, start:stop])[0].float().log_softmax(-1)
-        found = (log_p.exp(), (log_p.exp() * log_p).sum(-1))
-        held = sum(p.nbytes for p, _ in self._kept.values())
-        if held + found[0].nbytes <= KEPT_BYTES:
-            self._kept[window, start] = found
+    def _teacher(self, start: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The original's probabilities of some tokens, and their sums of p log p."""
+        if start in self._kept:
+            return self._kept[start]
+        log_p = self.bank.original_logits(hidden)[0].float().log_softmax(-1)
+        p = log_p.exp()
+        found = (p, (p * log_p).sum(-1))
+        held = sum(kept.nbytes for kept, _ in self._kept.values())
+        if held + p.nbytes <= KEPT_BYTES.get(p.device.type, 0):
+            self._kept[start] = found
         return found
 
     def _keep(self, assignment: Assignment, kl: NDArray[np.float64]) -> None:

@@ -98,7 +98,9 @@ class Workshop:
     def bank(self) -> GgufBank:
         """Every matrix in every type of its ladder."""
         encoded, seconds = encode_all(self.source, self.ladders, self.importance, self.request.threads)
-        return GgufBank(self.staged, self.source, self.ladders, encoded, seconds)
+        bank = GgufBank(self.staged, self.source, self.ladders, encoded, seconds)
+        bank.decode_all(self.request.threads)
+        return bank
 
     @cached_property
     def fisher(self) -> Fisher:

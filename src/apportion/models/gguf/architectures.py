@@ -69,6 +69,13 @@ def no_window(config: Config) -> str:
     return "a sliding window" if getattr(config, "use_sliding_window", False) else plain_rope(config)
 
 
+def qwen2_heads(config: Config) -> str:
+    """llama.cpp's qwen2 has heads that divide the hidden states among them."""
+    if head_dim(config) * config.num_attention_heads != config.hidden_size:
+        return f"head_dim {head_dim(config)} for {config.num_attention_heads} heads of {config.hidden_size} in all"
+    return no_window(config)
+
+
 def gemma_pattern(period: int) -> Check:
     """Layers that slide must be those that llama.cpp takes for sliding, and the scale must be that of the head."""
 
@@ -86,7 +93,7 @@ def gemma_pattern(period: int) -> Check:
 
 ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), "LlamaConfig", COMMON + ROPE, permuted=True, unsupported=plain_rope),
-    Architecture("qwen2", ("qwen2",), "Qwen2Config", COMMON + ROPE, unsupported=no_window),
+    Architecture("qwen2", ("qwen2",), "Qwen2Config", COMMON + ROPE, unsupported=qwen2_heads),
     Architecture("qwen3", ("qwen3",), "Qwen3Config", COMMON + ROPE + HEAD, unsupported=no_window),
     Architecture(
         "gemma2",

@@ -27,8 +27,9 @@ def model_fields(config: Any, architecture: Architecture, name: str) -> dict[str
     if architecture.name == "llama":
         fields["llama.vocab_size"] = Field("UINT32", int(config.vocab_size))
         fields["llama.rope.dimension_count"] = Field("UINT32", head_dim(config))
-        if head_dim(config) * config.num_attention_heads != config.hidden_size:
-            fields |= {f"llama.attention.{key}_length": Field("UINT32", head_dim(config)) for key in ("key", "value")}
+    if head_dim(config) * config.num_attention_heads != config.hidden_size:  # otherwise llama.cpp works it out
+        own = f"{architecture.name}.attention"
+        fields |= {f"{own}.{key}_length": Field("UINT32", head_dim(config)) for key in ("key", "value")}
     return fields
 
 
@@ -61,10 +62,10 @@ def config_from(
     settings |= {"vocab_size": vocabulary, "tie_word_embeddings": tied, "dtype": "bfloat16"}
     settings |= token_ids(fields)
     settings |= rotary(fields, architecture)
+    if size := fields.get(f"{architecture.name}.attention.key_length"):
+        settings["head_dim"] = size
     if architecture.name == "llama":
         settings["attention_bias"] = biased
-        if size := fields.get("llama.attention.key_length") or fields.get("llama.rope.dimension_count"):
-            settings["head_dim"] = size
     if architecture.name.startswith("gemma"):
         settings["query_pre_attn_scalar"] = settings["head_dim"]
         settings["hidden_activation"] = "gelu_pytorch_tanh"
