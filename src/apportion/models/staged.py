@@ -40,6 +40,19 @@ class Embedded:
     batch: int
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class InPlace:
+    """A parameter's memory, which stays its own as long as it is held here, and how often it was written to."""
+
+    data: Tensor
+    version: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, InPlace):
+            return NotImplemented
+        return self.data.data_ptr() == other.data.data_ptr() and self.version == other.version
+
+
 class StagedModel:
     """A causal LM whose blocks can be run one at a time.
 
@@ -72,7 +85,7 @@ class StagedModel:
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
         self.embeddings = 0
         self.given_up: list[str] = []
-        self._embedded: list[tuple[Tensor, Embedded]] = []
+        self._embedded: list[tuple[Tensor, list[InPlace], Embedded]] = []
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -165,18 +178,27 @@ class StagedModel:
     def embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         """Hidden states before block 0, and the calls of every block, for batches of at most `block_tokens`.
 
-        The latest texts are kept, up to EMBEDDED_BYTES, so that a text is embedded once however often it is run.
+        The latest texts are kept, up to EMBEDDED_BYTES, so that a text is embedded once however often it is run; with
+        other weights outside of the blocks (an embedding that is rounded, say) it is embedded anew.
         """
-        for index, (text, embedded) in enumerate(self._embedded):
-            if text.shape == windows.shape and embedded.batch == self._step(windows) and torch.equal(text, windows):
+        weights = self._outside()
+        for index, (text, kept, embedded) in enumerate(self._embedded):
+            same = text.shape == windows.shape and embedded.batch == self._step(windows) and kept == weights
+            if same and torch.equal(text, windows):
                 self._embedded.append(self._embedded.pop(index))
                 return embedded
         found = self._embed(windows)
         if self._embed_bytes(windows) <= EMBEDDED_BYTES:
-            self._embedded.append((windows, found))
-            while sum(item.hidden.nbytes for _, item in self._embedded) > EMBEDDED_BYTES:
+            self._embedded.append((windows, weights, found))
+            while sum(item.hidden.nbytes for *_, item in self._embedded) > EMBEDDED_BYTES:
                 self._embedded.pop(0)
         return found
+
+    def _outside(self) -> "list[InPlace]":
+        """The weights outside of the blocks, as they are now."""
+        inside = f"{self.layout.prefix}."
+        outside = (item for name, item in self.model.named_parameters() if not name.startswith(inside))
+        return [InPlace(item.data, item._version) for item in outside]
 
     def _embed_bytes(self, windows: Int[Tensor, "windows tokens"]) -> int:
         return windows.numel() * int(self.model.config.get_text_config().hidden_size) * self.compute_dtype.itemsize
