@@ -15,7 +15,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from apportion.bits.divergence import Reference, TokenDivergence, divergence_of, summarize
 from apportion.bits.divergence.summary import kl_difference
 from apportion.bits.gguf.ladders import DEFAULT_TYPES
+from apportion.bits.gguf.quantize import plan_of, write_file
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.search import FileSearch, falling, search_file
 from apportion.bits.gguf.workshop import Text, Workshop
@@ -115,12 +116,18 @@ class Bench:
             for name, windows in texts.items()
         }
 
-    def measured(self, types: Mapping[str, str]) -> dict[str, TokenDivergence]:
-        """Divergence with every matrix in a named type."""
+    def measured(
+        self, types: Mapping[str, str], texts: Collection[str] = ("text", "chat")
+    ) -> dict[str, TokenDivergence]:
+        """Divergence with every matrix in a named type, on some of the texts."""
         for name in self.shop.ladders.names:
             self.put(name, types[name])
         self.shop.staged.forget_texts()
-        found = {name: divergence_of(reference, self.shop.staged) for name, reference in self.references.items()}
+        found = {
+            name: divergence_of(reference, self.shop.staged)
+            for name, reference in self.references.items()
+            if name in texts
+        }
         self.bank.restore()
         self.shop.staged.forget_texts()
         return found
@@ -145,14 +152,16 @@ def run(arguments: argparse.Namespace) -> None:
     tokens = {name: torch.from_numpy(a.astype(np.int64)) for name, a in np.load(arguments.work / "tokens.npz").items()}
     mixes = json.loads((arguments.work / "mixes.json").read_text())
     calibration = tokens.pop("calibration")
+    tokens = {name: windows[: arguments.text_windows] for name, windows in tokens.items()}
     request = FileRequest(
         max_bytes=1, types=tuple(arguments.types.split(",")), windows=arguments.search_windows, window_tokens=WINDOW,
         sequences=arguments.sequences, sequence_tokens=128, evaluations=arguments.evaluations, device=arguments.device,
+        dtype=arguments.dtype,
     )  # fmt: skip
     shop = opened(arguments.gguf, request)
     split = arguments.search_windows
     measured = Calibration(calibration[:split], "C4")
-    costs = calibration[split : split + 64]
+    costs = calibration[split : split + -(-arguments.sequences // (WINDOW // 128))]
     shop.__dict__["text"] = Text(measured, calibration[split : split + arguments.importance], costs, calibration[-8:])
     marks = {"loading": time.monotonic() - began}
     log("loaded", marks)
@@ -167,7 +176,10 @@ def run(arguments: argparse.Namespace) -> None:
     for mix in MIXES:
         types = {name: mixes[mix][name] for name in shop.ladders.names}
         size = bench.bytes_of(types)
-        result["sizes"][mix] = plain(one_size(bench, game, types, size, request))
+        one, best = one_size(bench, game, types, size, request)
+        result["sizes"][mix] = plain(one)
+        if arguments.write:
+            write_ours(bench, best, size, arguments.write / f"{arguments.name}-{mix}.gguf")
         log(mix, {"bytes": size, **{k: v["text"]["kl_mean"]["mean"] for k, v in result["sizes"][mix]["found"].items()}})
         save(arguments, result)
     result["uniform"] = uniform_types(bench)
@@ -177,7 +189,9 @@ def run(arguments: argparse.Namespace) -> None:
     log("done", marks)
 
 
-def one_size(bench: Bench, game: Any, mix: Mapping[str, str], size: int, request: FileRequest) -> dict[str, Any]:
+def one_size(
+    bench: Bench, game: Any, mix: Mapping[str, str], size: int, request: FileRequest
+) -> tuple[dict[str, Any], FileSearch]:
     """A mix, our plan at its bytes, and our plan by the costs alone."""
     shop, ladders = bench.shop, bench.shop.ladders
     began = time.monotonic()
@@ -188,8 +202,9 @@ def one_size(bench: Bench, game: Any, mix: Mapping[str, str], size: int, request
     seconds = time.monotonic() - began
     alone = relaxed(falling(shop.fisher.costs), ladders.costs.bytes, budget)
     plans = {"mix": mix, "ours": ladders.chosen(state.best), "costs alone": ladders.chosen(alone)}
-    figures = {name: bench.measured(types) for name, types in plans.items()}
-    return {
+    both, one = ("text", "chat"), ("text",)
+    figures = {name: bench.measured(types, one if name == "costs alone" else both) for name, types in plans.items()}
+    found = {
         "bytes": {name: bench.bytes_of(types) for name, types in plans.items()},
         "found": {name: {text: summarize(one) for text, one in by.items()} for name, by in figures.items()},
         "difference": {text: kl_difference(figures["ours"][text], figures["mix"][text]) for text in figures["mix"]},
@@ -201,16 +216,23 @@ def one_size(bench: Bench, game: Any, mix: Mapping[str, str], size: int, request
             "kl_costs_alone": state.seen[next(iter(state.seen))], "misfit": state.misfit,
         },
     }  # fmt: skip
+    return found, state
+
+
+def write_ours(bench: Bench, state: FileSearch, size: int, path: Path) -> None:
+    """Our file at a mix's size, as the command writes it."""
+    plan = plan_of(bench.shop, state, size)
+    assert write_file(bench.shop, plan, path) <= size
 
 
 def uniform_types(bench: Bench) -> dict[str, Any]:
     """A type for all matrices alike, as far as their columns allow."""
     found = {}
-    for kind in ("IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0"):
+    for kind in ("IQ4_NL", "Q4_1", "Q5_0", "Q8_0"):
         types = dict.fromkeys(bench.shop.ladders.names, kind)
         found[kind] = {
             "bytes": bench.bytes_of(types),
-            "found": {text: summarize(one) for text, one in bench.measured(types).items()},
+            "found": {text: summarize(one) for text, one in bench.measured(types, ("text",)).items()},
         }
     return found
 
@@ -261,6 +283,9 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--name", required=True)
     two.add_argument("--types", default=",".join(DEFAULT_TYPES))
     two.add_argument("--device", default="auto")
+    two.add_argument("--dtype", default="auto")
+    two.add_argument("--write", type=Path, help="folder for our files")
+    two.add_argument("--text-windows", type=int, default=64)
     for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 256), ("evaluations", 120)):
         two.add_argument(f"--{name}", type=int, default=default)
     two.set_defaults(step=run)
