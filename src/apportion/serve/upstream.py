@@ -54,8 +54,8 @@ class Upstream:
         self.abilities: Abilities | None = None
         self.trouble = "not reached yet"
         self._session: aiohttp.ClientSession | None = None
-        self._probing = asyncio.Lock()
-        self._tried = -RETRIED_S
+        self._probing: asyncio.Lock | None = None
+        self._tried = 0.0
 
     async def start(self) -> None:
         """Open the connections and find out what the server can do."""
@@ -67,6 +67,7 @@ class Upstream:
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=timeout, headers=headers, auto_decompress=True, trust_env=False
         )
+        self._probing, self._tried = asyncio.Lock(), -RETRIED_S  # of the loop that runs now
         await self._reach()
 
     async def close(self) -> None:
@@ -151,6 +152,7 @@ class Upstream:
         return self.abilities
 
     async def _reach(self) -> None:
+        assert self._probing is not None, "start() comes first"
         async with self._probing:
             now = asyncio.get_running_loop().time()
             if self.abilities is not None or now - self._tried < RETRIED_S:
