@@ -56,16 +56,19 @@ def open_backend(opening: Opening) -> Backend:
     return upstream
 
 
-def open_routing(router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None) -> Routing:
+def open_routing(
+    router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None, *, compared: bool = True
+) -> Routing:
     """Router, passages and prompts.
 
     Args:
         model: the model's identity; None where it is not known yet, so that it is not compared.
+        compared: whether a router of another setup is refused; only measurements have a reason not to.
 
     Raises:
         ArtifactMismatchError: the router was trained on another model, corpus, prompts or k.
     """
-    return load(router, index, prompts, dense, model)
+    return load(router, index, prompts, dense, model, compared=compared)
 
 
 async def _try(upstream: Upstream, *, required: bool) -> None:

@@ -136,12 +136,15 @@ class Routing:
         return weights
 
 
-def load(router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None) -> Routing:
+def load(
+    router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None, *, compared: bool = True
+) -> Routing:
     """A routing from its folders.
 
     Args:
         prompts: the shipped ones without it. dense: the embedding model of a dense index.
         model: the identity of the model that answers; None where it is not known, so that it is not compared.
+        compared: whether a router of another setup is refused.
 
     Raises:
         ArtifactError: a folder is not what it should be. ArtifactMismatchError: the router was trained on another
@@ -150,7 +153,7 @@ def load(router: Path, index: Path, prompts: Path | None, dense: str | None, mod
     words, retriever = load_prompts(prompts), _retriever(index, dense)
     now = {"corpus": retriever.corpus_digest, "prompts": words.digest, **({"model": model} if model else {})}
     known = load_router(router)
-    loaded = load_router(router, {key: value for key, value in now.items() if known.source.get(key)})
+    loaded = load_router(router, {key: value for key, value in now.items() if compared and known.source.get(key)})
     return Routing(loaded, retriever, words, int(loaded.source.get("k") or DEFAULT_K))
 
 
