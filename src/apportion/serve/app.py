@@ -1,6 +1,5 @@
 """The application: paths to functions. No globals, no work at import, no work before it is started."""
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -50,8 +49,8 @@ def create_app(routing: Routing, backend: Backend, settings: Settings | None = N
         try:
             yield
         finally:
+            await serving.close()
             await backend.close()
-            await asyncio.to_thread(serving.log.close)
 
     app = FastAPI(title="Apportion", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.serving = serving

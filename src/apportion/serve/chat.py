@@ -191,12 +191,18 @@ class _Exchange:
             yield refusal.event()
 
     async def _plan(self) -> Plan:
-        serving = self.serving
-        controls = replace(self.controls, route=OFF) if serving.settings.shadow else self.controls
-        decider = Decider(serving.routing, serving.backend, serving.settings)
-        plan = await decider.decide(self.chat, controls, self.started)
+        """The decision; in the shadow every request is passed on as it is."""
+        shadow = self.serving.settings.shadow
+        plan = await self._decide(replace(self.controls, route=OFF) if shadow else self.controls)
+        if shadow:
+            plan = replace(plan, decided=replace(plan.decided, reason="shadow"))
         self.decided = plan.decided
         return plan
+
+    async def _decide(self, controls: Controls) -> Plan:
+        serving = self.serving
+        decider = Decider(serving.routing, serving.backend, serving.settings)
+        return await decider.decide(self.chat, controls, self.started)
 
     @property
     def _answerer(self) -> Answerer:
@@ -207,8 +213,20 @@ class _Exchange:
 
     def _note(self) -> None:
         self.outcome.total_ms = self.elapsed_ms()
-        if self.decided is not None:
+        if self.decided is not None and self.serving.settings.shadow:
+            self.serving.behind(self._shadow(self.decided))
+        elif self.decided is not None:
             self.serving.note(self.decided, self.outcome)
+
+    async def _shadow(self, decided: Decided) -> None:
+        """Decide after the answer, for the log alone."""
+        try:
+            found = (await self._decide(self.controls)).decided
+            kept = {name: getattr(decided, name) for name in ("id", "created", "route", "reason", "forwarded")}
+            decided = replace(found, **kept, draft_reused=False, shadow=found.route)
+        except Refusal as refusal:
+            decided = replace(decided, weaker=(f"not decided: {refusal.message}",))
+        self.serving.note(decided, self.outcome)
 
 
 class Stream(StreamingResponse):

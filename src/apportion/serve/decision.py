@@ -49,6 +49,7 @@ class Decided:
         model: the alias that the client named. judged: the text that was judged.
         draft: tokens of the draft; None where none was made. draft_reused: it is the answer, so it cost nothing.
         search_ms, draft_ms: time of the probes; None where not made. probe_ms: from the request to the decision.
+        shadow: the route that would have been taken, where requests are passed on and decided only for the log.
         weaker: all that made this a weaker decision than the router could give; empty when nothing did.
     """
 
@@ -72,6 +73,7 @@ class Decided:
     search_ms: float | None = None
     draft_ms: float | None = None
     probe_ms: float = 0.0
+    shadow: str = ""
     weaker: tuple[str, ...] = ()
 
     def headers(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from apportion.serve.decision import Decided
@@ -39,6 +39,18 @@ def finished_answer(
     yield event(chunk({}, finish))
     if used is not None:
         yield event({**base, "choices": [], "usage": used})
+    yield DONE
+
+
+async def as_events(reply: dict[str, Any]) -> AsyncIterator[bytes]:
+    """A whole chat completion as the events of a stream, for whoever answers in one piece."""
+    base = {**{name: reply.get(name) for name in ("id", "created", "model")}, "object": "chat.completion.chunk"}
+    choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
+    said = [{"index": one.get("index", 0), "delta": one.get("message"), "finish_reason": None} for one in choices]
+    ends = [{"index": one.get("index", 0), "delta": {}, "finish_reason": one.get("finish_reason")} for one in choices]
+    yield event({**base, "choices": said}) + event({**base, "choices": ends})
+    if reply.get("usage"):
+        yield event({**base, "choices": [], "usage": reply["usage"]})
     yield DONE
 
 

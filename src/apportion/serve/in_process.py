@@ -13,7 +13,7 @@ from typing import Any
 from apportion.core.errors import ApportionError
 from apportion.serve.backend import Abilities, Body, Forwarded
 from apportion.serve.chat_request import part_types, text_of
-from apportion.serve.events import DONE, event
+from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import LLM, Completion, Request
 
@@ -69,7 +69,7 @@ class InProcess:
     @asynccontextmanager
     async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
         """The events of a completion, all at its end."""
-        yield _events(await self.chat(body))
+        yield as_events(await self.chat(body))
 
     async def forward(self, path: str, body: Body) -> Forwarded:
         """A model in this process has no other endpoint."""
@@ -147,17 +147,6 @@ def read_request(body: Body) -> Request:
         temperature=float(body.get("temperature") or 0.0),
         seed=int(body.get("seed") or 0),
     )
-
-
-async def _events(reply: dict[str, Any]) -> AsyncIterator[bytes]:
-    choice = reply["choices"][0]
-    base = {**{name: reply[name] for name in ("id", "created", "model")}, "object": "chat.completion.chunk"}
-    delta = {"index": 0, "delta": choice["message"], "finish_reason": None}
-    end = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
-    yield event({**base, "choices": [delta]})
-    yield event({**base, "choices": [end]})
-    yield event({**base, "choices": [], "usage": reply["usage"]})
-    yield DONE
 
 
 def _refused(error: Exception) -> Refusal:

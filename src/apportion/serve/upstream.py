@@ -14,6 +14,7 @@ import aiohttp
 
 from apportion.core.errors import InputError
 from apportion.serve.backend import Abilities, Body, Forwarded
+from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal, encode
 from apportion.serve.routing import prompt_too_long
 
@@ -92,9 +93,13 @@ class Upstream:
         asked = encode({**body, "model": ready.model})
         response = await self._open("/chat/completions", asked)
         try:
-            if response.status != 200:
-                raise self._refused(response.status, self._object(response.status, await _read(response)))
-            yield self._pieces(response)
+            if response.status == 200 and response.content_type == "text/event-stream":
+                yield self._pieces(response)
+            else:  # an error, or a server that streams nothing
+                found = self._object(response.status, await _read(response))
+                if response.status != 200 or "error" in found:
+                    raise self._refused(response.status, found)
+                yield as_events(found)
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
