@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apportion.serve import listing
+from apportion.serve import dashboard, listing
 from apportion.serve.admission import Admission
 from apportion.serve.backend import Backend
 from apportion.serve.chat import chat_completions
@@ -71,6 +71,9 @@ _PATHS: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/responses", responses),
     ("GET", "/v1/models", listing.models),
     ("GET", "/v1/models/{name:path}", listing.model),
+    ("GET", "/", dashboard.page),
+    ("GET", "/dashboard/data", dashboard.data),
+    ("GET", "/dashboard/frontier", dashboard.frontier),
     ("GET", "/health", listing.health),
     ("GET", "/ready", listing.ready),
     ("GET", "/metrics", listing.metrics),

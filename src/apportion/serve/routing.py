@@ -1,7 +1,8 @@
 """The only file that knows how `apportion.route` measures, decides and asks; all others of this package use it."""
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ __all__ = [
     "write_index",
 ]
 
+FRONTIER = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # token weights drawn
 FEW_CHARS = 200  # of passages, below which the rest is not worth a further attempt
 
 
@@ -123,6 +125,50 @@ class Routing:
         """The short answer within what a pipeline's model wrote."""
         completion = Completion(text, 0, 0, 0.0, thinking_text=thinking)
         return extract(self.prompts.of(strategy), completion).answer
+
+    def frontier(self, features: Sequence[Mapping[str, float]], token: float, latency: float) -> dict[str, Any]:
+        """Cost and quality over a range of token weights.
+
+        Args:
+            features: of the questions whose routes are drawn; with none, the best single pipeline is.
+            token: the weight in use. latency: the weight on latency, the same throughout.
+
+        Returns:
+            The pipelines' training means; for each weight the routes' shares, their mean tokens, and the quality that
+            follows from the held-out gain over the best single pipeline.
+        """
+        quality, tokens, _ = self.router.means
+        places = {name: column for column, name in enumerate(STRATEGIES) if column in self.router.columns}
+        named = {
+            name: {"quality": float(quality[at]), "tokens": float(tokens[at]) * self.router.scale.tokens}
+            for name, at in places.items()
+        }
+        weights = sorted({*FRONTIER, token})
+        points = [self._point(features, Weights(weight, latency)) for weight in weights]
+        of = f"the last {len(features)} routed questions would take" if features else "questions would take"
+        return {"pipelines": named, "points": points, "current": weights.index(token), "of": of}
+
+    def _point(self, features: Sequence[Mapping[str, float]], weights: Weights) -> dict[str, Any]:
+        """What the router does at these weights."""
+        quality, tokens, latency = self.router.means
+        best = self.router.static_column(weights)
+        tier = self.router.tier_at(weights)
+        gain = tier.gate.at(weights)[0] if tier else 0.0
+        chosen = [self.router.decide(one, weights.token, weights.latency).strategy for one in features]
+        counts = Counter(chosen or [STRATEGIES[best]])
+        shares = {name: counts[name] / counts.total() for name in STRATEGIES}
+        spent = sum(share * float(tokens[STRATEGIES.index(name)]) for name, share in shares.items())
+        took = sum(share * float(latency[STRATEGIES.index(name)]) for name, share in shares.items())
+        static = float(quality[best] - weights.token * tokens[best] - weights.latency * latency[best])
+        return {
+            "token_weight": weights.token,
+            "shares": shares,
+            "tokens": spent * self.router.scale.tokens,
+            "quality": min(1.0, static + gain + weights.token * spent + weights.latency * took),
+            "best_static": STRATEGIES[best],
+            "gain": gain,
+            "open": tier is not None,
+        }
 
     def check(self, controls: Controls) -> Weights:
         """The weights of a request.
