@@ -276,3 +276,18 @@ def test_a_static_router_asks_no_probe(stub: Stub, tmp_path: Path) -> None:
         found = client.chat.completions.create(model="auto", messages=QUESTION).model_dump()["apportion"]
     assert (found["route"], found["tier"], found["p_rag"]) == ("cot", "static", None)
     assert len(stub.bodies) == 1
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(None, 1), (100, 2)])
+def test_a_draft_that_was_cut_is_the_answer_only_where_no_more_is_allowed(
+    stub: Stub, tmp_path: Path, limit: int | None, asked: int
+) -> None:
+    stub.reply = lambda messages: "four" * 60
+    app = create_app(routing(tmp_path, knowing_router()), Upstream(Address(stub.url)), Settings(max_tokens=limit))
+    with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(model="auto", messages=QUESTION)
+        short = client.chat.completions.create(model="auto", messages=QUESTION, max_tokens=5)
+    assert len(stub.bodies) == asked + 1
+    assert answer.choices[0].finish_reason == ("length" if limit is None else "stop")
+    assert answer.model_dump()["apportion"]["draft_reused"] == (limit is None)
+    assert short.choices[0].message.content == "four" * 5

@@ -56,8 +56,9 @@ class HowOptions:
     concurrency: Annotated[int, typer.Option("--concurrency", help="Answers in work at once.")] = 64
     queue: Annotated[int, typer.Option("--queue", help="Requests that may wait beside them; more get 429.")] = 256
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="New tokens of an answer where the client gives no limit.")
-    ] = 1024
+        int | None,
+        typer.Option("--max-tokens", help="New tokens of an answer without a limit of the client's (the pipelines')."),
+    ] = None
     max_body: Annotated[int, typer.Option("--max-body", help="Bytes of a request's body.")] = 8 << 20
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that the server may take for an answer.")] = 300.0
     draft_timeout: Annotated[float, typer.Option(help="Seconds for a draft; then it is decided without.")] = 30.0

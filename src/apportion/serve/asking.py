@@ -17,14 +17,23 @@ _SYSTEM = ("system", "developer")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """New tokens.
+    """What a body may ask for.
 
     Attributes:
-        answer: where the client gives no limit and the pipeline's is lower. thinking_switch: of the upstream.
+        answer: new tokens where the client gives no limit and the pipeline's is lower; None leaves the pipeline's.
+        thinking_switch: whether the upstream has one.
     """
 
-    answer: int = 1024
+    answer: int | None = None
     thinking_switch: bool = True
+
+    def of(self, chat: ChatRequest, request: Request) -> int:
+        """New tokens of an answer."""
+        return chat.max_tokens or max(request.max_tokens, self.answer or 0)
+
+    def of_draft(self, chat: ChatRequest, request: Request) -> int:
+        """New tokens of a draft."""
+        return min(chat.max_tokens or request.max_tokens, request.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +73,12 @@ class Asking:
 
 def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """An answer by a pipeline, with the client's own settings of sampling."""
-    limit = chat.max_tokens or max(request.max_tokens, limits.answer)
-    return _asking(chat, request, {**_options(chat, request, limits), "max_tokens": limit})
+    return _asking(chat, request, {**_options(chat, request, limits), "max_tokens": limits.of(chat, request)})
 
 
 def ask_draft(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """The draft: greedy, short, with log-probabilities, thinking off as its prompt says."""
-    limit = min(chat.max_tokens or request.max_tokens, request.max_tokens)
-    fixed = {"max_tokens": limit, "temperature": 0, "logprobs": True}
+    fixed = {"max_tokens": limits.of_draft(chat, request), "temperature": 0, "logprobs": True}
     options = {name: value for name, value in _options(chat, request, limits).items() if name != "top_p"}
     return _asking(chat, request, {**options, **fixed})
 

@@ -126,7 +126,7 @@ class Decider:
             if probes.hits:
                 probes.weaker.append(NO_PASSAGES)
         shown = probes.hits.passages if probes.hits and retrieves(route) else ()
-        whole = probes.draft is not None and (probes.draft.finish != "length" or self._is_limit(chat, probes.draft))
+        whole = probes.draft is not None and (probes.draft.finish != "length" or self._no_more(chat, asked))
         reused = route == "direct" and whole
         if route == "direct" and probes.draft is not None and not whole:
             probes.weaker.append("the draft was cut by its limit, so the question was asked again")
@@ -173,9 +173,10 @@ class Decider:
             probes.weaker.append(f"the draft failed ({refusal.message[:200]}): decided without it")
         probes.draft_ms = (time.perf_counter() - begun) * 1000
 
-    def _is_limit(self, chat: ChatRequest, draft: Completion) -> bool:
-        """Whether a draft that its limit cut has all the tokens that the client wants."""
-        return chat.max_tokens is not None and draft.completion_tokens >= chat.max_tokens
+    def _no_more(self, chat: ChatRequest, asked: Asked) -> bool:
+        """Whether an answer may be no longer than a draft, so that asking again would bring nothing."""
+        request = self.routing.request("direct", asked.question, None)
+        return self._limits.of_draft(chat, request) >= self._limits.of(chat, request)
 
     @property
     def _limits(self) -> Limits:

@@ -33,7 +33,8 @@ class Settings:
     Attributes:
         default: controls of a request that makes no choice.
         concurrency: answers in work at once. queue: requests that may wait beside them; more get 429.
-        max_body_bytes: of a request; more get 413. max_tokens: of an answer without a limit of the client's.
+        max_body_bytes: of a request; more get 413.
+        max_tokens: of an answer without a limit of the client's; None leaves the pipelines' own, as they were profiled.
         keys: API keys, any of which is accepted; none leaves the server open.
         decisions: SQLite file of the decision log; None keeps the last ones in memory only.
         keep_prompts: whether the log holds what was asked and answered.
@@ -44,7 +45,7 @@ class Settings:
     concurrency: int = 64
     queue: int = 256
     max_body_bytes: int = 8 << 20
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     keys: tuple[str, ...] = ()
     decisions: Path | None = None
     keep_prompts: bool = False
@@ -56,7 +57,7 @@ class Settings:
             lambda: _at_least("--concurrency", self.concurrency, 1),
             lambda: _at_least("--queue", self.queue, 0),
             lambda: _at_least("--max-body", self.max_body_bytes, 1024),
-            lambda: _at_least("--max-tokens", self.max_tokens, 1),
+            lambda: _at_least("--max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1),
             *(lambda key=key: _usable(key) for key in self.keys),
         )
 
