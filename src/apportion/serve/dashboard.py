@@ -37,7 +37,7 @@ async def data(request: Request, serving: Serving) -> Response:
 
 
 async def frontier(request: Request, serving: Serving) -> Response:
-    """Cost and quality of the pipelines, and of the router over a range of token weights on recent questions."""
+    """What pipelines and router are worth over a range of token weights, and the routes of recent questions there."""
     recent = serving.log.recent(JUDGED)
     features = [record["features"] for record in recent if record["features"]]
     default: Controls = serving.settings.default

@@ -127,15 +127,15 @@ class Routing:
         return extract(self.prompts.of(strategy), completion).answer
 
     def frontier(self, features: Sequence[Mapping[str, float]], token: float, latency: float) -> dict[str, Any]:
-        """Cost and quality over a range of token weights.
+        """What the pipelines and the router are worth over a range of token weights.
 
         Args:
-            features: of the questions whose routes are drawn; with none, the best single pipeline is.
+            features: of the questions whose routes are counted; with none, the best single pipeline's is.
             token: the weight in use. latency: the weight on latency, the same throughout.
 
         Returns:
-            The pipelines' training means; for each weight the routes' shares, their mean tokens, and the quality that
-            follows from the held-out gain over the best single pipeline.
+            The pipelines' mean quality and tokens in training; for each weight the utility of always taking each, of
+            the router (with its gain on held-out questions) and the shares of the routes that the questions take.
         """
         quality, tokens, _ = self.router.means
         places = {name: column for column, name in enumerate(STRATEGIES) if column in self.router.columns}
@@ -156,15 +156,12 @@ class Routing:
         gain = tier.gate.at(weights)[0] if tier else 0.0
         chosen = [self.router.decide(one, weights.token, weights.latency).strategy for one in features]
         counts = Counter(chosen or [STRATEGIES[best]])
-        shares = {name: counts[name] / counts.total() for name in STRATEGIES}
-        spent = sum(share * float(tokens[STRATEGIES.index(name)]) for name, share in shares.items())
-        took = sum(share * float(latency[STRATEGIES.index(name)]) for name, share in shares.items())
-        static = float(quality[best] - weights.token * tokens[best] - weights.latency * latency[best])
+        values = quality - weights.token * tokens - weights.latency * latency
         return {
             "token_weight": weights.token,
-            "shares": shares,
-            "tokens": spent * self.router.scale.tokens,
-            "quality": min(1.0, static + gain + weights.token * spent + weights.latency * took),
+            "shares": {name: counts[name] / counts.total() for name in STRATEGIES},
+            "always": {STRATEGIES[column]: float(values[column]) for column in self.router.columns},
+            "utility": float(values[best]) + gain,
             "best_static": STRATEGIES[best],
             "gain": gain,
             "open": tier is not None,
