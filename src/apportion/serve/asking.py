@@ -72,7 +72,7 @@ class Asking:
 
 
 def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
-    """An answer by a pipeline, with the client's own settings of sampling."""
+    """An answer by a pipeline: greedy, as it was profiled, where the client does not set how tokens are drawn."""
     return _asking(chat, request, {**_options(chat, request, limits), "max_tokens": limits.of(chat, request)})
 
 
@@ -101,7 +101,8 @@ def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any]) -> 
 
 
 def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:
-    options = {name: value for name, value in chat.body.items() if name not in _OURS}
+    options: dict[str, Any] = {"temperature": request.temperature}
+    options |= {name: value for name, value in chat.body.items() if name not in _OURS}
     if request.thinking is not None and limits.thinking_switch and "chat_template_kwargs" not in options:
         options["chat_template_kwargs"] = {"enable_thinking": request.thinking}
     return options
