@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apportion.cli.base import app
-from apportion.cli.options import with_groups
+from apportion.cli.base import app, emit
+from apportion.cli.options import AsJson, with_groups
 from apportion.core.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class HowOptions:
     keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Log questions and answers too.")] = False
     shadow: Annotated[bool, typer.Option("--shadow", help="Decide and log, but pass requests on unrouted.")] = False
 
-    def settings(self, *, timed: bool) -> "Settings":
+    def settings(self, router: Path | None, *, timed: bool) -> "Settings":
         """The server's settings.
 
         Args:
-            timed: whether the router knows latencies.
+            router: followed for a better one. timed: whether the router knows latencies.
         """
         from apportion.serve import Settings, Timeouts
         from apportion.serve.controls import Controls
@@ -90,6 +90,7 @@ class HowOptions:
             decisions=self.decisions,
             keep_prompts=self.keep_prompts,
             shadow=self.shadow,
+            router=router,
             timeouts=Timeouts(search_s=self.search_timeout, draft_s=self.draft_timeout, shutdown_s=self.shutdown),
         )
 
@@ -120,12 +121,45 @@ def serve(
         raise InputError(f"--log-level {log_level}: expected debug, info, warning or error")
     listening = listen(host, port)
     routing, backend = _demo(what.work) if what.demo else _opened(what, how.timeout, require_upstream)
-    found = create_app(routing, backend, how.settings(timed=routing.timed))
+    found = create_app(routing, backend, how.settings(what.router, timed=routing.timed))
     log_to_stderr(log_level)
     shown = listening.getsockname()
     place = f"[{shown[0]}]" if ":" in shown[0] else shown[0]
     print(f"apportion serves at http://{place}:{shown[1]}/v1; dashboard at http://{place}:{shown[1]}/", file=sys.stderr)
     run(found, [listening])
+
+
+@app.command(epilog="Example: apportion refit --decisions decisions.sqlite --profile p.parquet --router router")
+def refit(
+    decisions: Annotated[Path, typer.Option("--decisions", help="Decision log of `apportion serve`, with feedback.")],
+    profile: Annotated[Path, typer.Option("--profile", help="The profile that the router in use was trained on.")],
+    router: Annotated[Path, typer.Option("--router", help="The router in use; it becomes a link to the better one.")],
+    seed: Annotated[int, typer.Option("--seed", help="Seed of training and of the interval.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Compare only; replace nothing.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Learn from feedback too, and replace the router in use where the new one is better on decisions kept aside."""
+    from apportion.serve.decision_log import read_decisions
+    from apportion.serve.following import exchange, successor
+    from apportion.serve.relearning import relearn, save
+
+    found = relearn(read_decisions(decisions), profile, router, seed=seed)
+    value = {
+        "learned_from": found.learned_from,
+        "judged_on": found.judged_on,
+        "gain": found.gain,
+        "better": found.better,
+    }
+    replaced = found.better and not keep
+    if replaced:
+        new = successor(router)
+        save(new, found)
+        before = exchange(router, new)
+        value |= {"router": str(new), "before": str(before)}
+    gain = f"{found.gain.mean:+.4f} [{found.gain.low:+.4f}, {found.gain.high:+.4f}]"
+    said = f"{found.learned_from} decisions learned from, {found.judged_on} judged on: utility {gain}; "
+    said += f"{router} is now {value.get('router')}" if replaced else "the router in use stays"
+    emit({**value, "replaced": replaced, "agreeing": found.agreeing}, as_json=json, text=said)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The application: paths to functions. No globals, no work at import, no work before it is started."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +16,7 @@ from apportion.serve import dashboard, listing
 from apportion.serve.admission import Admission
 from apportion.serve.backend import Backend
 from apportion.serve.chat import chat_completions
+from apportion.serve.following import follow
 from apportion.serve.keys import Keys
 from apportion.serve.passing import completions, embeddings, responses
 from apportion.serve.refusal import Refusal
@@ -46,9 +48,13 @@ def create_app(routing: Routing, backend: Backend, settings: Settings | None = N
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await backend.start()
+        followed = serving.settings.router
+        following = asyncio.create_task(follow(serving, followed)) if followed else None
         try:
             yield
         finally:
+            if following is not None:
+                following.cancel()
             await serving.close()
             await backend.close()
 

@@ -1,4 +1,4 @@
-"""The only file that knows how `apportion.route` measures, decides and asks; all others of this package use it."""
+"""The only file that knows how `apportion.route` measures, decides and asks (`relearning` knows how it learns)."""
 
 import time
 from collections import Counter
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "prompt_too_long",
     "read_completion",
+    "read_router",
     "retrieves",
     "split_thinking",
     "without_passages",
@@ -198,6 +199,11 @@ def load(
     known = load_router(router)
     loaded = load_router(router, {key: value for key, value in now.items() if compared and known.source.get(key)})
     return Routing(loaded, retriever, words, int(loaded.source.get("k") or DEFAULT_K))
+
+
+def read_router(folder: Path) -> Router:
+    """A router by its folder."""
+    return load_router(folder)
 
 
 def write_index(corpus: Path, folder: Path) -> None:

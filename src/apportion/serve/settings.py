@@ -39,6 +39,7 @@ class Settings:
         decisions: SQLite file of the decision log; None keeps the last ones in memory only.
         keep_prompts: whether the log holds what was asked and answered.
         shadow: decide and log, but pass every request on as it is.
+        router: the router's path, followed for a better one; None follows none.
     """
 
     default: Controls = field(default_factory=Controls)
@@ -50,6 +51,7 @@ class Settings:
     decisions: Path | None = None
     keep_prompts: bool = False
     shadow: bool = False
+    router: Path | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
