@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import openai
 import pytest
 
 from apportion.serve import Address, Routing, Timeouts
+from tests.hostile_bodies import hostile
 from tests.integration.serving import ASKED, QUESTION, get, logged, serving
 from tests.integration.upstream_stub import Stub, upstream
 from tests.routings import knowing_router, routing
@@ -62,8 +64,7 @@ def test_the_upstream_is_cancelled_when_the_client_goes(stub: Stub, known: Routi
             while not stub.cancelled and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert stub.cancelled == 1
-        state = client.state  # type: ignore[attr-defined]
-        assert b"apportion_running 0.0" in state.metrics.text(), "its place is free again"
+        _until_idle(client)
 
 
 def test_an_upstream_that_breaks_off_is_an_error_in_the_stream(stub: Stub, known: Routing) -> None:
@@ -147,6 +148,15 @@ def test_bodies_that_are_too_large_too_slow_or_no_json(stub: Stub, known: Routin
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
+def _until_idle(client: openai.OpenAI) -> None:
+    """Until every place is free again."""
+    metrics = client.state.metrics  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 5
+    while b"apportion_running 0.0" not in metrics.text():
+        assert time.monotonic() < deadline, "a place was not given back"
+        time.sleep(0.02)
+
+
 def _until_up(port: int) -> None:
     for _ in range(200):
         try:
@@ -172,7 +182,7 @@ run(app, [socket])
 
 @pytest.mark.slow
 def test_sigterm_finishes_streams_and_slow_loris_is_shut_out(stub: Stub, tmp_path: Path) -> None:
-    stub.token_s, stub.reply = 0.05, lambda messages: "word " * 30
+    stub.token_s, stub.reply = 0.05, lambda messages: "word " * 20
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     program = SERVER.replace(
@@ -200,8 +210,31 @@ def test_sigterm_finishes_streams_and_slow_loris_is_shut_out(stub: Stub, tmp_pat
         loris.close()
         process.send_signal(signal.SIGTERM)
         thread.join(timeout=30)
-        assert found["text"] == "word " * 30, "the stream was finished after SIGTERM"
+        assert found["text"] == "word " * 20, "the stream was finished after SIGTERM"
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/decisions/dec-x/feedback", "/v1/embeddings"])
+def test_hostile_bodies_get_well_formed_answers(stub: Stub, known: Routing, path: str) -> None:
+    stub.reply = lambda messages: "1191"
+    with serving(stub, known) as client:
+        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=20)
+        with closing(connection):
+            for number, body in enumerate(hostile(600 if "chat" in path else 100, seed=7)):
+                connection.request("POST", path, body, {"content-type": "application/json"})
+                answer = connection.getresponse()
+                said = answer.read()
+                assert answer.status < 500, (number, body[:300], said)
+                if answer.headers["content-type"].startswith("text/event-stream"):
+                    assert said.endswith(b"data: [DONE]\n\n"), (number, body[:300])
+                    continue
+                found = json.loads(said)
+                assert ("error" in found) == (answer.status != 200), (number, body[:300], said)
+                if "error" in found:
+                    assert set(found["error"]) == {"message", "type", "param", "code"}
+        assert get(client, "/health")[0] == 200
+        _until_idle(client)

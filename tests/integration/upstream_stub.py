@@ -55,7 +55,7 @@ def tokens_of(text: str) -> list[str]:
 
 
 def _size(body: Json) -> int:
-    return sum(len(str(message["content"])) for message in body["messages"])
+    return sum(len(str(message.get("content"))) for message in body["messages"])
 
 
 def _usage(body: Json, tokens: list[str]) -> Json:
@@ -110,8 +110,8 @@ def make_app(stub: Stub) -> FastAPI:
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Json:
-        body = await request.json()
-        return {"object": "list", "model": body["model"], "data": [{"index": 0, "embedding": [0.5, 0.25]}]}
+        await request.json()
+        return {"object": "list", "model": "tiny", "data": [{"index": 0, "embedding": [0.5, 0.25]}]}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -128,6 +128,8 @@ def make_app(stub: Stub) -> FastAPI:
             return JSONResponse({"error": {"message": said, "code": 400}}, 400)
         tokens = tokens_of(stub.reply(body["messages"]))
         limit = body.get("max_tokens") or len(tokens)
+        if not isinstance(limit, int) or not isinstance(body.get("stream", False), bool | None):
+            return JSONResponse({"error": {"message": "a field of the wrong type"}}, 422)
         finish = "length" if len(tokens) > limit else "stop"
         if body.get("stream"):
             return StreamingResponse(_events(stub, body, tokens[:limit], finish), media_type="text/event-stream")

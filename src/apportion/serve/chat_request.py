@@ -136,7 +136,7 @@ def _check_message(message: object, where: str) -> None:
     elif isinstance(content, str):
         if role == "user" and not content.strip():
             raise _wrong(f"{where}.content", content, "some text")
-    elif role != "assistant" or content:  # an assistant that called a tool says nothing
+    elif not (role == "assistant" and content is None and message.get("tool_calls")):  # who calls a tool says nothing
         raise _wrong(f"{where}.content", content, "text, or a list of parts")
 
 

@@ -33,7 +33,8 @@ async def responses(request: Request, serving: Serving) -> Response:
 async def _passed(request: Request, path: str, body: Mapping[str, object], serving: Serving) -> Response:
     abilities = serving.backend.abilities
     own = aliases(serving.settings.default, timed=serving.routing.timed)
-    if abilities and body.get("model") in own:
+    named = body.get("model")
+    if abilities and isinstance(named, str) and named in own:
         body = {**body, "model": abilities.model}
     found = await until_gone(request, serving.backend.forward(path, body))
     return Response(found.body, found.status, media_type=found.content_type)

@@ -104,9 +104,12 @@ class Upstream:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
     async def forward(self, path: str, body: Body) -> Forwarded:
-        """The server's answer to another endpoint, with our name for the model replaced by its own."""
+        """The server's answer to another endpoint; its errors in OpenAI's shape whatever theirs is."""
         await self._ready()
         status, data = await self._post(path, encode(body))
+        found = self._object(status, data)
+        if status != 200 or "error" in found:
+            raise self._refused(status, found)
         return Forwarded(status, "application/json", data)
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
