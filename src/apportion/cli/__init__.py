@@ -39,4 +39,6 @@ def how_to_go_on(arguments: list[str]) -> str:
     options = {option.name for option in running.params} if running is not None else set()
     if "resume" in options:
         return "finished work is saved; run the same command with --resume to go on"
-    return "run the same command again" + ("; if it refuses the --out that it left, delete that" * ("out" in options))
+    return "run the same command again" + (
+        "; if it refuses the --out that it left, choose another" * ("out" in options)
+    )
