@@ -33,11 +33,14 @@ from apportion.core.artifact import (
 )
 from apportion.core.errors import ArtifactExistsError, InputError
 from apportion.core.log import AppendLog
+from apportion.core.output import output_folder
 from apportion.formats.ggml import PLAIN
 from apportion.formats.gguf_file import Field, file_bytes, write
+from apportion.models.identity import source_identity, text_identity
 
 VALUES = "plans.log"
 EVIDENCE = ".apportion"  # appended to the file's name
+KIND = "quantize gguf"  # of a run, as in its record
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,16 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     """
     request.check()
     folder = require_out(model, out)
-    asked = {"model": model, **plain(request)}
-    if finished(folder, asked, resume=resume):
-        return read_json(folder / "result.json")
+    asked = {"kind": KIND, "model_source": model, **plain(request)}
+    asked |= {"model": source_identity(model), "text": text_identity(request.calibration)}
+    with output_folder(folder, KIND, resume=resume, reads=[model]):
+        if finished(folder, asked, resume=resume):
+            return read_json(folder / "result.json")
+        return quantize_into(folder, model, out, request, asked, resume=resume)
+
+
+def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, asked: Json, *, resume: bool) -> Json:
+    """The work of `quantize_gguf`, in a folder of evidence that is held for it."""
     began = time.monotonic()
     shop = open_workshop(model, request)
     max_bytes = request.budget(sum(int(np.prod(shape)) for shape in shop.source.shapes.values()))
@@ -127,7 +137,7 @@ def require_out(model: str, out: Path) -> Path:
         )
     folder = out.with_name(out.name + EVIDENCE)
     if out.exists() and (not folder.exists() or Path(model).resolve() == out.resolve()):
-        raise ArtifactExistsError(f"--out {out}: exists", "choose another --out, or delete it")
+        raise ArtifactExistsError(f"--out {out}: exists", "choose another --out")
     return folder
 
 
