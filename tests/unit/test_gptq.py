@@ -46,7 +46,7 @@ def test_the_blocked_loop_equals_the_naive_one(bits: int, activation: bool) -> N
     weight, moments = layer(bits)
     width = Width(bits, GROUP)
     scale = Nearest().round(weight, width).scale.double()
-    order = column_order(moments.hessian, activation=activation)
+    order = column_order(moments.hessian, activation)
     factor = error_factor(moments.hessian.double(), 0.01, order)
     found = feed_back(weight.double(), scale, factor, width, order)
     wanted = naive_codes(weight, scale, damped(moments.hessian, 0.01), width, order)
