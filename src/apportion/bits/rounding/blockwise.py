@@ -85,9 +85,7 @@ class Blockwise:
 class BlockTask:
     """A block's error and its gradient."""
 
-    def __init__(
-        self, staged: StagedModel, block: int, streams: Streams, embedded: Embedded, calls: "Calls"
-    ) -> None:
+    def __init__(self, staged: StagedModel, block: int, streams: Streams, embedded: Embedded, calls: "Calls") -> None:
         self.staged, self.block, self.streams, self.embedded, self.calls = staged, block, streams, embedded, calls
         self.prefix = f"{staged.layout.prefix}.{block}."
 

@@ -103,9 +103,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
     column = tl.arange(0, SIZE)
     here = (group[:, None] < groups) & (column[None, :] < size)
     weight = tl.load(weights + group[:, None] * size + column[None, :], mask=here, other=0.0)
-    importance = tl.load(
-        importances + (group % groups_of_row)[:, None] * size + column[None, :], mask=here, other=0.0
-    )
+    importance = tl.load(importances + (group % groups_of_row)[:, None] * size + column[None, :], mask=here, other=0.0)
     largest = tl.max(tl.abs(weight), axis=1) / -lowest
     best = tl.zeros_like(largest)
     error = tl.sum(importance * weight * weight, axis=1)

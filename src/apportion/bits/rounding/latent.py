@@ -135,7 +135,11 @@ class Latents:
     def __init__(self, items: Mapping[str, GridWeight], own: Mapping[str, Tensor], device: str, make: Make) -> None:
         sizes = sorted({item.width.group_size for item in items.values()})
         self.places = [
-            [Place(path, tuple(item.codes.shape), item) for path, item in items.items() if item.width.group_size == size]
+            [
+                Place(path, tuple(item.codes.shape), item)
+                for path, item in items.items()
+                if item.width.group_size == size
+            ]
             for size in sizes
         ]
         self.codes: list[Codes] = [make(start_of(places, own, device)) for places in self.places]

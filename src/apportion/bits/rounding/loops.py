@@ -31,7 +31,7 @@ class Loops:
 
 
 def loops_for(device: torch.device) -> Loops:
-    """One launch a block where there is a CUDA device and Triton (it comes with torch), else one operation at a time."""
+    """One launch a block where there are a CUDA device and Triton (it comes with torch), else operation by operation."""
     return fused() if device.type == "cuda" and find_spec("triton") else Loops(feed_back, settle)
 
 

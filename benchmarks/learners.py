@@ -1,0 +1,256 @@
+"""Ways to learn codes at one uniform width, side by side: what `rounding.latent` is, and what lost to it.
+
+    python benchmarks/learners.py MODEL --text TEXT --calibration TEXT --bits 2 --out docs/results/learners_NAME.json
+
+Every row starts from the same gptq codes (unless it says otherwise) and learns from the same windows; the windows kept
+aside choose the state, the test text's perplexity stands beside it and decides nothing. Rows are written as they come.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apportion.bits.game.bank import in_place, round_plan
+from apportion.bits.rounding import rounding_named, tuning
+from apportion.bits.rounding.blockwise import Blockwise
+from apportion.bits.rounding.descent import Micro
+from apportion.bits.rounding.latent import Make, Start, StraightThrough
+from apportion.core.artifact import Json, write_json
+from apportion.core.device import place
+from apportion.formats.compressed_tensors import GridWeight
+from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.staged import StagedModel
+from apportion.models.text import calibrate, sample_calibration, windows_of
+
+GROUP = 64
+
+
+class Residual(StraightThrough):
+    """Positions begin as far from their codes as the checkpoint's own weights are, within the code."""
+
+    def __init__(self, start: Start, **rates: float) -> None:
+        super().__init__(start, **rates)
+        gap = (start.wanted.float() - start.codes).clamp(-0.4, 0.4)
+        self.position = (start.codes + gap).requires_grad_()
+
+
+class SignSgd(torch.optim.Optimizer):
+    """Each step moves every value by the rate, in the direction of its gradient's sign."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for value in group["params"]:
+                value.sub_(value.grad.sign_(), alpha=group["lr"])
+
+
+class Signed(StraightThrough):
+    """AutoRound's: offsets of at most half a code from the checkpoint's own weights, moved by signs of gradients."""
+
+    def __init__(self, start: Start, rate: float = 0.005, gain_rate: float = 0.0005, own: bool = True) -> None:
+        super().__init__(start)
+        self.rates = (rate, gain_rate)
+        self.middle = start.wanted.float().clamp(start.lowest - 0.49, start.highest + 0.49) if own else start.codes
+        self.reach = 0.5 if own else 0.75
+        self.position = self.middle.detach().float().clone().requires_grad_()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        rate, gain_rate = self.rates
+        return SignSgd([{"params": [self.position], "lr": rate}, {"params": [self.gain], "lr": gain_rate}])
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        self.position.copy_(
+            torch.minimum(torch.maximum(self.position, self.middle - self.reach), self.middle + self.reach)
+        )
+
+
+class Relaxed:
+    """GSQ's: each code a distribution over itself and its neighbours, sampled by Gumbel noise, ever colder."""
+
+    def __init__(self, start: Start, rate: float = 0.05, gain_rate: float = 0.01, sure: float = 3.0) -> None:
+        self.start, self.rates = start, (rate, gain_rate)
+        self.logits = torch.zeros(3, *start.codes.shape, device=start.codes.device)
+        self.logits[1] += sure
+        self.logits[0][start.codes == start.lowest] = -1e4
+        self.logits[2][start.codes == start.highest] = -1e4
+        self.logits.requires_grad_()
+        self.gain = torch.zeros_like(start.scale).requires_grad_()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        groups = [{"params": [self.logits], "lr": self.rates[0]}, {"params": [self.gain], "lr": self.rates[1]}]
+        return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=self.gain.is_cuda)
+
+    def decode(self, dtype: torch.dtype, progress: float) -> Tensor:
+        heat = 1.0 * 0.05**progress
+        noise = -torch.empty_like(self.logits).exponential_().log()
+        share = torch.softmax((self.logits + noise) / heat, dim=0)
+        position = self.start.codes + (share[2] - share[0])
+        return (position * (self.start.scale * self.gain.exp())).to(dtype)
+
+    def confine(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def found(self) -> tuple[Tensor, Tensor]:
+        codes = self.start.codes + self.logits.argmax(0).to(torch.int8) - 1
+        return codes, self.start.scale * self.gain.exp()
+
+
+def straight(position: float = 0.01, gain: float = 0.01) -> Make:
+    return lambda start: StraightThrough(start, position, gain)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: steps of each block, steps end to end, and how codes are learned in each."""
+
+    name: str
+    blocks: int = 0
+    steps: int = 200
+    make: Make = tuning.scales_alone
+    block_make: Make | None = None
+    rounding: str = "gptq"
+    own_text: bool = False
+
+
+VARIANTS = [
+    Variant("scales alone"),
+    Variant("straight-through", make=straight()),
+    Variant("straight-through, rate .003", make=straight(0.003)),
+    Variant("straight-through, rate .03", make=straight(0.03)),
+    Variant("straight-through from nearest", make=straight(), rounding="nearest"),
+    Variant("blocks: straight-through", blocks=128, steps=0, make=straight()),
+    Variant("blocks, then end to end: straight-through", blocks=128, make=straight()),
+    Variant("signed offsets of own weights, blocks", blocks=200, steps=0, make=Signed, rounding="nearest"),
+    Variant("signed offsets of gptq's codes, blocks", blocks=200, steps=0, make=lambda start: Signed(start, own=False)),
+    Variant("signed offsets of gptq's codes", make=lambda start: Signed(start, own=False)),
+    Variant("relaxed codes", make=Relaxed),
+    Variant("relaxed codes, rate .02, surer", make=lambda start: Relaxed(start, 0.02, sure=5.0)),
+    Variant("straight-through from the own weights' place in the code", make=Residual),
+    Variant("straight-through, 1000 steps", make=straight(), steps=1000),
+    Variant("straight-through, 1000 steps, own text too", make=straight(), steps=1000, own_text=True),
+    Variant("straight-through, 1000 steps, rate .003", make=straight(0.003), steps=1000),
+]
+
+
+@dataclass
+class Bench:
+    """What all rows share."""
+
+    staged: StagedModel
+    test: Tensor
+    text: Tensor
+    own_text: Callable[[], Tensor]
+    starts: Callable[[str], dict[str, GridWeight]]
+
+    def row(self, variant: Variant) -> Json:
+        """Learn as a variant says, and measure what came of it."""
+        torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+        staged, start = self.staged, self.starts(variant.rounding)
+        text = torch.cat([self.text, self.own_text()]) if variant.own_text else self.text
+        lesson = tuning.lesson_of(staged, text, max(variant.steps, 200))
+        lesson = replace(lesson, kept=self.text[7::8], steps=variant.steps)
+        staged.restore()
+        lesson = replace(lesson, kept_teacher=staged.last_hidden(lesson.kept))
+        began = time.monotonic()
+        before = tuning.loss_of(staged, start, lesson)
+        best = tuning.Tuned(start, 0, before, before)
+        batch = tuning.batch_of(staged, text)
+        if variant.blocks:
+            made = variant.block_make or variant.make
+            walk = Blockwise(staged, variant.blocks, batch, 0, made)
+            best = tuning.better(staged, best, walk.learn(start, lesson.windows), 0, lesson)
+        looks = {variant.steps * look // 4 for look in range(1, 5)}
+        for step, latents in enumerate(
+            tuning.descent(staged, best.rounded, lesson, variant.make, Micro(batch, batch)), start=1
+        ):
+            if step in looks:
+                best = tuning.better(staged, best, latents.found(), step, lesson)
+        seconds = time.monotonic() - began
+        with in_place(staged, best.rounded):
+            nll = float(staged.window_nll(self.test).mean())
+        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        return {
+            "variant": variant.name, "start": variant.rounding, "block_steps": variant.blocks, "steps": variant.steps,
+            "best_step": best.steps, "before": best.before, "after": best.after, "test_perplexity": math.exp(nll),
+            "moved": tuning.moved_share(start, best.rounded), "seconds": round(seconds, 1), "memory_bytes": memory,
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="", help="numbers of variants, with commas")
+    parser.add_argument("--windows", type=int, default=1024)
+    parser.add_argument("--own-windows", type=int, default=1024)
+    parser.add_argument("--limit-s", type=float, default=1e9)
+    asked = parser.parse_args()
+    began = time.monotonic()
+    bench = bench_of(asked)
+    staged = bench.staged
+    rows: list[Json] = [
+        {"variant": "full precision", "test_perplexity": math.exp(staged.window_nll(bench.test).mean())}
+    ]
+    for name in ("nearest", "gptq"):
+        with in_place(staged, bench.starts(name)):
+            rows.append(
+                {"variant": f"untuned {name}", "test_perplexity": math.exp(staged.window_nll(bench.test).mean())}
+            )
+    print(rows, f"{time.monotonic() - began:.1f} s", flush=True)
+    chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else VARIANTS
+    for variant in chosen:
+        if time.monotonic() - began > asked.limit_s:
+            print(f"{variant.name}: no time left", flush=True)
+            continue
+        rows.append(bench.row(variant))
+        print(
+            {name: rows[-1][name] for name in ("variant", "after", "test_perplexity", "moved", "seconds")}, flush=True
+        )
+        write_json(asked.out, {"command": "python " + " ".join(sys.argv), "bits": asked.bits, "rows": rows})
+
+
+def bench_of(asked: argparse.Namespace) -> Bench:
+    staged, tokenizer = load_model(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
+    text = calibrate(asked.calibration, tokenizer, windows=asked.windows, window_tokens=512, seed=0, fewer=True).windows
+    kept: dict[str, Any] = {}
+
+    def starts(name: str) -> dict[str, GridWeight]:
+        if name not in kept:
+            began = time.monotonic()
+            bits = dict.fromkeys(staged.originals, asked.bits)
+            kept[name] = round_plan(staged, rounding_named(name), bits, GROUP, text[:128])
+            print(f"{name}: {len(bits)} linears rounded in {time.monotonic() - began:.1f} s", flush=True)
+        found: dict[str, GridWeight] = kept[name]
+        return found
+
+    def own_text() -> Tensor:
+        if "own" not in kept:
+            began = time.monotonic()
+            kept["own"] = sample_calibration(
+                staged, tokenizer, windows=asked.own_windows, window_tokens=512, seed=1
+            ).windows
+            print(f"own text sampled in {time.monotonic() - began:.1f} s", flush=True)
+        found: Tensor = kept["own"]
+        return found
+
+    return Bench(staged, windows_of(asked.text, tokenizer, 512)[:128], text, own_text, starts)
+
+
+if __name__ == "__main__":
+    main()
