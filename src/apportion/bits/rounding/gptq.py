@@ -177,5 +177,5 @@ def feed_back(
         part = slice(start, stop)
         done, errors = loop(work[:, part], scales[:, part], factor[part, part], width)
         codes[:, order[part]] = done
-        work[:, stop:] -= errors @ factor[part, stop:]
+        work[:, stop:].addmm_(errors, factor[part, stop:], alpha=-1)
     return codes

@@ -63,7 +63,7 @@ def descend(
             codes[:, part], moved = settle(
                 codes[:, part], scales[:, part], slope[:, part], hessian[part, part], curvature[part], width
             )
-            slope -= moved @ hessian[part]
+            slope.addmm_(moved, hessian[part], alpha=-1)
             changed |= moved.any()
         if not changed:  # asked once a sweep: a GPU waits for the answer
             break
