@@ -20,7 +20,7 @@ from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.nearest import search_scale
 from apportion.core.artifact import Json, write_json
-from apportion.formats.width import Width
+from apportion.formats import Width, grid_width
 
 SHAPES = ((576, 576), (576, 1536), (4096, 4096), (4096, 14336))
 PLAIN_COLUMNS = 4096  # the plain loops are not timed beyond
@@ -50,7 +50,7 @@ def fresh(moments: Moments) -> Moments:
 
 def row(rows: int, columns: int, bits: int) -> Json:
     """Seconds of a linear, fused and plain, and of the steps of the fused one."""
-    moments, width = moments_of(columns, "cuda"), Width(bits, 64)
+    moments, width = moments_of(columns, "cuda"), grid_width(bits, 64)
     generator = torch.Generator("cuda").manual_seed(1)
     weights = [torch.randn(rows, columns, generator=generator, device="cuda").bfloat16() for _ in range(3)]
     rounding = Gptq()

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.bits.game.bank import in_place, round_plan
-from apportion.bits.rounding import rounding_named, tuning
+from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.blockwise import Blockwise
 from apportion.bits.rounding.descent import Micro
 from apportion.bits.rounding.latent import Make, Start, StraightThrough
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
-from apportion.formats.compressed_tensors import GridWeight
+from apportion.formats import GridWeight, grid_width
 from apportion.models.pretrained import load_model, load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import calibrate, sample_calibration, windows_of
@@ -33,13 +32,12 @@ from apportion.models.text import calibrate, sample_calibration, windows_of
 GROUP = 64
 
 
-class Residual(StraightThrough):
-    """Positions begin as far from their codes as the checkpoint's own weights are, within the code."""
+class Centred(StraightThrough):
+    """Positions begin in the middle of their codes."""
 
-    def __init__(self, start: Start, **rates: float) -> None:
-        super().__init__(start, **rates)
-        gap = (start.wanted.float() - start.codes).clamp(-0.4, 0.4)
-        self.position = (start.codes + gap).requires_grad_()
+    def __init__(self, start: Start, position_rate: float, gain_rate: float = 0.01) -> None:
+        super().__init__(start, position_rate, gain_rate)
+        self.position = start.codes.float().requires_grad_()
 
 
 class SignSgd(torch.optim.Optimizer):
@@ -126,22 +124,21 @@ class Variant:
 
 
 VARIANTS = [
-    Variant("scales alone"),
-    Variant("straight-through", make=straight()),
-    Variant("straight-through, rate .003", make=straight(0.003)),
-    Variant("straight-through, rate .03", make=straight(0.03)),
-    Variant("straight-through from nearest", make=straight(), rounding="nearest"),
-    Variant("blocks: straight-through", blocks=128, steps=0, make=straight()),
-    Variant("blocks, then end to end: straight-through", blocks=128, make=straight()),
+    Variant("scales alone", steps=400),
+    Variant("straight-through, rate .03", make=straight(0.03), steps=1600),
+    Variant("straight-through, rate .1", make=straight(0.1), steps=1600),
+    Variant("straight-through, rate .03, own text too", make=straight(0.03), steps=1600, own_text=True),
+    Variant(
+        "blocks at .05, then end to end at .03", blocks=128, make=straight(0.03), block_make=straight(0.05), steps=1600
+    ),
+    Variant("from the middle of the codes, rate .01", make=lambda start: Centred(start, 0.01), steps=400),
+    Variant("from the middle of the codes, rate .03", make=lambda start: Centred(start, 0.03), steps=400),
+    Variant("straight-through, rate .03, 400 steps", make=straight(0.03), steps=400),
+    Variant("straight-through from nearest", make=straight(0.03), rounding="nearest", steps=1600),
     Variant("signed offsets of own weights, blocks", blocks=200, steps=0, make=Signed, rounding="nearest"),
-    Variant("signed offsets of gptq's codes, blocks", blocks=200, steps=0, make=lambda start: Signed(start, own=False)),
-    Variant("signed offsets of gptq's codes", make=lambda start: Signed(start, own=False)),
-    Variant("relaxed codes", make=Relaxed),
-    Variant("relaxed codes, rate .02, surer", make=lambda start: Relaxed(start, 0.02, sure=5.0)),
-    Variant("straight-through from the own weights' place in the code", make=Residual),
-    Variant("straight-through, 1000 steps", make=straight(), steps=1000),
-    Variant("straight-through, 1000 steps, own text too", make=straight(), steps=1000, own_text=True),
-    Variant("straight-through, 1000 steps, rate .003", make=straight(0.003), steps=1000),
+    Variant("signed offsets of gptq's codes", make=lambda start: Signed(start, own=False), steps=400),
+    Variant("relaxed codes", make=Relaxed, steps=400),
+    Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=400),
 ]
 
 
@@ -174,18 +171,18 @@ class Bench:
             best = tuning.better(staged, best, walk.learn(start, lesson.windows), 0, lesson)
         looks = {variant.steps * look // 4 for look in range(1, 5)}
         for step, latents in enumerate(
-            tuning.descent(staged, best.rounded, lesson, variant.make, Micro(batch, batch)), start=1
+            tuning.descent(staged, best.packed, lesson, variant.make, Micro(batch, batch)), start=1
         ):
             if step in looks:
                 best = tuning.better(staged, best, latents.found(), step, lesson)
         seconds = time.monotonic() - began
-        with in_place(staged, best.rounded):
+        with staged.in_place(best.packed):
             nll = float(staged.window_nll(self.test).mean())
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return {
             "variant": variant.name, "start": variant.rounding, "block_steps": variant.blocks, "steps": variant.steps,
             "best_step": best.steps, "before": best.before, "after": best.after, "test_perplexity": math.exp(nll),
-            "moved": tuning.moved_share(start, best.rounded), "seconds": round(seconds, 1), "memory_bytes": memory,
+            "moved": tuning.moved_share(start, best.packed), "seconds": round(seconds, 1), "memory_bytes": memory,
         }  # fmt: skip
 
 
@@ -208,7 +205,7 @@ def main() -> None:
         {"variant": "full precision", "test_perplexity": math.exp(staged.window_nll(bench.test).mean())}
     ]
     for name in ("nearest", "gptq"):
-        with in_place(staged, bench.starts(name)):
+        with staged.in_place(bench.starts(name)):
             rows.append(
                 {"variant": f"untuned {name}", "test_perplexity": math.exp(staged.window_nll(bench.test).mean())}
             )
@@ -233,9 +230,9 @@ def bench_of(asked: argparse.Namespace) -> Bench:
     def starts(name: str) -> dict[str, GridWeight]:
         if name not in kept:
             began = time.monotonic()
-            bits = dict.fromkeys(staged.originals, asked.bits)
-            kept[name] = round_plan(staged, rounding_named(name), bits, GROUP, text[:128])
-            print(f"{name}: {len(bits)} linears rounded in {time.monotonic() - began:.1f} s", flush=True)
+            widths = dict.fromkeys(staged.originals, grid_width(asked.bits, GROUP))
+            kept[name] = round_plan(staged, rounding_named(name), widths, text[:128])
+            print(f"{name}: {len(widths)} linears rounded in {time.monotonic() - began:.1f} s", flush=True)
         found: dict[str, GridWeight] = kept[name]
         return found
 

@@ -46,7 +46,7 @@ def test_soft_capping_and_sliding_window_are_really_in_use(checkpoint):
 def test_chunked_logits_do_not_change_the_loss(checkpoint, monkeypatch, limit):
     staged = load_model(str(checkpoint("llama")), CPU)
     expected = staged.window_nll(windows())
-    monkeypatch.setitem(HEAD_BYTES, "cpu", limit)
+    staged.head_bytes = limit
     np.testing.assert_allclose(staged.window_nll(windows()), expected, rtol=1e-6)
 
 
@@ -111,6 +111,20 @@ def test_broken_weight_files_are_refused_and_never_filled_in_at_random(checkpoin
     (broken / "model.safetensors").write_bytes(cut)
     with pytest.raises(InputError, match="cannot load a causal LM"):
         load_model(str(broken), CPU)
+
+
+def test_a_text_is_embedded_anew_when_the_embedding_has_changed(checkpoint):
+    staged, ids = load_model(str(checkpoint("qwen3")), CPU), windows()
+    embedding = staged.model.get_input_embeddings().weight
+    first = staged.embed(ids).hidden.clone()
+    assert staged.embed(ids.clone()) is staged.embed(ids)
+    assert staged.embeddings == 1
+    with torch.no_grad():
+        embedding[5:] *= 0.5  # written in place
+    np.testing.assert_allclose(staged.embed(ids).hidden[ids >= 5], 0.5 * first[ids >= 5])
+    embedding.data = embedding.data * 2  # put in its place
+    assert staged.embed(ids).hidden.abs().sum() > first.abs().sum()
+    assert staged.embeddings == 3
 
 
 @pytest.mark.parametrize("device", ["mps", "meta", "tpu9", "cuda:x", "cpu:1", "cuda:99"])

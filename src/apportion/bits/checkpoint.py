@@ -15,45 +15,30 @@ from typing import Any
 
 from torch import Tensor
 
-from apportion.bits.game.players import Assignment, Player, tied
-from apportion.bits.plan.plan import Plan
-from apportion.bits.rounding import Rounding, rounding_named
+from apportion.bits.game.players import tied
 from apportion.core.artifact import Json, disk_error, write_bytes, write_json
 from apportion.core.errors import InputError
-from apportion.formats.compressed_tensors import FORMAT as GRID
-from apportion.formats.packed import Packed
-from apportion.formats.safetensors import Entry, entry_of, file_bytes, write_tensors
-from apportion.formats.width import Width
+from apportion.formats import COMPRESSED_TENSORS, QUANTO, Format, Packed, Width, rising
+from apportion.formats.safetensors import INDEX, WEIGHTS, Entry, entry_of, file_bytes, write_tensors
 from apportion.models.staged import StagedModel
 
 SHARD_BYTES = 5_000_000_000
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 QMAP = "quanto_qmap.json"  # what quanto's own loader asks for: written only where it would guess our group size
 
 
-def widths_by_path(staged: StagedModel, players: tuple[Player, ...], assignment: Assignment) -> dict[str, int]:
-    """Bits of every linear, by module path."""
-    return {
-        staged.layout.path(player.block, linear): bits
-        for player, bits in zip(players, assignment, strict=True)
-        for linear in player.linears
-    }
-
-
-def require_fusable(widths: Mapping[str, int], rounding: Rounding) -> None:
+def require_fusable(widths: Mapping[str, Width], form: Format) -> None:
     """Refuse, in the format that servers load, other widths within q/k/v or gate/up: they are fused there.
 
     Raises:
         InputError: naming the first of them.
     """
-    if rounding.format != GRID:
+    if form is not COMPRESSED_TENSORS:
         return
     split = [group for group in tied(tuple(widths)) if len({widths[path] for path in group}) > 1]
     if split:
-        listed = "; ".join(", ".join(f"{path} {widths[path]}" for path in group) for group in split[:4])
+        listed = "; ".join(", ".join(f"{path} {widths[path].name}" for path in group) for group in split[:4])
         raise InputError(
-            f"plan: gives linears that servers fuse other widths ({listed}), and {GRID} is the format of servers",
+            f"plan: gives linears that servers fuse other widths ({listed}), and {form.name} is the format of servers",
             "write it with --apply-rounding quanto or hqq (read by apportion.load), or plan without --untie",
         )
 
@@ -64,54 +49,46 @@ def unquantized(staged: StagedModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in staged.checkpoint.items() if name not in quantized}
 
 
-def packed_entries(
-    staged: StagedModel, widths: Mapping[str, int], group_size: int, rounding: Rounding | None = None
-) -> dict[str, Entry]:
-    """Names, dtypes and shapes of every tensor of a plan's weight files, known before rounding.
-
-    Args:
-        rounding: whose format the file has; the grid of compressed-tensors if None.
-    """
-    rounding = rounding or rounding_named("nearest")
+def packed_entries(staged: StagedModel, widths: Mapping[str, Width], form: Format) -> dict[str, Entry]:
+    """Names, dtypes and shapes of every tensor of a plan's weight files, known before rounding."""
     found = {name: entry_of(tensor) for name, tensor in unquantized(staged).items()}
-    for path, bits in widths.items():
+    for path, width in widths.items():
         weight = staged.originals[path]
         rows, columns = weight.shape
-        for suffix, (dtype, shape) in rounding.shapes(rows, columns, Width(bits, group_size), weight.dtype).items():
+        for suffix, (dtype, shape) in form.shapes(width, rows, columns, weight.dtype).items():
             found[f"{path}.{suffix}"] = Entry(dtype, shape)
     return found
 
 
-def fixed_bytes(staged: StagedModel, players: tuple[Player, ...], rounding: Rounding, group_size: int) -> int:
+def fixed_bytes(staged: StagedModel, form: Format, widths: tuple[Width, ...]) -> int:
     """Upper bound, within a few header bytes, of what every plan's weight files hold besides the players.
 
     The header is longest with all players at the highest width: every offset has its most digits there.
     """
-    widths = widths_by_path(staged, players, (max(rounding.bits),) * len(players))
-    entries = packed_entries(staged, widths, group_size, rounding)
+    entries = packed_entries(staged, dict.fromkeys(staged.originals, widths[-1]), form)
     tensors = sum(entry.nbytes for entry in entries.values())
     shards = 1 + tensors // SHARD_BYTES
     rest = sum(entry_of(tensor).nbytes for tensor in unquantized(staged).values())
     return rest + file_bytes(entries) - tensors + (shards - 1) * 128
 
 
-def config_groups(staged: StagedModel, widths: Mapping[str, int], group_size: int) -> Json:
+def config_groups(staged: StagedModel, widths: Mapping[str, Width]) -> Json:
     """One group per width, whose targets match exactly its linears."""
     groups: Json = {}
-    for bits in sorted(set(widths.values())):
+    for width in rising(widths.values()):
         by_block: dict[int, list[str]] = {}
-        for path in (path for path, own in widths.items() if own == bits):
+        for path in (path for path, own in widths.items() if own == width):
             block, _, linear = path.removeprefix(staged.layout.prefix + ".").partition(".")
             by_block.setdefault(int(block), []).append(re.escape(linear))
         prefix = re.escape(staged.layout.prefix)
-        groups[f"bits_{bits}"] = {
+        groups[width.name] = {
             "targets": [f"re:^{prefix}\\.{block}\\.({'|'.join(names)})$" for block, names in by_block.items()],
             "weights": {
-                "num_bits": bits,
+                "num_bits": width.code_bits,
                 "type": "int",
                 "symmetric": True,
                 "strategy": "group",
-                "group_size": group_size,
+                "group_size": width.group_size,
                 "dynamic": False,
             },
             "input_activations": None,
@@ -120,16 +97,16 @@ def config_groups(staged: StagedModel, widths: Mapping[str, int], group_size: in
     return groups
 
 
-def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_size: int, format: str) -> Json:
+def quantization_config(staged: StagedModel, widths: Mapping[str, Width], form: Format) -> Json:
     """The `quantization_config` of config.json: compressed-tensors' own, or what `load` reads.
 
     Transformers refuses to load the other formats instead of filling in random weights.
     """
-    if format != GRID:
+    if form is not COMPRESSED_TENSORS:
         shapes = {path: list(staged.originals[path].shape) for path in widths}
-        linears = {path: {"bits": bits, "shape": shapes[path]} for path, bits in widths.items()}
-        own = {"made_by": "apportion", "group_size": group_size, "linears": linears}
-        return {"quant_method": format, "weights": "mixed", **own}  # transformers knows no "mixed" and refuses
+        linears = {path: {"width": width.name, "shape": shapes[path]} for path, width in widths.items()}
+        own = {"made_by": "apportion", "linears": linears}
+        return {"quant_method": form.name, "weights": "mixed", **own}  # transformers knows no "mixed" and refuses
     ignored = [
         name
         for name, module in staged.model.named_modules()
@@ -142,42 +119,45 @@ def quantization_config(staged: StagedModel, widths: Mapping[str, int], group_si
         "ignore": ignored,
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-        "config_groups": config_groups(staged, widths, group_size),
+        "config_groups": config_groups(staged, widths),
     }
 
 
 def write_checkpoint(
     folder: Path,
     staged: StagedModel,
-    plan: Plan,
-    rounded: Mapping[str, Packed],
-    group_size: int,
+    widths: Mapping[str, Width],
+    packed: Mapping[str, Packed],
     tokenizer: Any,
-    format: str = GRID,
+    form: Format,
 ) -> tuple[int, list[str]]:
     """Write a loadable checkpoint; `config.json` comes last, so that a half-written one does not load.
 
     Args:
-        rounded: each linear's rounded weight at its width in the plan, by module path.
-        format: of the rounding that made them.
+        widths: of every linear, by module path. packed: its weight at that width.
+        form: the format of the rounding that made them.
 
     Returns:
         Bytes of the weight file(s), and the names of all files written.
     """
-    widths = widths_by_path(staged, plan.players, plan.assignment)
     tensors = dict(unquantized(staged))
     for path in widths:
-        for suffix, tensor in rounded[path].tensors().items():
+        for suffix, tensor in packed[path].tensors().items():
             tensors[f"{path}.{suffix}"] = tensor
+    made = {name: entry_of(tensor) for name, tensor in tensors.items()}
+    assert made == packed_entries(staged, widths, form), "tensors differ from the prediction"
     names = write_shards(folder, tensors)
     weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
     names += [*save_companions(folder, staged, tokenizer), *save_code(folder, staged.model)]
-    if format == "quanto" and all(quanto_guess(staged.originals[path].shape[1]) == group_size for path in widths):
-        write_json(folder / QMAP, {p: {"weights": f"qint{bits}", "activations": "none"} for p, bits in widths.items()})
+    if form is QUANTO and all(
+        quanto_guess(staged.originals[path].shape[1]) == width.group_size for path, width in widths.items()
+    ):
+        qmap = {path: {"weights": f"qint{width.code_bits}", "activations": "none"} for path, width in widths.items()}
+        write_json(folder / QMAP, qmap)
         names.append(QMAP)
     config = json.loads(staged.model.config.to_json_string(use_diff=False))
     config["dtype"] = str(staged.dtype).removeprefix("torch.")
-    config["quantization_config"] = quantization_config(staged, widths, group_size, format)
+    config["quantization_config"] = quantization_config(staged, widths, form)
     write_json(folder / "config.json", config)
     return weight_bytes, [*names, "config.json"]
 
@@ -247,9 +227,3 @@ def save_code(folder: Path, model: Any) -> list[str]:
     for file in sorted(files):
         write_bytes(folder / file.name, file.read_bytes())
     return sorted(file.name for file in files)
-
-
-def stored_bytes(plan: Plan, rounded: Mapping[str, Packed], staged: StagedModel) -> int:
-    """Bytes of the packed tensors of a plan, counted on the tensors themselves."""
-    paths = widths_by_path(staged, plan.players, plan.assignment)
-    return sum(tensor.nbytes for path in paths for tensor in rounded[path].tensors().values())

@@ -18,6 +18,8 @@ CODES = {
     uint8: "U8", boolean: "BOOL",
 }  # fmt: skip
 METADATA = {"format": "pt"}
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,20 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apportion.bits.checkpoint import INDEX, WEIGHTS
-from apportion.bits.rounding import rounding_named
 from apportion.core.artifact import MANIFEST, read_json, read_manifest
 from apportion.core.device import Placement, place
 from apportion.core.errors import ArtifactCorruptError, InputError
 from apportion.core.progress import without_tqdm
-from apportion.formats.hqq import HqqWeight
-from apportion.formats.quanto import QuantoWeight
-from apportion.formats.width import Width
+from apportion.formats import FORMATS, HQQ, QUANTO, HqqWeight, Packed, QuantoWeight, width_named
+from apportion.formats.safetensors import INDEX, WEIGHTS
 from apportion.models.pretrained import first_line, is_quantized, load_model, load_tokenizer, quiet, require_model
 from apportion.models.staged import StagedModel
 
-Packed = QuantoWeight | HqqWeight
-OWN: dict[str, type[QuantoWeight] | type[HqqWeight]] = {"quanto": QuantoWeight, "hqq": HqqWeight}
+OWN = (HQQ.name, QUANTO.name)
 
 
 def load(
@@ -99,7 +95,6 @@ def read_own(folder: Path, placement: Placement, *, trust_remote_code: bool) -> 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     saved = read_json(folder / "config.json")["quantization_config"]
-    rounding_named(saved["quant_method"])  # its package must be there
     tensors = read_tensors(folder)
     packed = unpack(saved, tensors, folder)
     dtype = getattr(torch, placement.dtype)
@@ -160,12 +155,13 @@ def unpack(saved: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -
     Raises:
         ArtifactCorruptError: a tensor is missing or has another shape than its width says.
     """
-    kind, rounding = OWN[saved["quant_method"]], rounding_named(saved["quant_method"])
+    form = FORMATS[saved["quant_method"]]
     found: dict[str, Packed] = {}
     for path, own in saved["linears"].items():
-        width, (rows, columns) = Width(own["bits"], saved["group_size"]), own["shape"]
+        # folders of before widths had names say their bits, and one group size for all
+        width, (rows, columns) = width_named(own.get("width") or own["bits"], saved.get("group_size", 0)), own["shape"]
         parts = {}
-        for suffix, (_, shape) in rounding.shapes(rows, columns, width, torch.float32).items():
+        for suffix, (_, shape) in form.shapes(width, rows, columns, torch.float32).items():
             part = tensors.pop(f"{path}.{suffix}", None)
             if part is None or tuple(part.shape) != shape:
                 raise ArtifactCorruptError(
@@ -174,7 +170,7 @@ def unpack(saved: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -
                     "make the checkpoint again",
                 )
             parts[suffix] = part
-        found[path] = kind.from_tensors(parts, (rows, columns), width)
+        found[path] = form.unpack(parts, (rows, columns), width)
     return found
 
 
@@ -184,11 +180,11 @@ def pack(model: Any, packed: Mapping[str, Packed], placement: Placement) -> Any:
     for path, weight in packed.items():
         parent, _, name = path.rpartition(".")
         linear = model.get_submodule(path)
-        module = (
-            quanto_module(weight, linear, dtype)
-            if isinstance(weight, QuantoWeight)
-            else hqq_module(weight, linear, dtype, placement.device)
-        )
+        if isinstance(weight, QuantoWeight):
+            module = quanto_module(weight, linear, dtype)
+        else:
+            assert isinstance(weight, HqqWeight), "only quanto and hqq have modules of their own"
+            module = hqq_module(weight, linear, dtype, placement.device)
         setattr(model.get_submodule(parent), name, module.to(placement.device))
     return model
 

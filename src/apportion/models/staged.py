@@ -8,7 +8,7 @@ those states: final norm, output embedding and soft-capping are the model's own.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
@@ -19,12 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from apportion.core.device import Placement
-from apportion.core.errors import ModelStructureError, NumericError
+from apportion.core.device import Placement, free_memory, is_out_of_memory
+from apportion.core.errors import ModelStructureError, NumericError, OutOfMemoryError
+from apportion.formats import Packed
 from apportion.models.structure import Layout, find_layout
 
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
+EMBEDDED_BYTES = 1 << 30  # of embedded texts that are kept
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -38,6 +40,19 @@ class Embedded:
     batch: int
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class InPlace:
+    """A parameter's memory, which stays its own as long as it is held here, and how often it was written to."""
+
+    data: Tensor
+    version: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, InPlace):
+            return NotImplemented
+        return self.data.data_ptr() == other.data.data_ptr() and self.version == other.version
+
+
 class StagedModel:
     """A causal LM whose blocks can be run one at a time.
 
@@ -48,6 +63,9 @@ class StagedModel:
         checkpoint: its tensors by name, tied ones once, as they were read.
         originals: the weights of its blocks' linears by module path, as they were read.
         digest: SHA-256 over names, shapes, dtypes and bytes of all parameters.
+        block_tokens, head_bytes: tokens that a block, and bytes of logits that the head, is given at once; `shrink`
+            halves both where memory runs out.
+        embeddings: how often a text was embedded. given_up: what was given up where memory ran out, in order.
     """
 
     def __init__(self, model: nn.Module, placement: Placement, *, source: str = "") -> None:
@@ -62,7 +80,12 @@ class StagedModel:
         self.originals: dict[str, Tensor] = {path: self.checkpoint[f"{path}.weight"] for path in self.layout.paths()}
         cast_parameters(self.model.to(device=placement.device), compute)
         self.compute_dtype: torch.dtype = compute
-        self._full = {path: self.model.get_submodule(path).weight.data for path in self.originals}
+        self._full: dict[str, Tensor] = {path: self._weight(path) for path in self.originals}
+        kind = torch.device(placement.device).type
+        self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
+        self.embeddings = 0
+        self.given_up: list[str] = []
+        self._embedded: list[tuple[Tensor, list[InPlace], Embedded]] = []
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -77,6 +100,44 @@ class StagedModel:
         """Put the checkpoint's own weights back into every linear."""
         for path, weight in self._full.items():
             self.model.get_submodule(path).weight.data = weight
+
+    def _weight(self, path: str) -> Tensor:
+        weight: Tensor = self.model.get_submodule(path).weight.data
+        return weight
+
+    def own_weight(self, path: str) -> Tensor:
+        """A linear's weight as the checkpoint has it, in the compute dtype on the compute device."""
+        return self._full[path]
+
+    @contextmanager
+    def in_place(self, packed: Mapping[str, Packed]) -> Iterator[None]:
+        """The model with other weights, by module path, decoded; with the checkpoint's own again afterwards."""
+        try:
+            for path, item in packed.items():
+                weight = item.dequantize(self.compute_dtype).to(self.placement.device)
+                self.model.get_submodule(path).weight.data = weight
+            yield
+        finally:
+            self.restore()
+
+    def shrink(self, windows: Int[Tensor, "windows tokens"]) -> None:
+        """Run half as much at once from now on, since memory ran out.
+
+        Raises:
+            OutOfMemoryError: a single window is run already.
+        """
+        if self._step(windows) <= 1:
+            before = "; ".join(self.given_up) or "nothing"
+            raise OutOfMemoryError(
+                f"memory of {self.placement.device} ran out with one window of {windows.shape[1]} tokens at a time "
+                f"(given up before: {before})",
+                "use smaller --window-tokens, a smaller --dtype, or --device cpu",
+            )
+        self.block_tokens = self._step(windows) // 2 * windows.shape[1]
+        self.head_bytes //= 2
+        self.given_up.append(f"{self.block_tokens:,} tokens at once")
+        self._embedded.clear()
+        free_memory(self.placement.device)
 
     @contextmanager
     def replaced(self, functions: Sequence[Any]) -> Iterator[None]:
@@ -106,12 +167,39 @@ class StagedModel:
             )
         return seen[0][0], tuple(call for _, call in seen)
 
-    @torch.inference_mode()
     def embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
-        """Hidden states before block 0, and the calls of every block, for batches of at most BLOCK_TOKENS."""
+        """Hidden states before block 0, and the calls of every block, for batches of at most `block_tokens`.
+
+        The latest texts are kept, up to EMBEDDED_BYTES, so that a text is embedded once however often it is run; with
+        other weights outside of the blocks (an embedding that is rounded, say) it is embedded anew.
+        """
+        weights = self._outside()
+        for index, (text, kept, embedded) in enumerate(self._embedded):
+            same = text.shape == windows.shape and embedded.batch == self._step(windows) and kept == weights
+            if same and torch.equal(text, windows):
+                self._embedded.append(self._embedded.pop(index))
+                return embedded
+        found = self._embed(windows)
+        if self._embed_bytes(windows) <= EMBEDDED_BYTES:
+            self._embedded.append((windows, weights, found))
+            while sum(item.hidden.nbytes for *_, item in self._embedded) > EMBEDDED_BYTES:
+                self._embedded.pop(0)
+        return found
+
+    def _outside(self) -> "list[InPlace]":
+        """The weights outside of the blocks, as they are now."""
+        inside = f"{self.layout.prefix}."
+        outside = (item for name, item in self.model.named_parameters() if not name.startswith(inside))
+        return [InPlace(item.data, item._version) for item in outside]
+
+    def _embed_bytes(self, windows: Int[Tensor, "windows tokens"]) -> int:
+        return windows.numel() * int(self.model.config.get_text_config().hidden_size) * self.compute_dtype.itemsize
+
+    @torch.inference_mode()
+    def _embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
+        self.embeddings += 1
         windows = windows.to(self.placement.device)
-        device = torch.device(self.placement.device).type
-        batch = max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
+        batch = self._step(windows)
         parts: list[Tensor] = []
         calls: dict[int, tuple[Call, ...]] = {}
         for part in windows.split(batch):
@@ -169,7 +257,7 @@ class StagedModel:
         """
         count, length = windows.shape
         row_bytes = 4 * int(self.model.config.get_text_config().vocab_size)
-        rows = max(1, HEAD_BYTES.get(hidden.device.type, 32 << 20) // row_bytes)
+        rows = max(1, self.head_bytes // row_bytes)
         targets = windows.to(hidden.device)[:, 1:]
         sums = torch.zeros(count, dtype=torch.float64, device=hidden.device)
         per_chunk, span = max(1, rows // (length - 1)), min(length - 1, rows)
@@ -196,30 +284,53 @@ class StagedModel:
         Args:
             advance: told after every few windows how many were done.
             teacher: see `device_nll`.
+
+        Raises:
+            OutOfMemoryError: a single window does not fit the device.
         """
+        while True:
+            try:
+                return self._window_nll(windows, advance, teacher)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.shrink(windows)
+
+    def _window_nll(
+        self,
+        windows: Int[Tensor, "windows tokens"],
+        advance: Callable[[int], object],
+        teacher: Float[Tensor, "windows tokens hidden"] | None,
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
         step = self._step(windows)
         teachers = teacher.split(step) if teacher is not None else repeat(None)
         found = []
-        for part, theirs in zip(windows.split(step), teachers):  # noqa: B905 - repeat has no end
-            found.append(self.device_nll(self._last(part), part, theirs).cpu().numpy())
+        parts = zip(windows.split(step), self._last(windows), teachers)  # noqa: B905 - repeat has no end
+        for part, hidden, theirs in parts:
+            found.append(self.device_nll(hidden, part, theirs).cpu().numpy())
             advance(len(part))
         return np.concatenate(found)
 
     def last_hidden(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
         """Hidden states after the last block with the weights that are in place now: what a teacher is made of."""
-        return torch.cat([self._last(part) for part in windows.split(self._step(windows))])
+        return torch.cat(list(self._last(windows)))
 
     def _step(self, windows: Int[Tensor, "windows tokens"]) -> int:
         """Windows that are run at once."""
-        device = torch.device(self.placement.device).type
-        return max(1, BLOCK_TOKENS.get(device, 2048) // windows.shape[1])
+        return max(1, self.block_tokens // windows.shape[1])
 
-    def _last(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
-        embedded = self.embed(windows)
-        hidden = embedded.hidden
-        for block in range(self.layout.block_count):
-            hidden = self.run_block(block, hidden, embedded)
-        return hidden
+    def _last(self, windows: Int[Tensor, "windows tokens"]) -> Iterator[Float[Tensor, "batch tokens hidden"]]:
+        """Hidden states after the last block, batch by batch; a text too large to keep is embedded likewise."""
+        step = self._step(windows)
+        keep = self._embed_bytes(windows) <= EMBEDDED_BYTES
+        whole = self.embed(windows) if keep else None
+        for start in range(0, len(windows), step):
+            stop = start + step
+            embedded = whole or self._embed(windows[start:stop])
+            hidden = whole.hidden[start:stop] if whole else embedded.hidden
+            for block in range(self.layout.block_count):
+                hidden = self.run_block(block, hidden, embedded)
+            yield hidden
 
     @torch.inference_mode()
     def verify(self, windows: Int[Tensor, "windows tokens"]) -> float:

@@ -98,24 +98,27 @@ def cut(prefix: list[int], ids: Int[Tensor, " stream"], window_tokens: int) -> I
     return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(count, -1), windows], dim=1)
 
 
-def calibrate(
-    path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int, fewer: bool = False
-) -> Calibration:
-    """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
+def require_windows(available: Int[Tensor, "all tokens"], windows: int, path: Path) -> None:
+    """Refuse a text with fewer windows than asked for.
 
-    Args:
-        fewer: take what there is where the text has fewer windows.
+    Raises:
+        InputError: saying how many there are.
+    """
+    if len(available) < windows:
+        raise InputError(
+            f"--windows {windows}: {path} has only {len(available)} windows of {available.shape[1]} tokens",
+            "give a longer text, fewer --windows or a smaller --window-tokens",
+        )
+
+
+def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Calibration:
+    """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
 
     Raises:
         InputError: the text has fewer windows than asked for.
     """
     available = windows_of(path, tokenizer, window_tokens)
-    windows = min(windows, len(available)) if fewer else windows
-    if len(available) < windows:
-        raise InputError(
-            f"--windows {windows}: {path} has only {len(available)} windows of {window_tokens} tokens",
-            "give a longer text, fewer --windows or a smaller --window-tokens",
-        )
+    require_windows(available, windows, path)
     return Calibration(choose(available, windows, seed), str(path))
 
 

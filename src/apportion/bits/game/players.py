@@ -1,6 +1,7 @@
 """The players of the game: blocks, or linears, tied where servers need equal widths."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from apportion.core.errors import InputError
 from apportion.models.structure import Layout
@@ -8,7 +9,9 @@ from apportion.models.structure import Layout
 TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 KINDS = ("blocks", "linears")
 Assignment = tuple[int, ...]
-"""Bits of every player, in the players' order (model order)."""
+"""For every player, in model order, the index of its width in a rising list of widths: 0 is the lowest."""
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,22 @@ class Player:
     block: int
     linears: tuple[str, ...]
 
+    def paths(self, layout: Layout) -> list[str]:
+        """Module paths of its linears."""
+        return [layout.path(self.block, linear) for linear in self.linears]
+
+
+def player_from(item: dict[str, Any]) -> Player:
+    """A player from its JSON."""
+    return Player(item["name"], item["block"], tuple(item["linears"]))
+
 
 def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> tuple[Player, ...]:
-    """The players in model order.
+    """Players in model order.
 
     Args:
-        kind: `blocks` (one player per block) or `linears` (one per linear, with q/k/v and gate/up tied).
-        untie: leave every linear free; servers that fuse q/k/v and gate/up cannot load such a plan.
+        kind: `blocks` (one per decoder block, as in the paper) or `linears`.
+        untie: leave q/k/v and gate/up free of each other; servers that fuse them then cannot load the result.
 
     Raises:
         InputError: unknown kind.
@@ -69,6 +81,19 @@ def tied(linears: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def uniform(players: tuple[Player, ...], bits: int) -> Assignment:
-    """Every player at the same width."""
-    return (bits,) * len(players)
+def encode(assignment: Assignment) -> str:
+    """One digit per player, to the base 36.
+
+    >>> encode((0, 2, 10))
+    '02a'
+    """
+    return "".join(DIGITS[index] for index in assignment)
+
+
+def decode(text: str) -> Assignment:
+    """The assignment of its digits.
+
+    >>> decode("02a")
+    (0, 2, 10)
+    """
+    return tuple(DIGITS.index(digit) for digit in text)

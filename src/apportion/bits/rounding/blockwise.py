@@ -23,7 +23,7 @@ from apportion.bits.rounding.latent import Latents, Make
 from apportion.bits.rounding.sequential import put
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
-from apportion.formats.compressed_tensors import GridWeight
+from apportion.formats import GridWeight
 from apportion.models.staged import Call, Embedded, StagedModel
 
 TINY = 1e-30

@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.formats.width import Width
+from apportion.formats import Width
 
 COLUMNS = 128
 ROWS = 8
@@ -23,7 +23,7 @@ GROUPS = 16
 NEAREST_EVEN = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and taking it away rounds half to even, as torch.round
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def to_code(value, lowest, highest):  # type: ignore[no-untyped-def]
     limited = tl.minimum(tl.maximum(value, lowest), highest)
     return (limited + NEAREST_EVEN) - NEAREST_EVEN

@@ -4,15 +4,16 @@ All groups of one size lie in one tensor, whatever linear and width they belong 
 ten operations instead of some thousand (the plan's widths are two columns, lowest and highest code).
 
 A weight is `code * scale`. The scale is its start times exp(gain). The code is a position, a float in units of the
-scale, rounded; the gradient passes through the rounding as if it were not there (straight-through). Positions begin
-at the codes that the rounding found, so that before the first step the weights are exactly those.
+scale, rounded; the gradient passes through the rounding as if it were not there (straight-through). A position begins
+where the checkpoint's own weight lies, within CENTRE of the code that the rounding found: before the first step the
+weights are exactly those of the rounding, and the codes that are nearly another one need little to become it.
 
 Source: straight-through, arXiv 1308.3432; learned step sizes, LSQ (arXiv 1902.08153). Ours: positions in units of the
 scale (so that moving a scale never changes a code), signed scales as gains in the exponent, the flat layout.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +21,11 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from apportion.formats.compressed_tensors import GridWeight
+from apportion.formats import GridWeight
 
 GAIN_RATE = 0.01  # of Adam, in log gain
 POSITION_RATE = 0.01  # of Adam, in codes
+CENTRE = 0.4
 REACH = 0.49  # how far a position may lie beyond the outermost code: further, and a gradient needs many steps back
 
 
@@ -76,7 +78,10 @@ class StraightThrough:
 
     def __init__(self, start: Start, position_rate: float = POSITION_RATE, gain_rate: float = GAIN_RATE) -> None:
         self.start, self.rates = start, (position_rate, gain_rate)
-        self.position = start.codes.float().requires_grad_(position_rate > 0)
+        self.position = start.codes.float()
+        if position_rate > 0:
+            self.position += (start.wanted - start.codes).clamp_(-CENTRE, CENTRE)
+        self.position.requires_grad_(position_rate > 0)
         self.gain = torch.zeros_like(start.scale).requires_grad_()
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -112,7 +117,7 @@ class Rounded(torch.autograd.Function):
         return codes.to(dtype) * scale.to(dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         codes, scale = ctx.saved_tensors
         given = given.float()
@@ -135,11 +140,7 @@ class Latents:
     def __init__(self, items: Mapping[str, GridWeight], own: Mapping[str, Tensor], device: str, make: Make) -> None:
         sizes = sorted({item.width.group_size for item in items.values()})
         self.places = [
-            [
-                Place(path, tuple(item.codes.shape), item)
-                for path, item in items.items()
-                if item.width.group_size == size
-            ]
+            [Place(path, item.shape, item) for path, item in items.items() if item.width.group_size == size]
             for size in sizes
         ]
         self.codes: list[Codes] = [make(start_of(places, own, device)) for places in self.places]
@@ -162,18 +163,18 @@ class Latents:
             for place, own_codes, own_scale in pairs:
                 rows, _ = place.shape
                 kept = place.item
-                found[place.path] = replace(
-                    kept,
-                    codes=own_codes.reshape(place.shape).to(kept.codes.device),
-                    scale=own_scale.reshape(rows, -1).to(kept.scale.dtype).to(kept.scale.device),
-                    evidence={},
+                found[place.path] = GridWeight.of(
+                    own_codes.reshape(place.shape).to(kept.scale.device),
+                    own_scale.reshape(rows, -1).to(kept.scale.dtype).to(kept.scale.device),
+                    kept.width,
                 )
         return found
 
 
 def split(flat: Tensor, places: Iterable[Place]) -> tuple[Tensor, ...]:
     """A flat tensor's rows by linear: one `split`, whose gradient is one concatenation."""
-    return flat.split([place.item.scale.numel() for place in places])
+    found: tuple[Tensor, ...] = flat.split([place.item.scale.numel() for place in places])
+    return found
 
 
 def start_of(places: Iterable[Place], own: Mapping[str, Tensor], device: str) -> Start:

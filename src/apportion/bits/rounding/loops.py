@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.formats.width import Width
+from apportion.formats import Width
 
 BLOCK = 128  # columns of one launch; the columns outside are updated by one matrix product
 FeedBack = Callable[[Tensor, Tensor, Tensor, Width], tuple[Tensor, Tensor]]
@@ -31,7 +31,7 @@ class Loops:
 
 
 def loops_for(device: torch.device) -> Loops:
-    """One launch a block where there are a CUDA device and Triton (it comes with torch), else operation by operation."""
+    """One launch a block where there are CUDA and Triton (which comes with torch), else operation by operation."""
     return fused() if device.type == "cuda" and find_spec("triton") else Loops(feed_back, settle)
 
 

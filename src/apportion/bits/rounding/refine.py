@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.rounding.loops import BLOCK, Loops, loops_for
-from apportion.formats.width import Width
+from apportion.formats import Width
 
 RIDGE = 1e-6
 SYSTEM_BYTES = 1 << 30  # of the scales' equations in flight

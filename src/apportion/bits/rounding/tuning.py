@@ -9,6 +9,7 @@ Source: EfficientQAT (arXiv 2407.11062), blocks first and then step sizes end to
 signed scales as gains in the exponent, codes end to end too, soft labels, the choice of the state on windows aside.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,18 +18,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from apportion.bits.game.bank import in_place
 from apportion.bits.rounding.blockwise import Blockwise
 from apportion.bits.rounding.descent import Micro, batches, descend
 from apportion.bits.rounding.distil import WEIGHT_BYTES, predictions_gradient
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
-from apportion.formats.compressed_tensors import FORMAT, GridWeight
-from apportion.formats.packed import Packed
+from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
 KEPT_SHARE = 8  # one window of so many is kept aside
 CHECKS = 4  # looks at the windows kept aside
 BLOCK_STEPS = 128  # of each block, before all are learned end to end
@@ -40,7 +39,7 @@ class Tuned:
     """A plan's weights after tuning.
 
     Attributes:
-        rounded: as the plan was written, with other scales (and codes).
+        packed: as the plan was written, with other scales (and codes).
         steps: after how many steps end to end they were best; 0 is before the first.
         before, after: cross-entropy to full precision on the windows kept aside, nats per token.
         blocks: the same after learning block by block; None where that was not asked for.
@@ -49,7 +48,7 @@ class Tuned:
         moved: share of the codes that changed.
     """
 
-    rounded: Mapping[str, GridWeight]
+    packed: Mapping[str, GridWeight]
     steps: int
     before: float
     after: float
@@ -59,7 +58,7 @@ class Tuned:
     moved: float = 0.0
 
 
-def require_tunable(rounding: str, form: str, steps: int) -> None:
+def require_tunable(rounding: str, form: Format, steps: int) -> None:
     """Refuse to tune what has no plain scales.
 
     Raises:
@@ -67,7 +66,7 @@ def require_tunable(rounding: str, form: str, steps: int) -> None:
     """
     if steps < 0:
         raise InputError(f"--tune {steps}: expected 0 (not at all) or a number of steps, e.g. 100")
-    if steps and form != FORMAT:
+    if steps and form is not COMPRESSED_TENSORS:
         raise InputError(f"--tune: {rounding} has no plain scales to tune", "round with nearest or gptq")
 
 
@@ -131,24 +130,24 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson) -> 
     micro = Micro(batch_of(staged, lesson.windows), batch_of(staged, lesson.windows))
     looks = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
     with progress(f"tuning {learned.split(':')[0]}", lesson.steps, "steps") as advance:
-        for step, latents in enumerate(descent(staged, best.rounded, lesson, make, micro), start=1):
+        for step, latents in enumerate(descent(staged, best.packed, lesson, make, micro), start=1):
             advance()
             if step in looks:
                 best = better(staged, best, latents.found(), step, lesson)
-    return replace(best, learned=learned, batch=micro.windows, moved=moved_share(start, best.rounded))
+    return replace(best, learned=learned, batch=micro.windows, moved=moved_share(start, best.packed))
 
 
 def better(staged: StagedModel, best: Tuned, found: Mapping[str, GridWeight], step: int, lesson: Lesson) -> Tuned:
     """The state of less loss on the windows kept aside."""
     loss = loss_of(staged, found, lesson)
-    return replace(best, rounded=found, steps=step, after=loss) if loss < best.after else best
+    return replace(best, packed=found, steps=step, after=loss) if loss < best.after else best
 
 
 def end_to_end(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool) -> tuple[Make, str]:
     """What is learned end to end, and why: codes need WEIGHT_BYTES of memory for each weight."""
     if not codes:
         return scales_alone, "scales"
-    needed = WEIGHT_BYTES * sum(item.codes.numel() for item in start.values())
+    needed = WEIGHT_BYTES * sum(math.prod(item.shape) for item in start.values())
     free = int(MEMORY_SHARE * free_bytes(staged.placement.device))
     if needed <= free:
         return StraightThrough, "codes and scales"
@@ -219,11 +218,11 @@ def descent(
 def moved_share(before: Mapping[str, GridWeight], after: Mapping[str, GridWeight]) -> float:
     """Share of the codes that changed."""
     changed = sum(int((item.codes != after[path].codes).sum()) for path, item in before.items())
-    return changed / max(1, sum(item.codes.numel() for item in before.values()))
+    return changed / max(1, sum(math.prod(item.shape) for item in before.values()))
 
 
 @torch.inference_mode()
 def loss_of(staged: StagedModel, weights: Mapping[str, GridWeight], lesson: Lesson) -> float:
     """Mean cross-entropy to full precision on the windows kept aside, with these weights in place."""
-    with in_place(staged, weights):
+    with staged.in_place(weights):
         return float(staged.window_nll(lesson.kept, teacher=lesson.kept_teacher).mean())
