@@ -7,7 +7,6 @@ aside choose the state, the test text's perplexity stands beside it and decides 
 """
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judging import Judge
 from torch import Tensor
 
 from apportion.bits.rounding import round_plan, rounding_named, tuning
@@ -27,9 +27,10 @@ from apportion.core.device import place
 from apportion.formats import GridWeight, grid_width
 from apportion.models.pretrained import load_model, load_tokenizer
 from apportion.models.staged import StagedModel
-from apportion.models.text import calibrate, sample_calibration, windows_of
+from apportion.models.text import choose, sample_calibration, windows_of
 
 GROUP = 64
+SHOWN = ("variant", "after", "perplexity", "kl", "moved", "best_step", "seconds")
 
 
 class Centred(StraightThrough):
@@ -147,7 +148,7 @@ class Bench:
     """What all rows share."""
 
     staged: StagedModel
-    test: Tensor
+    judge: Judge
     text: Tensor
     own_text: Callable[[], Tensor]
     starts: Callable[[str], dict[str, GridWeight]]
@@ -175,13 +176,14 @@ class Bench:
         ):
             if step in looks:
                 best = tuning.better(staged, best, latents.found(), step, lesson)
+                print(f"  {variant.name}: step {step}, {time.monotonic() - began:.0f} s, {best.after:.4f}", flush=True)
         seconds = time.monotonic() - began
         with staged.in_place(best.packed):
-            nll = float(staged.window_nll(self.test).mean())
+            judged = self.judge.judge()
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return {
             "variant": variant.name, "start": variant.rounding, "block_steps": variant.blocks, "steps": variant.steps,
-            "best_step": best.steps, "before": best.before, "after": best.after, "test_perplexity": math.exp(nll),
+            "best_step": best.steps, "before": best.before, "after": best.after, **judged,
             "moved": tuning.moved_share(start, best.packed), "seconds": round(seconds, 1), "memory_bytes": memory,
         }  # fmt: skip
 
@@ -201,14 +203,9 @@ def main() -> None:
     began = time.monotonic()
     bench = bench_of(asked)
     staged = bench.staged
-    rows: list[Json] = [
-        {"variant": "full precision", "test_perplexity": math.exp(staged.window_nll(bench.test).mean())}
-    ]
-    for name in ("nearest", "gptq"):
-        with staged.in_place(bench.starts(name)):
-            rows.append(
-                {"variant": f"untuned {name}", "test_perplexity": math.exp(staged.window_nll(bench.test).mean())}
-            )
+    rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
+    with staged.in_place(bench.starts("gptq")):
+        rows.append({"variant": "untuned gptq", **bench.judge.judge()})
     print(rows, f"{time.monotonic() - began:.1f} s", flush=True)
     chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else VARIANTS
     for variant in chosen:
@@ -216,15 +213,14 @@ def main() -> None:
             print(f"{variant.name}: no time left", flush=True)
             continue
         rows.append(bench.row(variant))
-        print(
-            {name: rows[-1][name] for name in ("variant", "after", "test_perplexity", "moved", "seconds")}, flush=True
-        )
+        print({name: rows[-1][name] for name in SHOWN}, flush=True)
         write_json(asked.out, {"command": "python " + " ".join(sys.argv), "bits": asked.bits, "rows": rows})
 
 
 def bench_of(asked: argparse.Namespace) -> Bench:
     staged, tokenizer = load_model(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
-    text = calibrate(asked.calibration, tokenizer, windows=asked.windows, window_tokens=512, seed=0, fewer=True).windows
+    available = windows_of(asked.calibration, tokenizer, 512)
+    text = choose(available, min(asked.windows, len(available)), 0)
     kept: dict[str, Any] = {}
 
     def starts(name: str) -> dict[str, GridWeight]:
@@ -246,7 +242,7 @@ def bench_of(asked: argparse.Namespace) -> Bench:
         found: Tensor = kept["own"]
         return found
 
-    return Bench(staged, windows_of(asked.text, tokenizer, 512)[:128], text, own_text, starts)
+    return Bench(staged, Judge(staged, windows_of(asked.text, tokenizer, 512)[:128]), text, own_text, starts)
 
 
 if __name__ == "__main__":
