@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from apportion.bits.rounding.descent import LOSS_SCALE, Micro, batches, descend
+from apportion.bits.rounding.descent import LOSS_SCALE, Descent, Micro, batches
 from apportion.bits.rounding.latent import Latents, Make
 from apportion.bits.rounding.sequential import put
 from apportion.core.progress import progress
@@ -75,9 +75,9 @@ class Blockwise:
         staged = self.staged
         latents = Latents(start, staged.originals, staged.placement.device, self.make)
         count = len(task.streams.given)
-        chosen = batches(count, min(self.batch, count), self.steps, derived_seed(self.seed, "block", task.block))
-        for _ in descend(latents, task.gradient, chosen, self.steps, staged.compute_dtype, self.micro):
-            pass
+        descent = Descent(latents, self.steps, staged.compute_dtype, self.micro)
+        for batch in batches(count, min(self.batch, count), self.steps, derived_seed(self.seed, "block", task.block)):
+            descent.step(task.gradient, batch)
         learned = latents.found()
         return learned if task.error(learned) < task.error(start) else dict(start)
 

@@ -11,27 +11,31 @@ signed scales as gains in the exponent, codes end to end too, soft labels, the c
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from apportion.bits.rounding.blockwise import Blockwise
-from apportion.bits.rounding.descent import Micro, batches, descend
+from apportion.bits.rounding.descent import Descent, Gradient, Micro, batches
 from apportion.bits.rounding.distil import WEIGHT_BYTES, predictions_gradient
+from apportion.bits.rounding.kept import Kept, packed_from, packed_tensors
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
+from apportion.core.artifact import Json
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel
+from apportion.models.text import Calibration
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
 KEPT_SHARE = 8  # one window of so many is kept aside
 CHECKS = 4  # looks at the windows kept aside
-BLOCK_STEPS = 128  # of each block, before all are learned end to end
 MEMORY_SHARE = 0.6  # of what is free may go to learning; the rest is for activations
+STATE = "tuning"
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,8 @@ class Tuned:
 
     Attributes:
         packed: as the plan was written, with other scales (and codes).
-        steps: after how many steps end to end they were best; 0 is before the first.
+        steps: after how many steps they were best; 0 is before the first.
         before, after: cross-entropy to full precision on the windows kept aside, nats per token.
-        blocks: the same after learning block by block; None where that was not asked for.
         learned: `scales`, `codes and scales`, or what memory allowed of it and why.
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
@@ -52,7 +55,6 @@ class Tuned:
     steps: int
     before: float
     after: float
-    blocks: float | None = None
     learned: str = "scales"
     batch: int = 0
     moved: float = 0.0
@@ -77,7 +79,7 @@ class Lesson:
     Attributes:
         windows, teacher: text to learn from, and full precision's hidden states after the last block on it.
         kept, kept_teacher: the same of the windows kept aside. steps, seed: how long, and in what order.
-        codes: whether codes are learned too. block_steps: of each block before that; 0 leaves it out.
+        codes: whether codes are learned too.
     """
 
     windows: Int[Tensor, "windows tokens"]
@@ -87,7 +89,6 @@ class Lesson:
     steps: int
     seed: int
     codes: bool = False
-    block_steps: int = BLOCK_STEPS
 
 
 def lesson_of(
@@ -107,52 +108,125 @@ def lesson_of(
     return Lesson(taught, staged.last_hidden(taught), kept, staged.last_hidden(kept), steps, seed, codes)
 
 
-def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson) -> Tuned:
+def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, folder: Path | None = None) -> Tuned:
     """Tune scales, or codes and scales, of all linears.
 
     Args:
         rounded: every linear's weight, by module path.
+        folder: where the state is kept at every look; a run that was killed goes on from the last one.
 
-    Cost: `steps` forward and backward passes over BATCH_TOKENS tokens, and CHECKS + 1 over the windows kept aside; with
-    codes as many tokens `block_steps` times through each block first. The checkpoint's own weights are in place before
-    and after.
+    Raises:
+        OutOfMemoryError: not even one window fits.
+
+    Cost: `steps` forward and backward passes over BATCH_TOKENS tokens, and CHECKS + 1 over the windows kept aside.
+    The checkpoint's own weights are in place before and after.
     """
     start = {path: item for path, item in rounded.items() if isinstance(item, GridWeight)}
     assert len(start) == len(rounded), "tuning was asked for weights that are not on the grid"
-    before = loss_of(staged, start, lesson)
-    best = Tuned(start, 0, before, before)
-    if lesson.codes and lesson.block_steps:
-        walk = Blockwise(staged, lesson.block_steps, batch_of(staged, lesson.windows), lesson.seed, StraightThrough)
-        blocks = walk.learn(start, lesson.windows)
-        best = better(staged, best, blocks, 0, lesson)
-        best = replace(best, blocks=loss_of(staged, blocks, lesson))
-    make, learned = end_to_end(staged, start, lesson.codes)
-    micro = Micro(batch_of(staged, lesson.windows), batch_of(staged, lesson.windows))
-    looks = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
-    with progress(f"tuning {learned.split(':')[0]}", lesson.steps, "steps") as advance:
-        for step, latents in enumerate(descent(staged, best.packed, lesson, make, micro), start=1):
+    make, learned = what_fits(staged, start, lesson.codes)
+    size = min(batch_of(staged, lesson.windows), len(lesson.windows))
+    descent = Descent(Latents(start, staged.originals, staged.placement.device, make), lesson.steps,
+                      staged.compute_dtype, Micro(size, size))  # fmt: skip
+    look = Looks(staged, lesson, start, descent, None if folder is None else kept_in(folder, staged, start, lesson))
+    gradient = gradient_of(staged, lesson)
+    with progress(f"tuning {learned.split(':')[0]}", lesson.steps, "steps", done=descent.done) as advance:
+        for step, batch in enumerate(batches(len(lesson.windows), size, lesson.steps, lesson.seed), start=1):
+            if step <= descent.done:
+                continue
+            descent.step(gradient, batch)
             advance()
-            if step in looks:
-                best = better(staged, best, latents.found(), step, lesson)
-    return replace(best, learned=learned, batch=micro.windows, moved=moved_share(start, best.packed))
+            if step in look.steps:
+                look.take(step)
+    best = look.best
+    return replace(best, learned=learned, batch=descent.micro.windows, moved=moved_share(start, best.packed))
 
 
-def better(staged: StagedModel, best: Tuned, found: Mapping[str, GridWeight], step: int, lesson: Lesson) -> Tuned:
-    """The state of less loss on the windows kept aside."""
-    loss = loss_of(staged, found, lesson)
-    return replace(best, packed=found, steps=step, after=loss) if loss < best.after else best
+def gradient_of(staged: StagedModel, lesson: Lesson) -> Gradient:
+    """The gradient of the cross-entropy to full precision on the lesson's windows."""
+    device = staged.placement.device
+
+    def gradient(weights: dict[str, Tensor], chosen: Tensor, share: float) -> Tensor:
+        teacher = lesson.teacher[chosen.to(lesson.teacher.device)].to(device)
+        return predictions_gradient(staged, weights, lesson.windows[chosen].to(device), teacher, share)
+
+    return gradient
 
 
-def end_to_end(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool) -> tuple[Make, str]:
-    """What is learned end to end, and why: codes need WEIGHT_BYTES of memory for each weight."""
+class Looks:
+    """The best state so far on the windows kept aside, and what a killed run needs to go on.
+
+    Attributes:
+        best: the start, until a look is better. steps: after which ones to look.
+    """
+
+    def __init__(
+        self,
+        staged: StagedModel,
+        lesson: Lesson,
+        start: Mapping[str, GridWeight],
+        descent: Descent,
+        kept: Kept | None,
+    ) -> None:
+        self.staged, self.lesson, self.start, self.descent, self.kept = staged, lesson, start, descent, kept
+        self.steps = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
+        piece = None if kept is None else kept.load(STATE)
+        if piece is None:
+            before = loss_of(staged, start, lesson)
+            self.best = Tuned(start, 0, before, before)
+        else:
+            self.best = self.resume(*piece)
+
+    def resume(self, tensors: Mapping[str, Tensor], told: Json) -> Tuned:
+        """The best state of a killed run; the descent goes on where that one looked last."""
+        moving = {name.removeprefix("now/"): item for name, item in tensors.items() if name.startswith("now/")}
+        self.descent.load(moving, told["step"])
+        saved = {name.removeprefix("best/"): item for name, item in tensors.items() if name.startswith("best/")}
+        shapes = {path: item.shape for path, item in self.start.items()}
+        widths = {path: item.width for path, item in self.start.items()}
+        packed = packed_from(saved, COMPRESSED_TENSORS, shapes, widths) if saved else self.start
+        grid = {path: item for path, item in packed.items() if isinstance(item, GridWeight)}
+        return Tuned(grid, told["steps"], told["before"], told["after"])
+
+    def take(self, step: int) -> None:
+        """Look: keep the state if it is better than all before, and what is needed to go on from here."""
+        found = self.descent.latents.found()
+        loss = loss_of(self.staged, found, self.lesson)
+        if loss < self.best.after:
+            self.best = replace(self.best, packed=found, steps=step, after=loss)
+        if self.kept is not None:
+            best = packed_tensors(self.best.packed) if self.best.steps else {}
+            tensors = {f"now/{name}": item for name, item in self.descent.tensors().items()}
+            tensors |= {f"best/{name}": item for name, item in best.items()}
+            told = {"step": step, "steps": self.best.steps, "before": self.best.before, "after": self.best.after}
+            self.kept.save(STATE, tensors, told)
+
+
+def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson) -> Kept:
+    """Where a tuning run keeps its state, and all that it depends on."""
+    digest = sha256()
+    for path, item in start.items():
+        digest.update(f"{path} {item.width.name}\n".encode())
+        for tensor in (item.codes, item.scale.view(torch.uint8)):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    depends = {
+        "model": staged.digest,
+        "placement": [staged.placement.device.split(":")[0], staged.placement.dtype],
+        "start": digest.hexdigest(),
+        "windows": [Calibration(windows, "").digest for windows in (lesson.windows, lesson.kept)],
+        "lesson": [lesson.steps, lesson.seed, lesson.codes],
+    }
+    return Kept(folder, depends)
+
+
+def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool) -> tuple[Make, str]:
+    """What is learned, and why: codes need WEIGHT_BYTES of memory for each weight."""
     if not codes:
         return scales_alone, "scales"
     needed = WEIGHT_BYTES * sum(math.prod(item.shape) for item in start.values())
     free = int(MEMORY_SHARE * free_bytes(staged.placement.device))
     if needed <= free:
         return StraightThrough, "codes and scales"
-    reason = f"learning codes end to end needs {needed:,} bytes, {free:,} may be taken"
-    return scales_alone, f"codes block by block, scales end to end: {reason}"
+    return scales_alone, f"scales: learning codes needs {needed:,} bytes, {free:,} may be taken"
 
 
 def scales_alone(start: Start) -> StraightThrough:
@@ -196,23 +270,6 @@ def parted(
     needed = min(len(left), steps * batch)
     chosen = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:needed]
     return windows[aside], left[chosen.sort().values]
-
-
-def descent(
-    staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson, make: Make, micro: Micro
-) -> Iterator[Latents]:
-    """The codes and scales after every step end to end."""
-    device = staged.placement.device
-    latents = Latents(start, staged.originals, device, make)
-
-    def gradient(weights: dict[str, Tensor], chosen: Tensor, share: float) -> Tensor:
-        teacher = lesson.teacher[chosen.to(lesson.teacher.device)].to(device)
-        return predictions_gradient(staged, weights, lesson.windows[chosen].to(device), teacher, share)
-
-    size = min(micro.asked, len(lesson.windows))
-    chosen = batches(len(lesson.windows), size, lesson.steps, lesson.seed)
-    for _ in descend(latents, gradient, chosen, lesson.steps, staged.compute_dtype, micro):
-        yield latents
 
 
 def moved_share(before: Mapping[str, GridWeight], after: Mapping[str, GridWeight]) -> float:
