@@ -64,6 +64,15 @@ def apply(
         InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
 
     Cost: rounding once (seconds to minutes), and tuning where it is asked for.
+
+    >>> from apportion import allocate, budget_from_bits, estimate, open_model, take_samples
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> sensitivity = estimate(take_samples(open_model(MODEL, recipe), OUT / "samples"))
+    >>> plan = allocate(sensitivity, budget_from_bits(sensitivity.costs, 3))
+    >>> result = apply(MODEL, plan, OUT / "nearest")
+    >>> again = apply(MODEL, plan, OUT / "gptq", rounding="gptq", recipe=recipe)  # the same plan, other codes
+    >>> result["bytes"] == again["bytes"]
+    True
     """
     return apply_to(
         *load_full(model, place(device), trust_remote_code=trust_remote_code),

@@ -75,6 +75,10 @@ def perplexity(
         NumericError: the loss is not finite. OutOfMemoryError: a single window does not fit the device.
 
     Cost: one forward pass over the text.
+
+    >>> found = perplexity(MODEL, HELD_OUT, window_tokens=24, windows=3)
+    >>> found.tokens, round(float(found.perplexity / np.exp(found.nll)), 6)
+    (69, 1.0)
     """
     staged = load_staged(model, place(device, dtype), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)

@@ -130,11 +130,18 @@ def open_model(model: str, recipe: Recipe | None = None, ask: QuantizeRequest | 
         model: local folder or hub name. recipe: what is measured and how weights are rounded.
         ask: of it `device`, `dtype` and `trust_remote_code` are read.
 
+    Returns:
+        The model with its players, their costs and its texts; nothing is measured or rounded yet.
+
     Raises:
         InputError: the recipe cannot be used, or the checkpoint cannot be loaded or is quantized already.
         ModelStructureError: the model cannot be cut into blocks.
 
     Cost: the checkpoint in memory, in its own dtype and in that it is computed in.
+
+    >>> quantizer = open_model(MODEL, Recipe(calibration=TEXT, group_size=32))
+    >>> [width.name for width in quantizer.costs.widths], len(quantizer.costs.players)
+    (['w2g32', 'w4g32'], 2)
     """
     recipe, ask = recipe or Recipe(), ask or QuantizeRequest()
     recipe.check()
@@ -166,6 +173,12 @@ def quantize(
     Cost: `evaluations` (or permutations times players) coalitions on the calibration text, and rounding.
 
     Source: CoopQ (Findings of ACL 2026, arXiv 2509.15455) with `method="coopq"` and players as blocks; `auto` is ours.
+
+    >>> ask = QuantizeRequest(avg_bits=3, evaluations=20)
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32)
+    >>> result = quantize(MODEL, OUT, ask, recipe)
+    >>> result["avg_bits"] <= 3, result["bytes"] == (OUT / "model.safetensors").stat().st_size
+    (True, True)
     """
     began = time.monotonic()
     recipe = (recipe or Recipe()).for_method(ask.method)

@@ -270,6 +270,12 @@ def take_samples(
     their trie.
 
     Source: CoopQ (arXiv 2509.15455), Shapley-based Progressive Quantization Estimation; prefix sharing is ours.
+
+    >>> from apportion import Recipe, open_model
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> samples = take_samples(open_model(MODEL, recipe), OUT)
+    >>> sorted(samples.values)  # of two blocks: all low, one low, all high
+    [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
     with quantizer.game(folder, resume=resume) as game:
         return sample(game, folder, quantizer.orders(), stop=stop)

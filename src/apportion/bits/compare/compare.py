@@ -122,6 +122,12 @@ def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = 
     and every distinct plan once on the held-out text.
 
     Source: the comparison of CoopQ (Findings of ACL 2026), with intervals, ties and regret; these are ours.
+
+    >>> ask = CompareRequest(text=HELD_OUT, methods=("coopq", "lim"), avg_bits=(3,), text_windows=4, curve=False)
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> result = compare(MODEL, OUT, ask, recipe)
+    >>> [len(row["budgets"]) for row in result["methods"].values()]
+    [1, 1]
     """
     began = time.monotonic()
     recipe = (recipe or Recipe()).for_method("coopq")

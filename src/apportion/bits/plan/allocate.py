@@ -32,12 +32,28 @@ def allocate(
     """The plan of least predicted loss within a budget.
 
     Args:
+        sensitivity: of `estimate`. budget: of `budget_from_bits` or `budget_from_bytes`.
         exclude: assignments that are not to be chosen again (for the next best plans).
         seconds: time limit of the solver; a plan that is not proved optimal by then says so. Where none was found
             by then, the first that is found later.
 
+    Returns:
+        The plan; `optimal` where the solver proved it. Of plans with equal loss the one with more bytes.
+
     Raises:
         BudgetError: nothing fits.
+
+    Cost: a second or less up to some fifty players with all pairs; `seconds` at most beyond.
+
+    Source: CoopQ, allocation: min a'q + q'Kq with products linearised, solved by SCIP; here for any number of widths
+    and in exact bytes.
+
+    >>> from apportion import Recipe, budget_from_bits, estimate, open_model, take_samples
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> sensitivity = estimate(take_samples(open_model(MODEL, recipe), OUT))
+    >>> plan = allocate(sensitivity, budget_from_bits(sensitivity.costs, 3))
+    >>> sorted(plan.by_name().values()), plan.optimal  # two blocks, one at each width
+    (['w2g32', 'w4g32'], True)
     """
     assignment, gap = solve(sensitivity, budget.player_bytes, exclude, seconds)
     return plan_of(sensitivity, budget, assignment, gap)

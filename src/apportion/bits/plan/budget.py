@@ -39,8 +39,25 @@ def parse_bytes(text: str) -> int:
 def budget_from_bits(costs: Costs, average_bits: float) -> Budget:
     """The paper's budget: B(b) = B_low + (b - low) / (high - low) * (B_high - B_low), rounded down.
 
+    Args:
+        costs: of samples, a sensitivity or a quantizer.
+        average_bits: mean bits over the quantized weights, scales not counted.
+
+    Returns:
+        Bytes that the players' tensors may take, scales included.
+
     Raises:
         BudgetError: outside [lowest width, highest width].
+
+    Cost: none worth naming.
+
+    Source: CoopQ (Findings of ACL 2026), memory budget; in exact bytes here.
+
+    >>> from apportion import Recipe, open_model
+    >>> costs = open_model(MODEL, Recipe(group_size=32)).costs
+    >>> smallest, largest = (budget_from_bits(costs, bits).player_bytes for bits in (2, 4))
+    >>> budget_from_bits(costs, 3).player_bytes == (smallest + largest) // 2
+    True
     """
     low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
     if not low <= average_bits <= high:
@@ -57,10 +74,23 @@ def budget_from_bits(costs: Costs, average_bits: float) -> Budget:
 def budget_from_bytes(costs: Costs, max_bytes: int) -> Budget:
     """A budget of the weight file(s) on disk, everything in them counted.
 
-    A budget above the largest plan is the largest plan's: the room that is left is told by the plan.
+    Args:
+        costs: of samples, a sensitivity or a quantizer.
+        max_bytes: size of all weight files together.
+
+    Returns:
+        Bytes that the players' tensors may take. A budget above the largest plan is the largest plan's; the room that
+        is left is told by the plan (`Plan.asked`).
 
     Raises:
         BudgetError: below the smallest plan (difference in bytes).
+
+    Cost: none worth naming.
+
+    >>> from apportion import Recipe, open_model
+    >>> costs = open_model(MODEL, Recipe(group_size=32)).costs
+    >>> budget_from_bytes(costs, costs.largest() + 5).asked.endswith("5 more than the largest plan takes")
+    True
     """
     smallest, largest = costs.smallest(), costs.largest()
     if max_bytes < smallest:

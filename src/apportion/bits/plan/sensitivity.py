@@ -92,12 +92,27 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     """Estimate the surrogate of a method on measured values.
 
     Args:
+        samples: of `take_samples`.
         method: `coopq` (the paper: Shapley means and shrunk covariance), `shapley` (means alone) or
             `regression` (ridge on all measured values, ours).
         alpha: shrinkage of the covariance towards its diagonal, in [0, 1] (paper: 0.5).
 
+    Returns:
+        What each width of each player costs in nats per token, alone and beside each other one.
+
     Raises:
         InputError: unknown method, alpha outside [0, 1], or fewer permutations than the method needs.
+
+    Cost: no evaluation of the model; `regression` decomposes a matrix of coalitions by pairs of choices.
+
+    Source: CoopQ (Findings of ACL 2026, arXiv 2509.15455) for `coopq` and `shapley`; `regression` is ours.
+
+    >>> from apportion import Recipe, open_model, take_samples
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> samples = take_samples(open_model(MODEL, recipe), OUT)
+    >>> means = estimate(samples, "shapley")
+    >>> abs(means.linear.sum() - (samples.nll_low - samples.nll_high)) < 1e-9  # efficiency
+    True
     """
     if method not in METHODS:
         raise InputError(f"--method {method}: unknown", f"choose from {', '.join(METHODS)}")
