@@ -20,8 +20,8 @@ from torch import Tensor
 
 from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.blockwise import Blockwise
-from apportion.bits.rounding.descent import Micro
-from apportion.bits.rounding.latent import Make, Start, StraightThrough
+from apportion.bits.rounding.descent import Descent, Micro, batches
+from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
 from apportion.formats import GridWeight, grid_width
@@ -163,20 +163,26 @@ class Bench:
         staged.restore()
         lesson = replace(lesson, kept_teacher=staged.last_hidden(lesson.kept))
         began = time.monotonic()
-        before = tuning.loss_of(staged, start, lesson)
-        best = tuning.Tuned(start, 0, before, before)
-        batch = tuning.batch_of(staged, text)
+        size = min(tuning.batch_of(staged, text), len(lesson.windows))
+        state = start
         if variant.blocks:
-            made = variant.block_make or variant.make
-            walk = Blockwise(staged, variant.blocks, batch, 0, made)
-            best = tuning.better(staged, best, walk.learn(start, lesson.windows), 0, lesson)
-        looks = {variant.steps * look // 4 for look in range(1, 5)}
-        for step, latents in enumerate(
-            tuning.descent(staged, best.packed, lesson, variant.make, Micro(batch, batch)), start=1
-        ):
-            if step in looks:
-                best = tuning.better(staged, best, latents.found(), step, lesson)
-                print(f"  {variant.name}: step {step}, {time.monotonic() - began:.0f} s, {best.after:.4f}", flush=True)
+            walk = Blockwise(staged, variant.blocks, size, 0, variant.block_make or variant.make)
+            state = walk.learn(start, lesson.windows)
+        latents = Latents(state, staged.originals, staged.placement.device, variant.make)
+        descent = Descent(latents, max(1, variant.steps), staged.compute_dtype, Micro(size, size))
+        looks = tuning.Looks(staged, lesson, start, descent, None)
+        if variant.blocks:
+            looks.take(0)
+        gradient = tuning.gradient_of(staged, lesson)
+        for step, batch in enumerate(batches(len(lesson.windows), size, variant.steps, 0), start=1):
+            descent.step(gradient, batch)
+            if step in looks.steps:
+                looks.take(step)
+                print(
+                    f"  {variant.name}: step {step}, {time.monotonic() - began:.0f} s, {looks.best.after:.4f}",
+                    flush=True,
+                )
+        best = looks.best
         seconds = time.monotonic() - began
         with staged.in_place(best.packed):
             judged = self.judge.judge()

@@ -1,7 +1,7 @@
 """Every example in a docstring runs and gives what it shows; what they need is handed to them by name.
 
-    MODEL     a tiny checkpoint's folder        TEXT   a text of some thousands of tokens
-    HELD_OUT  another text                      OUT    an empty folder
+MODEL     a tiny checkpoint's folder        TEXT   a text of some thousands of tokens
+HELD_OUT  another text                      OUT    an empty folder
 """
 
 import doctest
@@ -20,9 +20,7 @@ from tests.tiny_models import make_text
 
 PACKAGES = (apportion.core, apportion.formats, apportion.models, apportion.bits)
 MODULES = [
-    module.name
-    for package in PACKAGES
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    module.name for package in PACKAGES for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 ]
 
 

@@ -14,7 +14,7 @@ scale (so that moving a scale never changes a code), signed scales as gains in t
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int8
@@ -46,6 +46,7 @@ class Start:
     wanted: Float[Tensor, "groups size"]
 
 
+@runtime_checkable
 class Codes(Protocol):
     """A way to learn codes and scales; `progress` goes from 0 to 1."""
 
@@ -76,8 +77,9 @@ class StraightThrough:
         start: what the rounding found. position_rate: 0 leaves the codes as they are and tunes scales alone.
     """
 
-    def __init__(self, start: Start, position_rate: float = POSITION_RATE, gain_rate: float = GAIN_RATE) -> None:
-        self.start, self.rates = start, (position_rate, gain_rate)
+    def __init__(self, start: Start, position_rate: float | None = None, gain_rate: float | None = None) -> None:
+        position_rate = POSITION_RATE if position_rate is None else position_rate
+        self.start, self.rates = start, (position_rate, GAIN_RATE if gain_rate is None else gain_rate)
         self.position = start.codes.float()
         if position_rate > 0:
             self.position += (start.wanted - start.codes).clamp_(-CENTRE, CENTRE)

@@ -8,7 +8,7 @@ in a Llama); a stage sees the earlier stages of its own block as they were round
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ Visit = Callable[[str, Moments], Float[Tensor, "rows columns"] | None]
 Stage = tuple[str, ...]
 
 
+@runtime_checkable
 class Pieces(Protocol):
     """Finished blocks of an earlier run."""
 

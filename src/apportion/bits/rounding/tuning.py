@@ -171,7 +171,7 @@ class Looks:
         self.steps = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
         piece = None if kept is None else kept.load(STATE)
         if piece is None:
-            before = loss_of(staged, start, lesson)
+            before = loss_of(staged, start, lesson.kept, lesson.kept_teacher)
             self.best = Tuned(start, 0, before, before)
         else:
             self.best = self.resume(*piece)
@@ -190,7 +190,7 @@ class Looks:
     def take(self, step: int) -> None:
         """Look: keep the state if it is better than all before, and what is needed to go on from here."""
         found = self.descent.latents.found()
-        loss = loss_of(self.staged, found, self.lesson)
+        loss = loss_of(self.staged, found, self.lesson.kept, self.lesson.kept_teacher)
         if loss < self.best.after:
             self.best = replace(self.best, packed=found, steps=step, after=loss)
         if self.kept is not None:
@@ -278,8 +278,12 @@ def moved_share(before: Mapping[str, GridWeight], after: Mapping[str, GridWeight
     return changed / max(1, sum(math.prod(item.shape) for item in before.values()))
 
 
-@torch.inference_mode()
-def loss_of(staged: StagedModel, weights: Mapping[str, GridWeight], lesson: Lesson) -> float:
-    """Mean cross-entropy to full precision on the windows kept aside, with these weights in place."""
+def loss_of(
+    staged: StagedModel,
+    weights: Mapping[str, GridWeight],
+    windows: Int[Tensor, "windows tokens"],
+    teacher: Float[Tensor, "windows tokens hidden"],
+) -> float:
+    """Mean cross-entropy to the teacher with these weights in place, nats per token."""
     with staged.in_place(weights):
-        return float(staged.window_nll(lesson.kept, teacher=lesson.kept_teacher).mean())
+        return float(staged.window_nll(windows, teacher=teacher).mean())
