@@ -7,12 +7,12 @@ are. `same_codes` is the share of codes on which fused and plain agree, and both
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from command_line import own_command
 from torch import Tensor
 
 from apportion.bits.rounding import gptq, loops, refine
@@ -22,6 +22,7 @@ from apportion.bits.rounding.nearest import search_scale
 from apportion.core.artifact import Json, write_json
 from apportion.formats import Width, grid_width
 
+TITLE = "gptq, one launch a block of columns against operation by operation: w2g64, three linears of one input"
 SHAPES = ((576, 576), (576, 1536), (4096, 4096), (4096, 14336))
 PLAIN_COLUMNS = 4096  # the plain loops are not timed beyond
 
@@ -107,7 +108,7 @@ def main() -> None:
         found.append(row(rows, columns, 2))
         print({name: round(value, 4) for name, value in found[-1].items()}, flush=True)
         card = torch.cuda.get_device_name()
-        write_json(asked.out, {"command": "python " + " ".join(sys.argv), "device": card, "rows": found})
+        write_json(asked.out, {"title": TITLE, "command": own_command(), "device": card, "rows": found})
 
 
 if __name__ == "__main__":

@@ -23,16 +23,20 @@ class Judge:
         self.staged, self.windows, self.teacher = staged, windows, staged.last_hidden(windows)
 
     @torch.inference_mode()
-    def judge(self) -> Json:
-        """Perplexity, mean and 99 % KL in nats per token, share of tokens with full precision's most likely token."""
-        staged, divergences, same = self.staged, [], 0
+    def judge(self, other: StagedModel | None = None) -> Json:
+        """Perplexity, mean and 99 % KL in nats per token, share of tokens with full precision's most likely token.
+
+        Args:
+            other: another model of the same tokenizer and head; else the one asked, with the weights in place now.
+        """
+        staged, divergences, same = other or self.staged, [], 0
         nll = float(staged.window_nll(self.windows).mean())
         hidden = staged.last_hidden(self.windows)[:, :-1].flatten(0, 1)
         for ours, theirs in zip(
             hidden.split(ROWS), self.teacher[:, :-1].flatten(0, 1).to(hidden.device).split(ROWS), strict=True
         ):
             found = staged.logits(ours[None])[0].float().log_softmax(-1)
-            wanted = staged.logits(theirs[None])[0].float().log_softmax(-1)
+            wanted = self.staged.logits(theirs[None])[0].float().log_softmax(-1)
             divergences.append((wanted.exp() * (wanted - found)).sum(-1))
             same += int((found.argmax(-1) == wanted.argmax(-1)).sum())
         kl = torch.cat(divergences)

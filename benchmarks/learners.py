@@ -7,7 +7,6 @@ aside choose the state, the test text's perplexity stands beside it and decides 
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blockwise import Blockwise
+from command_line import own_command
 from judging import Judge
 from torch import Tensor
 
 from apportion.bits.rounding import round_plan, rounding_named, tuning
-from apportion.bits.rounding.blockwise import Blockwise
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
 from apportion.core.artifact import Json, write_json
@@ -30,6 +30,7 @@ from apportion.models.staged import StagedModel
 from apportion.models.text import choose, sample_calibration, windows_of
 
 GROUP = 64
+TITLE = "Ways to learn codes and scales of all linears at one width, side by side"
 SHOWN = ("variant", "after", "perplexity", "kl", "moved", "best_step", "seconds")
 
 
@@ -220,7 +221,7 @@ def main() -> None:
             continue
         rows.append(bench.row(variant))
         print({name: rows[-1][name] for name in SHOWN}, flush=True)
-        write_json(asked.out, {"command": "python " + " ".join(sys.argv), "bits": asked.bits, "rows": rows})
+        write_json(asked.out, {"title": TITLE, "command": own_command(), "bits": asked.bits, "rows": rows})
 
 
 def bench_of(asked: argparse.Namespace) -> Bench:

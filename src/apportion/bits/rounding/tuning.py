@@ -1,12 +1,13 @@
 """A whole plan tuned so that the rounded model predicts as the full-precision one does: `--tune`, `--tune-scales`.
 
-Scales alone, or codes and scales together. Codes are learned block by block first (`blockwise`: memory of one block)
-and then end to end (`distil`), where memory allows; where it does not, the result says so and scales follow alone.
-Every eighth window is kept aside: the state of least cross-entropy there is kept, the start included. Bytes do not
-change.
+Scales alone, or codes and scales together (`latent`), descend end to end the cross-entropy to full precision's
+predictions (`distil`). Codes need memory; where it is missing, scales are tuned alone and the result says so. Every
+eighth window is kept aside: the state of least cross-entropy there is kept, the start included. Bytes do not change.
 
-Source: EfficientQAT (arXiv 2407.11062), blocks first and then step sizes end to end, on the text's own tokens. Ours:
-signed scales as gains in the exponent, codes end to end too, soft labels, the choice of the state on windows aside.
+Source: EfficientQAT (arXiv 2407.11062) trains step sizes end to end as its second phase, on the text's own tokens.
+Ours: signed scales as gains in the exponent, codes end to end too, soft labels, the choice of the state on windows
+aside. Learning block by block before that (as AutoRound and EfficientQAT do) gained nothing in the end at the rates
+that were tried, and is not done; benchmarks/learners.py has it, and the other ways that lost.
 """
 
 import math
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from apportion.bits.rounding.choice import MEMORY_SHARE
 from apportion.bits.rounding.descent import Descent, Gradient, Micro, batches
 from apportion.bits.rounding.distil import WEIGHT_BYTES, predictions_gradient
 from apportion.bits.rounding.kept import Kept, packed_from, packed_tensors
@@ -34,7 +36,6 @@ from apportion.models.text import Calibration
 BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
 KEPT_SHARE = 8  # one window of so many is kept aside
 CHECKS = 4  # looks at the windows kept aside
-MEMORY_SHARE = 0.6  # of what is free may go to learning; the rest is for activations
 STATE = "tuning"
 
 
