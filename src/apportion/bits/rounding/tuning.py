@@ -37,6 +37,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
 KEPT_SHARE = 8  # one window of so many is kept aside
 CHECKS = 4  # looks at the windows kept aside
 STATE = "tuning"
+UNTOLD = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,14 @@ def scales_alone(start: Start) -> StraightThrough:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free on a device."""
+    """Memory that is free on a device; UNTOLD bytes where the system does not say (not POSIX)."""
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + spare
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNTOLD
 
 
 def require_windows(windows: Int[Tensor, "windows tokens"]) -> None:
