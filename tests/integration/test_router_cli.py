@@ -61,7 +61,7 @@ def test_train_then_evaluate(
     router, out = tmp_path / "router", tmp_path / "evaluation"
     assert run(monkeypatch, "train-router", str(seen), "--out", str(router), "--json") == 0
     record = json.loads(capsys.readouterr().out)
-    assert [tier["name"] for tier in record["tiers"]] == ["full", "lean", "asking"]
+    assert [tier["name"] for tier in record["tiers"]][:3] == ["full", "lean", "asking"]
     assert read_manifest(router)["source"] == {
         "model": "tiny",
         "corpus": "corpus",
