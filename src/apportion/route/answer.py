@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apportion.core.errors import InputError
-from apportion.route.ask.pipelines import build_request, extract, uses_passages
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.pipelines import build_request, uses_passages
 from apportion.route.ask.probes import FEATURES, draft_features, features_of_hits, question_features
 from apportion.route.ask.setup import Setup
 from apportion.route.index.bm25 import Hits
@@ -81,7 +82,7 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
     reused = strategy == "direct" and draft is not None
     final = draft if draft is not None and reused else _complete(question, strategy, hits, setup)
     calls = _calls(draft, final, strategy, reused)
-    extracted = extract(setup.prompts.of(strategy), final)
+    extracted = extract(setup.prompts.of(strategy, question), final)
     return Answer(
         text=extracted.answer,
         strategy=strategy,

@@ -17,7 +17,8 @@ from apportion.core.errors import ArtifactExistsError, InputError, ServiceError
 from apportion.core.lock import sole_writer
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
-from apportion.route.ask.pipelines import build_request, extract, uses_passages
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.pipelines import build_request, uses_passages
 from apportion.route.ask.probes import features_of_hits, question_features
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.strategy import STRATEGIES
@@ -197,7 +198,7 @@ def ask(batch: Batch, setup: Setup) -> list[Record]:
 
 
 def _record(question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup) -> Record:
-    extracted = extract(setup.prompts.of(strategy), completion)
+    extracted = extract(setup.prompts.of(strategy, question.question), completion)
     return {
         "question": question_key(question),
         "strategy": strategy,
