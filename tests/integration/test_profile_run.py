@@ -16,7 +16,7 @@ import pytest
 
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError, ServiceError
 from apportion.core.lock import sole_writer
-from apportion.route.ask.probes import FEATURES
+from apportion.route.ask.features import FEATURES
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.strategy import STRATEGIES
@@ -32,7 +32,7 @@ from tests.integration.chat_server import Server, serve
 from tests.integration.tiny_model import make_tiny_model
 
 CORPUS = [Passage(f"p{n}", f"City {n}", f"City {n} lies on river {n % 3} near hill {n}.") for n in range(12)]
-QUESTIONS = [Question(f"q{n}", "cities", f"Which river is at city {n}", (str(n),)) for n in range(6)]
+QUESTIONS = [Question(f"q{n}", "cities", f"Which river is at City {n}", (str(n),)) for n in range(6)]
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from typing import Literal
 
 from apportion.core.errors import InputError
 from apportion.route.ask.extraction import extract
+from apportion.route.ask.features import group_of
 from apportion.route.ask.pipelines import build_request, uses_passages
-from apportion.route.ask.probes import FEATURES, draft_features, features_of_hits, question_features
+from apportion.route.ask.probes import draft_features, features_of_hits, question_features
 from apportion.route.ask.setup import Setup
 from apportion.route.index.bm25 import Hits
 from apportion.route.llm.protocol import Completion
@@ -69,7 +70,7 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
         raise InputError(
             f"question: has {len(question)} characters, expected 1 to {MAX_QUESTION_CHARS}", "ask in words"
         )
-    wanted = {FEATURES[name].group for name in router.features_wanted(weights, draft=setup.llm.has_logprobs)}
+    wanted = {group_of(name) for name in router.features_wanted(weights, draft=setup.llm.has_logprobs)}
     hits = setup.retriever.search(question, setup.k) if "retrieval" in wanted else None
     features = _features(question, hits) if wanted else {}
     asked = "draft" in wanted and router.wants_draft(features, weights)

@@ -22,6 +22,7 @@ from apportion.route.profile.profile import Floats, Outcome, Profile
 KEY = b"apportion"
 FIXED = tuple(f.name for f in fields(Outcome) if f.name != "features")
 OPTIONAL = (
+    "cached_tokens",
     "error",
     "retrieval_ms",
     "em",
@@ -31,6 +32,7 @@ OPTIONAL = (
     "draft_nll",
     "completion_measured",
 )
+OUTCOMES = ("f1", "em", "tokens", "latency_ms", "completion_tokens", "cached_tokens")
 FLOATS = ("f1", "em", "latency_ms", "draft_nll", "retrieval_ms")
 Columns = dict[str, list[Any]]
 
@@ -55,7 +57,7 @@ def write_profile(path: Path, outcomes: Sequence[Outcome], source: ProfileSource
     for name in names:
         columns[name] = [outcome.features.get(name) for outcome in outcomes]
     types = {"answers": pa.list_(pa.string()), "completion_measured": pa.bool_()}
-    types |= dict.fromkeys(("prompt_tokens", "completion_tokens"), pa.int64())
+    types |= dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), pa.int64())
     types |= dict.fromkeys((*FLOATS, *names), pa.float64())
     schema = pa.schema([(key, types.get(key, pa.string())) for key in columns])
     meta = {**asdict(source), "features": list(names)}
@@ -103,7 +105,10 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
     columns: Columns = {name: table[name].to_pylist() for name in table.column_names}
     missing = sorted(set(FIXED) - set(OPTIONAL) - set(columns))
     if missing:
-        raise InputError(f"{path}: columns {', '.join(missing)} are missing", "see docs: the profile schema")
+        raise InputError(
+            f"{path}: columns {', '.join(missing)} are missing",
+            "make it with `apportion profile`, or record these columns too",
+        )
     if not table.num_rows:
         raise InputError(f"{path}: holds no row", "profile at least one question")
     for name in OPTIONAL:
@@ -144,7 +149,8 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
     keys = list(zip(columns["dataset"], columns["question_id"], strict=True))
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     n = len(order)
-    grid = {name: np.full((n, 4), np.nan) for name in ("f1", "em", "tokens", "latency_ms")}
+    grid = {name: np.full((n, 4), np.nan) for name in OUTCOMES}
+    answers = [["" for _ in STRATEGIES] for _ in range(n)]
     retrieval_ms = np.full(n, np.nan)
     names = names if "draft_nll_mean" in names else (*names, "draft_nll_mean")
     features = np.full((n, len(names)), np.nan)
@@ -157,6 +163,7 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
             features[i, names.index("draft_nll_mean")] = columns["draft_nll"][row]
         if columns["retrieval_ms"][row] is not None:
             retrieval_ms[i] = columns["retrieval_ms"][row]
+        answers[i][s] = columns["answer"][row] or ""
         if columns["error"][row] is None:
             _fill_outcome(grid, (i, s), {name: values[row] for name, values in columns.items()})
     return Profile(
@@ -171,6 +178,9 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
         features=features,
         feature_names=names,
         source=source,
+        completion_tokens=grid["completion_tokens"],
+        cached_tokens=grid["cached_tokens"],
+        answers=tuple(map(tuple, answers)) if any(columns["answer"]) else (),
     )
 
 
@@ -186,6 +196,10 @@ def _fill_outcome(grid: dict[str, Floats], cell: tuple[int, int], row: dict[str,
             grid[name][cell] = row[name]
     if row["prompt_tokens"] is not None and row["completion_tokens"] is not None:
         grid["tokens"][cell] = row["prompt_tokens"] + row["completion_tokens"]
+        grid["completion_tokens"][cell], grid["cached_tokens"][cell] = (
+            row["completion_tokens"],
+            row["cached_tokens"] or 0,
+        )
 
 
 def _drop_missing(profile: Profile) -> Profile:

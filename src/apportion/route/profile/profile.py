@@ -29,6 +29,7 @@ class Outcome:
     Attributes:
         f1, em: quality in [0, 1]; None when the row failed.
         latency_ms, draft_nll, retrieval_ms: None when not measured (nats per token for the NLL).
+        cached_tokens: prompt tokens that the server had cached already; None when it does not say.
         completion_measured: False when the completion tokens are an estimate.
         error: why the row failed; a failed row has no quality and no tokens.
         features: the question's features by name; absent or None when not measured.
@@ -49,6 +50,7 @@ class Outcome:
     completion_measured: bool = True
     error: str | None = None
     retrieval_ms: float | None = None
+    cached_tokens: int | None = None
     features: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -64,6 +66,9 @@ class Profile:
         features: [n, f], NaN where missing. feature_names: the f names.
         strategies: those that the choice is restricted to.
         dropped: what could not be used, each with its reason.
+        completion_tokens, cached_tokens: [n, 4] the part of `tokens` that was generated, and the part that the
+            server had cached (0 where it did not say); None where prompt and completion were not recorded apart.
+        answers: the four answers of each question, where they were recorded.
     """
 
     dataset: tuple[str, ...]
@@ -79,6 +84,9 @@ class Profile:
     strategies: tuple[str, ...] = STRATEGIES
     source: ProfileSource = field(default_factory=ProfileSource)
     dropped: tuple[str, ...] = ()
+    completion_tokens: Floats | None = None
+    cached_tokens: Floats | None = None
+    answers: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -149,6 +157,9 @@ class Profile:
             latency_ms=self.latency_ms[numbers],
             retrieval_ms=self.retrieval_ms[numbers],
             features=self.features[numbers],
+            completion_tokens=None if self.completion_tokens is None else self.completion_tokens[numbers],
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens[numbers],
+            answers=tuple(self.answers[i] for i in numbers) if self.answers else (),
         )
 
     def only_complete(self) -> "Profile":

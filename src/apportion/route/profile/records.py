@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apportion.core.artifact import digest_of
-from apportion.route.ask.probes import draft_features
+from apportion.route.ask.probes import draft_features, retrieved_features
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.profile.profile import Outcome
 from apportion.route.profile.questions import Question
@@ -37,8 +37,10 @@ class Measured:
         """The four rows of a question, scored; a strategy that never ran is a failed row."""
         key = question_key(question)
         probe = self.records.get((key, ""), {})
-        draft = draft_features(self.records.get((key, "direct"), {}).get("logprobs"))
-        features: Mapping[str, float] = {**probe.get("features", {}), **draft}
+        direct, rag = (self.records.get((key, strategy), {}) for strategy in ("direct", "rag"))
+        losses = draft_features(direct.get("logprobs")) | retrieved_features(rag.get("logprobs"))
+        said = direct.get("features", {}) | rag.get("features", {})
+        features: Mapping[str, float] = {**probe.get("features", {}), **said, **losses}
         return [
             _outcome(question, strategy, self.records.get((key, strategy)), probe, features) for strategy in STRATEGIES
         ]

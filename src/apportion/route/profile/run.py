@@ -17,18 +17,21 @@ from apportion.core.errors import ArtifactExistsError, InputError, ServiceError
 from apportion.core.lock import sole_writer
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
+from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.extraction import extract
 from apportion.route.ask.pipelines import build_request, uses_passages
 from apportion.route.ask.probes import features_of_hits, question_features
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.index.bm25 import check_k
+from apportion.route.index.corpus import Passage
 from apportion.route.llm.protocol import Completion
 from apportion.route.profile.file import write_profile
 from apportion.route.profile.questions import Question
 from apportion.route.profile.records import Measured, Record, question_key
 
 SHOWN_FAILURES = 10
+JUDGED = {"direct": "draft", "rag": "rag"}  # answers that a router reads before it goes on: prefix of features
 Batch = list[tuple[Question, str]]  # one strategy in each batch
 
 
@@ -112,7 +115,7 @@ def _probe_questions(questions: Sequence[Question], setup: Setup, measured: Meas
             start = time.perf_counter()
             hits = setup.retriever.search(question.question, setup.k)
             retrieval_ms = (time.perf_counter() - start) * 1000
-            features = {**features_of_hits(hits), **question_features(question.question)}
+            features = {**features_of_hits(hits, question.question), **question_features(question.question)}
             _keep(
                 {
                     "question": question_key(question),
@@ -180,21 +183,35 @@ def _keep(record: Record, measured: Measured, log: AppendLog) -> None:
 def ask(batch: Batch, setup: Setup) -> list[Record]:
     """One call for a batch of one strategy; a failed call is a record with an error for each of its rows."""
     strategy = batch[0][1]
-    searched_ms, requests = [], []
+    searched_ms, requests, shown = [], [], []
     for question, _ in batch:
         start = time.perf_counter()
-        found = setup.retriever.search(question.question, setup.k).passages if uses_passages(strategy) else ()
+        found = setup.retriever.search(question.question, setup.k).passages  # a draft is compared with them too
         searched_ms.append((time.perf_counter() - start) * 1000 if uses_passages(strategy) else 0.0)
-        draft = strategy == "direct" and setup.llm.has_logprobs
-        requests.append(build_request(setup.prompts, strategy, question.question, found, logprobs=draft))
+        shown.append(found)
+        judged = strategy in JUDGED and setup.llm.has_logprobs
+        requests.append(build_request(setup.prompts, strategy, question.question, found, logprobs=judged))
     try:
         completions = setup.llm.complete(requests)
     except ServiceError as error:
         return [{"question": question_key(one), "strategy": strategy, "error": error.problem} for one, _ in batch]
     return [
-        _record(question, strategy, completion, search_ms, setup)
-        for (question, _), completion, search_ms in zip(batch, completions, searched_ms, strict=True)
+        {
+            **_record(question, strategy, completion, search_ms, setup),
+            "features": _features(question, strategy, completion, passages, setup),
+        }
+        for (question, _), completion, search_ms, passages in zip(batch, completions, searched_ms, shown, strict=True)
     ]
+
+
+def _features(
+    question: Question, strategy: str, completion: Completion, passages: Sequence[Passage], setup: Setup
+) -> dict[str, float]:
+    """What an answer tells that a router decides after: the draft, and the retrieved answer."""
+    if strategy not in JUDGED:
+        return {}
+    text = extract(setup.prompts.of(strategy, question.question), completion).answer
+    return answer_features(JUDGED[strategy], text, question.question, passages)
 
 
 def _record(question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup) -> Record:
