@@ -102,6 +102,27 @@ class LLM(Protocol):
         ...
 
 
+class Echo:
+    """A stand-in that answers every request alike; for examples and tests, never for a profile that is used.
+
+    >>> Echo("Answer: Bern").complete([Request("Capital of Switzerland?")])[0].text
+    'Answer: Bern'
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.model, self.name = f"echo:{text}", "echo"
+        self.has_logprobs, self.logprobs_reason = False, "a stand-in has none"
+        self.concurrency, self.batch_size = 1, 1
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """The same text for each; tokens are characters / 4."""
+        return [Completion(self.text, len(one.user) // 4 + 1, len(self.text) // 4 + 1, 1.0) for one in requests]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def split_thinking(text: str, *, opened: bool = False) -> tuple[str, str]:
     """(thinking, visible text): what follows the last `</think>` is visible; an open block hides all.
 
