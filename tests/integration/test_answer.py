@@ -118,7 +118,7 @@ def test_a_draft_that_the_router_finds_not_worth_its_cost_is_not_made(server: Se
 
 def test_a_direct_route_returns_the_draft_and_pays_once(server: Server, setup: Setup) -> None:
     found = route("direct", setup)
-    assert (found.text, found.strategy, found.draft_reused) == ("Answer: France", "direct", True)
+    assert (found.text, found.strategy, found.draft_reused) == ("France", "direct", True)
     assert [call.purpose for call in found.calls] == ["draft and answer"]
     assert len(server.calls) == 1
     assert found.weaker == ()
@@ -169,7 +169,7 @@ def test_a_question_longer_than_the_context_says_what_was_cut(server: Server, se
     server.context = 60
     found = answer("word " * 100 + "France", FixedRouter("direct", source=trained_on(setup)), setup, WEIGHTS)  # type: ignore[arg-type]
     assert [reason for reason in found.weaker if "prompt was cut by about" in reason] != []
-    assert found.text == "Answer: France"
+    assert found.text == "France"
 
 
 def test_bad_questions_and_failing_servers(server: Server, setup: Setup) -> None:

@@ -29,9 +29,9 @@ def test_the_registry_is_exactly_what_is_computed() -> None:
         **rarity_features([3.0]),
         **passage_features(asked, passages),
         **question_features(asked),
-        **draft_features([-0.1]),
+        **draft_features([-0.1], 0.5),
         **answer_features("draft", "Ada", asked, passages),
-        **retrieved_features([-0.1]),
+        **retrieved_features([-0.1], 0.5),
         **answer_features("rag", "Ada", asked, passages),
     }
     assert computed.keys() == FEATURES.keys()

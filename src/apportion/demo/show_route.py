@@ -14,7 +14,8 @@ from apportion.core.progress import progress
 from apportion.demo import Question, model_path, prompts_path, write_corpus
 from apportion.demo.recorded import fresh_questions, recorded
 from apportion.route.answer import answer
-from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.pipelines import build_request
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.ask.strategy import STRATEGIES

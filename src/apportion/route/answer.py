@@ -8,8 +8,9 @@ from typing import Literal
 
 from apportion.core.errors import InputError
 from apportion.route.ask.evidence import answer_features
+from apportion.route.ask.extraction import Extracted, extract
 from apportion.route.ask.features import is_draft, needs_of
-from apportion.route.ask.pipelines import Extracted, build_request, extract, uses_passages
+from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
 from apportion.route.ask.probes import draft_features, features_of_hits, question_features, retrieved_features
 from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.index.bm25 import Hits
@@ -90,7 +91,10 @@ class _Work:
         return self.made[strategy]
 
     def extracted(self, strategy: str) -> Extracted:
-        return extract(self.setup.prompts.of(strategy), self.made[strategy])
+        """The answer in a completion; without a passage RAG was asked as Direct."""
+        passages = self.hits.passages if self.hits else ()
+        asked = asked_as(strategy, passages) if uses_passages(strategy) else strategy
+        return extract(self.setup.prompts.of(asked, self.question), self.made[strategy])
 
     def said(self, prefix: str, strategy: str) -> dict[str, float]:
         """Features of what an answer says."""
@@ -172,14 +176,15 @@ def _first_features(work: _Work, router: Router, weights: Weights) -> dict[str, 
         work.drafted = True
         if needs_of(wanted).search:
             work.search()
-        features |= draft_features(work.complete("direct", logprobs=True).token_logprobs) | work.said("draft", "direct")
+        draft = work.complete("direct", logprobs=True)
+        features |= draft_features(draft.token_logprobs, draft.margin) | work.said("draft", "direct")
     return features
 
 
 def _second_features(work: _Work, retrieved: Completion) -> dict[str, float]:
     """What the second decision reads, all of it measured by now."""
     found = question_features(work.question) | features_of_hits(work.search(), work.question)
-    return found | retrieved_features(retrieved.token_logprobs) | work.said("rag", "rag")
+    return found | retrieved_features(retrieved.token_logprobs, retrieved.margin) | work.said("rag", "rag")
 
 
 def _calls(work: _Work, strategy: str, *, looked: bool) -> tuple[Call, ...]:
@@ -224,7 +229,7 @@ def _weaker(work: _Work, decision: Decision, unknown: tuple[str, ...]) -> tuple[
     if final.finish == "length":
         said.append("the answer was ended by max_tokens")
     if not work.extracted(decision.strategy).matched:
-        said.append("the prompt's answer pattern did not match, so the last line was taken")
+        said.append(f"no rule found an answer in the text ({work.extracted(decision.strategy).rule})")
     if not final.tokens_measured:
         said.append("token counts are estimates, since the server reports none")
     return tuple(said)

@@ -124,11 +124,12 @@ def question_features(question: str) -> dict[str, float]:
     }
 
 
-def draft_features(token_logprobs: Sequence[float] | None) -> dict[str, float]:
+def draft_features(token_logprobs: Sequence[float] | None, margin: float | None = None) -> dict[str, float]:
     """Features of one short greedy Direct draft, thinking off.
 
     Args:
         token_logprobs: natural log-probabilities of the visible tokens; None or empty gives no feature.
+        margin: log-probability of the first visible token minus that of the second likeliest, where known.
 
     Source: length-normalised NLL of a draft, X-Router (METHODS section 2); the others are ours.
 
@@ -139,20 +140,24 @@ def draft_features(token_logprobs: Sequence[float] | None) -> dict[str, float]:
     if not losses:
         return {}
     more = {"draft_nll_max": max(losses), "draft_tokens": float(len(losses))}
-    return _loss_features("draft", losses) | more
+    return _loss_features("draft", losses) | more | _first_margin("draft", margin)
 
 
-def retrieved_features(token_logprobs: Sequence[float] | None) -> dict[str, float]:
+def retrieved_features(token_logprobs: Sequence[float] | None, margin: float | None = None) -> dict[str, float]:
     """Features of the RAG pipeline's answer, for the second decision.
 
     Args:
-        token_logprobs: as in `draft_features`.
+        token_logprobs, margin: as in `draft_features`.
 
     >>> retrieved_features([-0.5, -1.5])
     {'rag_nll_mean': 1.0, 'rag_nll_first': 0.5, 'rag_nll_sum': 2.0}
     """
     losses = _losses(token_logprobs)
-    return _loss_features("rag", losses) if losses else {}
+    return _loss_features("rag", losses) | _first_margin("rag", margin) if losses else {}
+
+
+def _first_margin(prefix: str, margin: float | None) -> dict[str, float]:
+    return {} if margin is None else {f"{prefix}_margin_first": margin}
 
 
 def _losses(token_logprobs: Sequence[float] | None) -> list[float]:

@@ -30,7 +30,12 @@ class Outcome:
         f1, em: quality in [0, 1]; None when the row failed.
         latency_ms, draft_nll, retrieval_ms: None when not measured (nats per token for the NLL).
         cached_tokens: prompt tokens that the server had cached already; None when it does not say.
+        latency_measured: False when the latency is an estimate from others measured alone. loaded_ms: what was
+            measured while other calls ran.
         completion_measured: False when the completion tokens are an estimate.
+        completion: all that the model showed. finish, rule: how it ended, and how the answer was found in it.
+        kind: of the question, which its prompt was for. asked_as: another strategy than `strategy` where no
+            passage was found. cut_tokens: of the prompt, to fit the context. passages: ids, best first.
         error: why the row failed; a failed row has no quality and no tokens.
         features: the question's features by name; absent or None when not measured.
     """
@@ -51,6 +56,15 @@ class Outcome:
     error: str | None = None
     retrieval_ms: float | None = None
     cached_tokens: int | None = None
+    latency_measured: bool | None = None
+    loaded_ms: float | None = None
+    completion: str | None = None
+    finish: str | None = None
+    rule: str | None = None
+    kind: str | None = None
+    asked_as: str | None = None
+    cut_tokens: int | None = None
+    passages: tuple[str, ...] = ()
     features: Mapping[str, float | None] = field(default_factory=dict)
 
 
