@@ -37,6 +37,11 @@ class Gate:
         cell = (nearest(self.token_nodes, weights.token), nearest(self.latency_nodes, weights.latency))
         return float(self.gain[cell]), float(self.error[cell])
 
+    def assured(self, weights: Weights) -> float:
+        """The gain less one standard error: by this, ways to decide are compared."""
+        gain, error = self.at(weights)
+        return gain - error
+
     def is_open(self, weights: Weights) -> bool:
         """Whether deciding is allowed at these weights."""
         gain, error = self.at(weights)
@@ -62,16 +67,17 @@ def gate_of(gains: Float[ndarray, "n t l"], caution: float) -> Gate:
 def guard_of(gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], caution: float) -> Gate:
     """The gate of choosing among several ways to decide: what the choice itself gained where it was not made.
 
-    For each fold the way with the largest gain on the other folds is taken, or none where none gained; the gain
-    counted is that of the fold. So the more ways compete by luck, the less of it is believed.     [ours]
+    For each fold the way with the largest assured gain (less one standard error) on the other folds is taken, or
+    none where none is assured of any; the gain counted is that of the fold. So the more ways compete by luck, the
+    less of it is believed.     [ours]
     """
     stacked = np.stack(gains)  # [ways, n, t, l]
     found = np.zeros(stacked.shape[1:])
     for rows in held:
-        others = np.setdiff1d(np.arange(stacked.shape[1]), rows)
-        means = stacked[:, others].mean(axis=1)
-        taken = np.take_along_axis(stacked[:, rows], means.argmax(axis=0)[None, None], axis=0)[0]
-        found[rows] = np.where(means.max(axis=0) > 0, taken, 0.0)
+        seen = stacked[:, np.setdiff1d(np.arange(stacked.shape[1]), rows)]
+        sure = seen.mean(axis=1) - seen.std(axis=1, ddof=1) / math.sqrt(seen.shape[1])
+        taken = np.take_along_axis(stacked[:, rows], sure.argmax(axis=0)[None, None], axis=0)[0]
+        found[rows] = np.where(sure.max(axis=0) > 0, taken, 0.0)
     return gate_of(found, caution)
 
 

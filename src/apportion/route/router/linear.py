@@ -14,7 +14,7 @@ from apportion.route.router.decider import allowed
 from apportion.route.router.reader import Reader
 from apportion.route.router.utility import Costed, Ints, Weights
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)  # times the number of questions
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the number of questions
 
 
 @dataclass(frozen=True, slots=True)

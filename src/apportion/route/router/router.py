@@ -159,7 +159,7 @@ class Router:
         return max(self.columns, key=lambda column: (values[column], -tokens[column]))
 
     def tier_at(self, weights: Weights, *, draft: bool = True) -> Tier | None:
-        """The tier with the largest held-out gain where one may decide; None: the best static strategy.
+        """The tier of the largest assured held-out gain where one may decide; None: the best static strategy.
 
         Args:
             draft: whether draft features can be had.
@@ -167,10 +167,11 @@ class Router:
         self._check(weights)
         usable = [tier for tier in self.tiers if draft or not tier.may_draft]
         if self.guard is None:
-            usable = [tier for tier in usable if tier.gate.is_open(weights)]
-        elif not (self.guard.any if draft else self.guard.undrafted).is_open(weights):
+            opened = (tier for tier in usable if tier.gate.is_open(weights))
+            return max(opened, key=lambda tier: tier.gate.at(weights)[0], default=None)
+        if not (self.guard.any if draft else self.guard.undrafted).is_open(weights):
             return None
-        return max(usable, key=lambda tier: tier.gate.at(weights)[0], default=None)
+        return max(usable, key=lambda tier: tier.gate.assured(weights), default=None)
 
     def one_decision(self) -> "Router":
         """The same router without its second decision."""

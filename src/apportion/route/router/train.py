@@ -255,8 +255,8 @@ def _second_record(router: Router, learned: SecondLearned | None) -> SecondRecor
     """With the share of the nodes at which a tier that looks is the one to decide."""
     if learned is None or router.guard is None:
         return None
-    gains = np.stack([tier.gate.gain for tier in router.tiers]).argmax(axis=0)
-    looks = np.array([tier.looks for tier in router.tiers])[gains]
+    best = np.stack([tier.gate.gain - tier.gate.error for tier in router.tiers]).argmax(axis=0)
+    looks = np.array([tier.looks for tier in router.tiers])[best]
     opened = router.guard.any.gain > router.guard.any.caution * router.guard.any.error
     return SecondRecord(learned.second.reader.names, learned.error, learned.variance, float((looks & opened).mean()))
 
