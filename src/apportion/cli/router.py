@@ -50,7 +50,8 @@ def train(
     from apportion.route.router import save_router, train_router, training_record, training_text
 
     _refuse_occupied(out)
-    asked, charged = _read(profile, index, quality), _price(price)
+    charged = _price(price)
+    asked = _read(profile, index, quality)
     claim_folder(out, resume=False)
     with sole_writer(out):
         trained = train_router(asked, seed=seed, stages=stages, price=charged)

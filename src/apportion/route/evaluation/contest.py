@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,6 +30,7 @@ class Choice:
     tiers: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Contender(Protocol):
     """Chooses for questions it was not fitted on."""
 

@@ -31,7 +31,7 @@ from apportion.route.router.train import train_router, usable
 from apportion.route.router.utility import Ints, Weights, scale_of, weight_grid
 
 SMALLEST_FAMILY = 20
-NOT_LEFT = "leave-one-family-out: not asked for, or the router was given"
+NOT_LEFT = "leave-one-family-out: not asked for, or nothing to train on was given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def evaluate_router(
     whole = task.profile.select(part.rows)
     judge = Judge(whole, task.board.scale, part, Bootstrap(whole.n, plan.seed))
     rows = tuple(judge.at(weights) for weights in task.board.grid)
-    left_out, not_left = _leave_out(task) if plan.leave_out and router is None else ((), (NOT_LEFT,))
+    can_leave = plan.leave_out and (router is None or train is not None)
+    left_out, not_left = _leave_out(task) if can_leave else ((), (NOT_LEFT,))
     return Evaluation(
         questions=whole.n,
         families={name: whole.dataset.count(name) for name in dict.fromkeys(whole.dataset)},
@@ -238,8 +239,8 @@ def _lacking(profile: Profile, router: Router | None) -> tuple[str, ...]:
 
 
 def _leave_out(task: Task) -> tuple[tuple[LeftOut, ...], tuple[str, ...]]:
-    """Each family judged by a router that never saw it."""
-    names = np.array(task.profile.dataset)
+    """Each family judged by a router trained on the others (of the training profile, where there is one)."""
+    names, train = np.array(task.profile.dataset), task.train or task.profile
     families = [str(family) for family in np.unique(names)]
     if len(families) < 2:
         return (), ("leave-one-family-out: the profile holds one family",)
@@ -247,8 +248,9 @@ def _leave_out(task: Task) -> tuple[tuple[LeftOut, ...], tuple[str, ...]]:
     said: list[str] = []
     with progress("leave-one-family-out", len(families), "families") as advance:
         for family in families:
-            seen, unseen = task.profile.select(names != family), task.profile.select(names == family)
+            unseen = task.profile.select(names == family)
             try:
+                seen = train.select(np.array(train.dataset) != family)
                 found.append(_left_out(task, family, seen, unseen))
             except ApportionError as error:
                 said.append(f"leave-one-family-out of {family}: {error.problem}")

@@ -1,7 +1,7 @@
 """What may decide on a route: anything that scores the four strategies from standardised features and weights."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from apportion.route.router.utility import Weights
 HEADS = {"need_rag": USES_RAG, "need_cot": USES_COT}
 
 
+@runtime_checkable
 class Decider(Protocol):
     """Scores strategies; the highest is chosen.
 

@@ -231,7 +231,7 @@ def _decider(described: Json, columns: tuple[int, ...], arrays: Arrays) -> Decid
         layers = Layers(*(arrays[f"{name}.{f.name}"] for f in fields(Layers)))
         return Policy(reader, columns, arrays[f"{name}.means"], layers)
     if kind == "constant":
-        return Constant(int(arrays[f"{name}.column"]), columns)
+        return Constant(arrays[f"{name}.column"].item(), columns)
     return BUILT[kind](reader, columns, *(arrays[f"{name}.{part}"] for part in OWN[kind]))
 
 

@@ -4,7 +4,7 @@ The number of steps is the one with the smallest held-out regret; when a questio
 judged, its fold has no say in that. So what gates and calibration see is unseen in training and in stopping.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -64,21 +64,33 @@ class Members:
 
     def regrets(self) -> Float[ndarray, "checks folds"]:
         """Mean regret on held-out questions over a grid of weights, scaled as in the loss."""
-        found = np.zeros((len(self.fitted.steps), len(self.lesson.held)))
+        checks, found = len(self.fitted.steps), np.zeros((len(self.fitted.steps), len(self.lesson.held)))
         grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=self.costed.has_latency)
         for fold, rows in enumerate(self.lesson.held):
+            side_by_side = self._all_checks(fold)
             for weights in grid:
                 values = utility(self.costed.select(rows), weights)
-                later = self.drafted.utility(weights)[rows] if self.drafted else None
+                said = side_by_side.layers.logits(side_by_side.inputs(self.read[rows], weights))
+                heads = (
+                    said.reshape(checks, -1, *said.shape[1:]).mean(axis=1).astype(np.float64)
+                )  # [checks, rows, heads]
+                chosen = joint(heads.reshape(-1, heads.shape[2]), self.blank.columns).argmax(axis=1)
+                got = values[np.tile(np.arange(len(rows)), checks), chosen].reshape(checks, len(rows))
+                if self.drafted is not None:
+                    got = np.where(heads[..., 2] > 0, self.drafted.utility(weights)[rows], got)
                 share = 1 / (len(grid) * (1 + weights.token + weights.latency))
-                for check in range(len(self.fitted.steps)):
-                    heads = self._fold(fold, check, weights)
-                    chosen = joint(heads, self.blank.columns).argmax(axis=1)
-                    got = values[np.arange(len(rows)), chosen]
-                    if later is not None:
-                        got = np.where(heads[:, 2] > 0, later, got)
-                    found[check, fold] += share * float((values.max(axis=1) - got).mean())
+                found[:, fold] += share * (values.max(axis=1) - got).mean(axis=1)
         return found
+
+    def _all_checks(self, fold: int) -> Policy:
+        """The members that did not see a fold, as they were at every check, all as members of one policy."""
+        seeds = self.lesson.plan.seeds
+        own = slice(fold * seeds, (fold + 1) * seeds)
+        parts = {
+            part.name: np.concatenate([getattr(layers, part.name)[own] for layers in self.fitted.layers])
+            for part in fields(Layers)
+        }
+        return replace(self.blank, layers=Layers(**parts))
 
     def _fold(self, fold: int, check: int, weights: Weights) -> Float[ndarray, "rows heads"]:
         """Logits for a fold by the members that did not see it."""
