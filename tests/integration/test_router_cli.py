@@ -104,8 +104,9 @@ def test_a_router_of_another_model_is_refused(
     [
         (["train-router", "none.parquet", "--out", "x"], "no such file"),
         (["train-router", "none.parquet", "--out", "x", "--index", "nowhere"], "--index nowhere"),
-        (["evaluate-router", "none.parquet", "--out", "."], "exists and is not empty"),
-        (["train-router", "none.parquet", "--out", "."], "exists and is not an empty folder"),
+        (["evaluate-router", "none.parquet", "--out", "."], "names the current folder"),
+        (["evaluate-router", "none.parquet", "--out", "taken"], "exists and is not empty"),
+        (["train-router", "none.parquet", "--out", "taken"], "exists and is not an empty folder"),
         (["train-router", "none.parquet", "--out", "x", "--price", ".15"], "--price .15"),
     ],
 )
@@ -117,7 +118,8 @@ def test_bad_input_is_one_line_and_a_remedy(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "something").write_text("here")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "something").write_text("here")
     assert run(monkeypatch, *words) == 1
     error = capsys.readouterr().err
     assert said in error

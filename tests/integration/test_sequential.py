@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.bits.game.bank import round_all, round_plan
-from apportion.bits.rounding import Moments
+from apportion.bits.rounding import Moments, round_all, round_plan
 from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.sequential import stages_of, walk
 from apportion.core.device import place
 from apportion.core.errors import InputError
-from apportion.models.pretrained import load_model
+from apportion.formats import GridWeight, Width, grid_width
+from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
 
 WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed
 
 @pytest.fixture(params=["llama", "gemma2", "qwen3"])
 def staged(checkpoint: Callable[..., Path], request: pytest.FixtureRequest) -> StagedModel:
-    return load_model(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
+    return load_staged(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
 
 
 def inputs_of_model(staged: StagedModel, path: str) -> Tensor:
@@ -91,16 +91,73 @@ def test_a_plan_rounded_in_sequence_beats_nearest(staged: StagedModel) -> None:
         staged.restore()
         return found
 
-    bits = dict.fromkeys(staged.originals, 3)
-    gptq = round_plan(staged, Gptq(), bits, 32, WINDOWS)
-    nearest = round_plan(staged, Nearest(), bits, 32)
+    bits = dict.fromkeys(staged.originals, grid_width(3, 32))
+    gptq = round_plan(staged, Gptq(), bits, WINDOWS)
+    nearest = round_plan(staged, Nearest(), bits)
     assert list(gptq) == list(nearest) == list(bits)
     ours, theirs = ({path: item.dequantize(torch.float32) for path, item in found.items()} for found in (gptq, nearest))
     assert distance(ours) < distance(theirs)
 
 
 def test_a_bank_holds_every_width_and_needs_text(staged: StagedModel) -> None:
-    found = round_all(staged, Gptq(rounds=1), (2, 4), 32, WINDOWS)
-    assert set(found) == {(path, bits) for path in staged.originals for bits in (2, 4)}
+    widths = (grid_width(2, 32), grid_width(4, 32))
+    found = round_all(staged, Gptq(rounds=1), widths, WINDOWS)
+    assert set(found) == {(path, width) for path in staged.originals for width in widths}
     with pytest.raises(InputError, match="needs calibration text"):
-        round_all(staged, Gptq(), (2, 4), 32)
+        round_all(staged, Gptq(), widths)
+
+
+def test_a_killed_rounding_goes_on_after_the_last_finished_block(staged: StagedModel, tmp_path: Path) -> None:
+    """To the same codes and scales; the block that was under way is done again, finished ones are read."""
+    rounding, widths = Gptq(rounds=1), dict.fromkeys(staged.originals, grid_width(2, 32))
+    whole = round_plan(staged, rounding, widths, WINDOWS)
+    in_block = len(staged.layout.linears[0])
+    dying = Counted(rounding, dies_at=in_block + 2)
+    with pytest.raises(KeyboardInterrupt):
+        round_plan(staged, dying, widths, WINDOWS, tmp_path)
+    staged.restore()
+    counted = Counted(rounding)
+    again = round_plan(staged, counted, widths, WINDOWS, tmp_path)
+    assert counted.rounded == len(widths) - in_block
+    assert list(again) == list(whole)
+    for path, item in whole.items():
+        assert torch.equal(item.codes, again[path].codes)
+        assert torch.equal(item.scale, again[path].scale)
+
+
+def test_blocks_of_another_text_are_not_gone_on_from(staged: StagedModel, tmp_path: Path) -> None:
+    rounding, widths = Gptq(rounds=1), dict.fromkeys(staged.originals, grid_width(2, 32))
+    round_plan(staged, rounding, widths, WINDOWS, tmp_path)
+    counted = Counted(rounding)
+    round_plan(staged, counted, widths, WINDOWS.flip(0), tmp_path)
+    assert counted.rounded == len(widths)
+
+
+def test_a_damaged_piece_is_made_again(staged: StagedModel, tmp_path: Path) -> None:
+    rounding, widths = Gptq(rounds=1), dict.fromkeys(staged.originals, grid_width(2, 32))
+    whole = round_plan(staged, rounding, widths, WINDOWS, tmp_path)
+    piece = tmp_path / "block-0.safetensors"
+    content = bytearray(piece.read_bytes())
+    content[-1] ^= 1
+    piece.write_bytes(content)
+    counted = Counted(rounding)
+    again = round_plan(staged, counted, widths, WINDOWS, tmp_path)
+    assert counted.rounded == len(staged.layout.linears[0])
+    assert all(torch.equal(item.codes, again[path].codes) for path, item in whole.items())
+
+
+class Counted:
+    """A rounding that counts, and dies when it is told to; to what is kept it is the rounding inside."""
+
+    def __init__(self, inner: Gptq, dies_at: int = -1) -> None:
+        self.inner, self.dies_at, self.rounded = inner, dies_at, 0
+        self.name, self.format, self.needs_hessian = inner.name, inner.format, True
+
+    def round(self, weight: Tensor, width: Width, moments: Moments | None = None) -> GridWeight:
+        if self.rounded == self.dies_at:
+            raise KeyboardInterrupt
+        self.rounded += 1
+        return self.inner.round(weight, width, moments)
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
