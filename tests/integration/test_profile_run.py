@@ -48,7 +48,7 @@ def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serve(Server()) as running:
-        running.reply = lambda user: f"Answer: {(re.findall(r'at city ([0-9]+)', user) or ['?'])[-1]}"
+        running.reply = reply
         yield running
 
 
@@ -57,6 +57,12 @@ def setup(server: Server, index_folder: Path) -> Iterator[Setup]:
     llm = OpenAILLM(server.url, concurrency=3, retries=1, backoff_s=0.001)
     yield Setup(llm, Bm25Index.open(index_folder), load_prompts(), k=3)
     llm.close()
+
+
+def reply(user: str) -> str:
+    """The number in the question, which ends each of these."""
+    asked = re.findall(r"is at City (\d+)", user)
+    return f"Answer: {asked[-1] if asked else '?'}"
 
 
 def rows_of(path: Path) -> list[dict[str, object]]:
