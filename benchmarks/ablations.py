@@ -19,20 +19,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from command_line import own_command
 
 from apportion.bits.compare.greedy import demotion_path
 from apportion.bits.compare.optimum import assignment_at, demoted_counts, index_of
 from apportion.bits.compare.scores import one_at_a_time
-from apportion.bits.game.players import Assignment, Player
-from apportion.bits.game.samples import Samples
+from apportion.bits.game import Assignment, Costs, Player, Samples
 from apportion.bits.game.spqe import coalitions, draw_permutations
-from apportion.bits.plan.sensitivity import Sensitivity, estimate
+from apportion.bits.plan import Sensitivity, estimate
 from apportion.core.arrays import NDArray
+from apportion.formats import grid_width
+from apportion.models.text import Windows
 
 METHODS = ("coopq", "shapley", "regression")
 MEASURED = ("one-at-a-time", "greedy")  # they choose what they measure; no permutations, nothing random
 COUNTS = (5, 10, 20, 50, 100)
 SIZES = (1, 2, 4, 8, 16, 32)
+WIDTHS = (grid_width(2, 64), grid_width(4, 64))
 Array = NDArray[np.float64]
 
 
@@ -66,16 +70,12 @@ class Everything:
 
     def samples(self, orders: NDArray[np.int64], windows: slice = slice(None)) -> Samples:
         """What SPQE would have measured along these permutations on these windows."""
-        widths = (2, 4)
-        asked = set(coalitions(orders, *widths))
-        values = {item: self.values[index_of(item, 2), windows] for item in sorted(asked)}
-        players = players_named(self.players)
-        ones = np.ones(self.players, dtype=np.int64)
-        return Samples(
-            players=players, widths=widths, player_bytes=np.stack([2 * ones, 4 * ones], axis=1),
-            player_parameters=ones, fixed_bytes=0, orders=orders, values=values,
-            nll_fp=np.zeros(self.values[:, windows].shape[1]), settings={}, counts={},
-        )  # fmt: skip
+        costs = costs_of_equals(self.players)
+        asked = set(coalitions(orders, 0, costs.high))
+        values = {item: self.values[index_of(item), windows] for item in sorted(asked)}
+        count = self.values[:, windows].shape[1]
+        text = Windows(torch.zeros((count, 2), dtype=torch.long), "values that were measured before")
+        return Samples(costs, text, orders, values, nll_fp=np.zeros(count), settings={}, counts={})
 
     def places(self, method: str, orders: NDArray[np.int64], windows: slice = slice(None)) -> NDArray[np.int64]:
         """Places of a method's plans for 1 .. players - 1 demoted players, made on these windows."""
@@ -87,7 +87,7 @@ class Everything:
         samples = self.samples(orders[:1], windows)
         if method == "one-at-a-time":
             return self.plans(one_at_a_time(looked, samples))
-        return np.asarray([index_of(item, 2) for item in demotion_path(looked, samples)[1:-1]])
+        return np.asarray([index_of(item) for item in demotion_path(looked, looked.costs)[1:-1]])
 
     def plans(self, sensitivity: Sensitivity) -> NDArray[np.int64]:
         """Places of the surrogate's best plans for 1 .. players - 1 demoted players, by looking at all."""
@@ -109,15 +109,18 @@ class Looked:
 
     def __init__(self, everything: Everything, windows: slice) -> None:
         self.everything, self.windows = everything, windows
-        self.players = players_named(everything.players)
+        self.costs = costs_of_equals(everything.players)
 
     def values(self, assignments: Sequence[Assignment]) -> Array:
         """Rows of the values."""
-        return self.everything.values[[index_of(item, 2) for item in assignments], self.windows]
+        return self.everything.values[[index_of(item) for item in assignments], self.windows]
 
 
-def players_named(count: int) -> tuple[Player, ...]:
-    return tuple(Player(f"block {i}", i, ("all",)) for i in range(count))
+def costs_of_equals(count: int) -> Costs:
+    """Players of one weight each: two bytes at the low width, four at the high one."""
+    players = tuple(Player(f"block {i}", i, ("all",)) for i in range(count))
+    bits = np.tile([width.bits for width in WIDTHS], (count, 1))
+    return Costs(players, WIDTHS, bits.astype(np.int64), bits.astype(np.float64), np.ones(count, np.int64), 0)
 
 
 def load(path: Path) -> Everything:
@@ -128,7 +131,7 @@ def load(path: Path) -> Everything:
     players = int(np.log2(len(values)))
     if len(values) != 2**players or not np.isfinite(values).all():
         raise SystemExit(f"{path}: {len(values)} coalitions, some without a value: expected all of a number of players")
-    low = np.asarray([assignment_at(place, players, (2, 4)) for place in range(len(values))]) == 2
+    low = np.asarray([assignment_at(place, players) for place in range(len(values))]) == 0
     return Everything(model, settings, values, low, demoted_counts(players))
 
 
@@ -258,9 +261,8 @@ def main() -> None:
         rows = table(game, asked.seeds)
     path = asked.out / f"ablation_{asked.ablation}_{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python benchmarks/ablations.py", *sys.argv[1:]])
     content = {"kind": "ablation", "ablation": asked.ablation, "title": title, "on": name, "seeds": asked.seeds}
-    path.write_text(json.dumps({**content, "command": command, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({**content, "command": own_command(), "rows": rows}, indent=1) + "\n")
     print(path)
 
 

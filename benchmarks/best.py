@@ -6,7 +6,7 @@ search nor rounding has seen; the best there is kept, and its perplexity on the 
 chosen on the held-out text. Plans of other methods, from a result of compare, are written the same way beside them.
 
     python benchmarks/best.py llama-mini --rounding gptq --calibration c4-sample.jsonl --text wikitext2.txt
-        --work /tmp/best --out docs/results
+        --work work --out docs/results
 """
 
 import argparse
@@ -22,27 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import own_command
+from saved_plans import names_of
 from torch import Tensor
 
 from apportion.bits.compare.methods import ISOLATED
-from apportion.bits.finalists import default_widths, finalists, judging_text, searched_plans
-from apportion.bits.game.bank import in_place
-from apportion.bits.game.game import decode, encode
-from apportion.bits.game.players import Assignment, uniform
-from apportion.bits.game.samples import Samples
-from apportion.bits.game.sampling import take_samples
+from apportion.bits.finalists import finalists, judges_for
+from apportion.bits.game import Assignment, Costs, decode, encode, sample
+from apportion.bits.game.samples import WINDOWS
 from apportion.bits.perplexity import first_windows
-from apportion.bits.plan.budget import Budget, budget_from_bits
-from apportion.bits.plan.plan import average_bits, spent
-from apportion.bits.quantize import Quantization, open_table
-from apportion.bits.quantizer import Table, tuned_weights
-from apportion.bits.recipe import Sampling
-from apportion.bits.rounding import Moments, rounding_named
+from apportion.bits.plan import Budget, budget_from_bits, search
+from apportion.bits.quantize import QuantizeRequest, open_model
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.recipe import LINEARS, Recipe
+from apportion.bits.rounding import Moments, rounding_named, tune
 from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
-from apportion.formats.packed import Packed
-from apportion.formats.width import Width
-from apportion.models.text import Calibration
+from apportion.formats import Packed, Width
+from apportion.models.staged import StagedModel
+from apportion.models.text import Windows, load_calibration
 
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
@@ -74,11 +72,11 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def table_of(asked: argparse.Namespace) -> Table:
-    own = default_widths(rounding_named(asked.rounding).bits)
-    widths = tuple(map(int, asked.widths.split(","))) if asked.widths else own
-    sampling = Sampling(
-        widths=widths,
+def quantizer_of(asked: argparse.Namespace) -> Quantizer:
+    supported = rounding_named(asked.rounding).format.bits
+    own = tuple(bits for bits in LINEARS if bits in supported)
+    recipe = Recipe(
+        widths=tuple(asked.widths.split(",")) if asked.widths else own,
         players=asked.players,
         rounding=asked.rounding,
         group_size=asked.group_size,
@@ -88,10 +86,10 @@ def table_of(asked: argparse.Namespace) -> Table:
         permutations=0,
         rounding_windows=asked.rounding_windows,
     )
-    table = open_table(asked.model, sampling, Quantization(dtype=asked.dtype))
+    quantizer = open_model(asked.model, recipe, QuantizeRequest(dtype=asked.dtype))
     if asked.round_on:
-        table.rounding = table.applied = Elsewhere(table.rounding, asked.round_on)
-    return table
+        quantizer.rounding = quantizer.applied = Elsewhere(quantizer.rounding, asked.round_on)
+    return quantizer
 
 
 def main() -> None:
@@ -102,53 +100,62 @@ def main() -> None:
     began = time.monotonic()
     name = f"{Path(asked.model).name}_{asked.rounding}"
     folder = asked.work / name
-    table = table_of(asked)
-    samples = take_samples(table, folder / "samples", resume=True)
-    budgets = [budget_from_bits(samples, bits) for bits in BUDGETS]
-    samples, found = searched_plans(table, samples, folder / "samples", budgets, evaluations=asked.evaluations)
+    quantizer = quantizer_of(asked)
+    costs = quantizer.costs
+    budgets = [budget_from_bits(costs, bits) for bits in BUDGETS]
+    with quantizer.game(folder / "samples", resume=True) as game:
+        samples = sample(game, folder / "samples", quantizer.orders())
+        seed = quantizer.recipe.seed
+        found, _ = search(game, samples, budgets, evaluations=asked.evaluations, seed=seed)
     searched_s = time.monotonic() - began
     print(f"{name}: searched in {searched_s:.0f} s", flush=True)
-    levels = [uniform(samples.players, bits) for bits in samples.widths]
-    rewrites = table.rewrites or asked.tune > 0
+    levels = [costs.uniform(column) for column in range(len(costs.widths))]
+    rewrites = quantizer.rewrites or asked.tune > 0
     own = {item for one in found for item in finalists(one, asked.finalists if rewrites else 1)} | set(levels)
-    rivals = rival_plans(asked, table)
+    rivals = rival_plans(asked, quantizer)
     plans = sorted(own | {item for choices in rivals.values() for item in choices})
-    measured = written(asked, folder, [encode(item) for item in plans]) if rewrites else sampled(asked, table, plans)
-    if not table.rewrites:  # what is written is what was sampled: the search's own values choose
+    measured = (
+        written(asked, folder, [encode(item) for item in plans]) if rewrites else sampled(asked, quantizer, plans)
+    )
+    if not quantizer.rewrites:  # what is written is what was sampled: the search's own values choose
         for item in own:
-            measured[encode(item)]["untuned"]["judged"] = samples.mean(item)
+            measured[encode(item)]["untuned"]["judged"] = float(game.known[item].mean())
     common = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": own_command(),
         "model": Path(asked.model).name,
         "rounding": asked.rounding,
         "settings": samples.settings,
         "evaluations": asked.evaluations,
         "finalists": asked.finalists if rewrites else None,
-        "tune_windows": table.sampling.tune_windows if asked.tune else None,
+        "tune_windows": quantizer.recipe.tune_windows if asked.tune else None,
         "search_seconds": searched_s,
     }
     for kind in ("untuned", "tuned") if asked.tune else ("untuned",):
         values = {decode(plan): found[kind] for plan, found in measured.items()}
-        result = common | {"tune": asked.tune if kind == "tuned" else 0} | report(samples, budgets, own, values, rivals)
+        result = common | {"tune": asked.tune if kind == "tuned" else 0} | report(costs, budgets, own, values, rivals)
         result["seconds"] = time.monotonic() - began
         suffix = "_tuned" if kind == "tuned" else ""
         write_json(asked.out / f"best_{name}{suffix}.json", result)
         show(f"{name}{suffix}", result)
 
 
-def rival_plans(asked: argparse.Namespace, table: Table) -> dict[str, list[Assignment]]:
+def rival_plans(asked: argparse.Namespace, quantizer: Quantizer) -> dict[str, list[Assignment]]:
     """Plans of other methods, one for each budget, each block's width given to the players inside it."""
     if asked.rivals is None:
         return {}
     compared = json.loads(asked.rivals.read_text())
-    expected = {"model": table.staged.digest, "rounding": asked.rounding, "players": "blocks"}
+    expected = {"model": quantizer.staged.digest, "rounding": asked.rounding, "players": "blocks"}
     found_settings = {name: compared["settings"][name] for name in expected}
     if found_settings != expected or compared["avg_bits"] != list(BUDGETS):
         raise SystemExit(f"{asked.rivals}: made with {found_settings}, expected {expected} and the six budgets")
+    column = {width.name: index for index, width in enumerate(quantizer.costs.widths)}
     found = {}
     for method in asked.rival_methods.split(","):
-        blocks = [decode(rival_cell(compared, method, place)["plans"][0]) for place in range(len(BUDGETS))]
-        found[method] = [tuple(widths[player.block] for player in table.players) for widths in blocks]
+        plans = [rival_cell(compared, method, place)["plans"][0] for place in range(len(BUDGETS))]
+        blocks = [names_of(plan, compared["settings"]) for plan in plans]
+        if missing := sorted({name for names in blocks for name in names} - column.keys()):
+            raise SystemExit(f"{asked.rivals}: its {method} has widths {missing}, expected only {list(column)}")
+        found[method] = [tuple(column[names[player.block]] for player in quantizer.costs.players) for names in blocks]
     return found
 
 
@@ -164,7 +171,7 @@ Measured = dict[str, Any]
 
 
 def report(
-    samples: Samples,
+    costs: Costs,
     budgets: list[Budget],
     own: set[Assignment],
     values: dict[Assignment, Measured],
@@ -172,28 +179,30 @@ def report(
 ) -> dict[str, Any]:
     """The plan kept for each budget, and how rivals do with the same rounding."""
     nll = {plan: np.asarray(item["text"]) for plan, item in values.items()}
-    high = float(nll[uniform(samples.players, samples.widths[-1])].mean())
+    high = float(nll[costs.uniform(-1)].mean())
     rows, kept = [], []
     for bits, budget in zip(BUDGETS, budgets, strict=True):
-        fits = [item for item in own if spent(samples, item) <= budget.player_bytes]
+        fits = [item for item in own if costs.spent(item) <= budget.player_bytes]
         kept.append(min(fits, key=lambda item: values[item]["judged"]))
         around = Bootstrap(len(nll[kept[-1]]), 0).interval(nll[kept[-1]])
         rows.append(
             {
                 "budget": bits,
-                "avg_bits": average_bits(kept[-1], samples.player_parameters),
+                "avg_bits": costs.average_bits(kept[-1]),
                 "perplexity": math.exp(nll[kept[-1]].mean()),
                 "interval": [math.exp(around.low), math.exp(around.high)],
                 "judged": float(values[kept[-1]]["judged"]),
                 "uniform": len(set(kept[-1])) == 1,
-                "widths": encode(kept[-1]),
+                "assignment": encode(kept[-1]),
             }
         )
-    tried = [{"widths": encode(item), "judged": values[item]["judged"], "perplexity": math.exp(nll[item].mean())}
+    tried = [{"assignment": encode(item), "judged": values[item]["judged"], "perplexity": math.exp(nll[item].mean())}
              for item in sorted(own)]  # fmt: skip
     return {
         "budgets": rows,
-        "uniform": {str(bits): math.exp(nll[uniform(samples.players, bits)].mean()) for bits in samples.widths},
+        "uniform": {
+            width.name: math.exp(nll[costs.uniform(column)].mean()) for column, width in enumerate(costs.widths)
+        },
         "excess_over_six": float(np.mean([math.log(row["perplexity"]) for row in rows]) - high),
         "rivals": {
             method: {
@@ -221,19 +230,20 @@ def show(name: str, result: dict[str, Any]) -> None:
         print(f"  {method:12} {line}  excess {row['excess_over_six']:.4f}  auto/it {ratio:.3f}  worst low {behind:.4f}")
 
 
-def sampled(asked: argparse.Namespace, table: Table, plans: list[Assignment]) -> dict[str, Measured]:
+def sampled(asked: argparse.Namespace, quantizer: Quantizer, plans: list[Assignment]) -> dict[str, Measured]:
     """NLL per held-out window of plans on the weights that were sampled."""
-    bank, windows = table.bank(), held_out(asked, table)
+    bank, windows = quantizer.bank, held_out(asked, quantizer)
     found = {}
     for plan in plans:
         bank.put_all(plan)
-        found[encode(plan)] = {"untuned": {"text": table.staged.window_nll(windows).tolist()}}
-    table.staged.restore()
+        found[encode(plan)] = {"untuned": {"text": quantizer.staged.window_nll(windows).tolist()}}
+    quantizer.staged.restore()
     return found
 
 
-def held_out(asked: argparse.Namespace, table: Table):
-    return first_windows(table.tokenizer, asked.text, window_tokens=asked.window_tokens, windows=asked.text_windows)
+def held_out(asked: argparse.Namespace, quantizer: Quantizer) -> Tensor:
+    length, count = asked.window_tokens, asked.text_windows
+    return first_windows(quantizer.tokenizer, asked.text, window_tokens=length, windows=count)
 
 
 def written(asked: argparse.Namespace, folder: Path, plans: list[str]) -> dict[str, Measured]:
@@ -290,30 +300,33 @@ class Elsewhere:
 
 def work_off(asked: argparse.Namespace) -> None:
     """Write and measure the plans of one job file, saving after each."""
-    table = table_of(asked)
+    quantizer = quantizer_of(asked)
+    staged = quantizer.staged
     folder = asked.work / f"{Path(asked.model).name}_{asked.rounding}"
-    fitted = Table(table.staged, table.tokenizer, replace(table.sampling, tune=asked.tune))
-    judge, _ = judging_text(fitted, folder / "samples")
-    text = held_out(asked, table)
+    fitted = Quantizer(staged, quantizer.tokenizer, replace(quantizer.recipe, tune=asked.tune))
+    judges = judges_for(fitted, load_calibration(folder / "samples" / WINDOWS)).windows
+    text = held_out(asked, quantizer)
+    if not quantizer.rounding.needs_hessian:
+        quantizer.rounded()  # once for all plans
     job = json.loads(asked.written.read_text())
     found = job.get("found", {})
     for plan in (plan for plan in job["plans"] if plan not in found):
         began = time.monotonic()
-        rounded = table.written(decode(plan)).rounded
-        found[plan] = {"untuned": losses(table, rounded, judge, text), "seconds": time.monotonic() - began}
+        packed = quantizer.written(decode(plan)).packed
+        found[plan] = {"untuned": losses(staged, packed, judges, text), "seconds": time.monotonic() - began}
         if asked.tune:
             began = time.monotonic()
-            tuned = tuned_weights(table.staged, rounded, fitted.lesson)
-            found[plan]["tuned"] = losses(table, tuned.rounded, judge, text) | {"tuning": tuned.tuned}
+            tuned = tune(staged, packed, fitted.lesson)
+            told = {"asked": asked.tune, "steps": tuned.steps, "before": tuned.before, "after": tuned.after}
+            found[plan]["tuned"] = losses(staged, tuned.packed, judges, text) | {"tuning": told}
             found[plan]["tuning_seconds"] = time.monotonic() - began
         write_json(asked.written, {**job, "found": found})
 
 
-def losses(table: Table, rounded: Mapping[str, Packed], judge: Calibration, text: Tensor) -> Measured:
+def losses(staged: StagedModel, packed: Mapping[str, Packed], judges: Windows, text: Tensor) -> Measured:
     """Loss on the judging windows, and NLL per held-out window."""
-    staged = table.staged
-    with in_place(staged, rounded):
-        judged = float(staged.window_nll(judge.windows).mean())
+    with staged.in_place(packed):
+        judged = float(staged.window_nll(judges.windows).mean())
         return {"judged": judged, "text": staged.window_nll(text).tolist()}
 
 

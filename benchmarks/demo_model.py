@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import own_command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apportion.core.artifact import digest_of, sha256_file, versions, write_json
@@ -274,7 +275,7 @@ def main() -> None:
     write_json(
         args.out,
         {
-            "command": "python benchmarks/demo_model.py " + " ".join(sys.argv[1:]),
+            "command": own_command(),
             "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
             "seconds": round(time.monotonic() - started, 1),
             "versions": versions("torch", "transformers", "tantivy"),

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from command_line import own_command
 
 from apportion.core.artifact import Json, plain, sha256_file, versions, write_json
 from apportion.core.errors import InputError
@@ -114,7 +115,7 @@ def judge(given: argparse.Namespace) -> None:
     saved: dict[str, Any] = plain(evaluation)
     chosen = chosen_before(plain(rehearsed), saved) if rehearsed else None
     found = {
-        "command": "python " + " ".join(sys.argv),
+        "command": own_command(),
         "versions": versions("torch", "transformers", "numpy", "tantivy"),
         "profile_sha256": sha256_file(given.profile),
         "mixture": dict(TRAFFIC) if given.traffic else "that of the split",

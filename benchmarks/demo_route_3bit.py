@@ -15,7 +15,6 @@ Latency is measured apart, one request at a time, the two models taking turns qu
 
 import argparse
 import json
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from command_line import own_command
 from demo_route import questions_of
 
 from apportion.core.arrays import NDArray
@@ -117,6 +117,11 @@ def latencies(model: Path, count: int) -> Json:
     }
 
 
+def without_folder(result: Json) -> Json:
+    """A result of `quantize` without where on its machine the checkpoint was written."""
+    return {**result, "out": Path(result["out"]).name}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -131,9 +136,9 @@ def main() -> None:
     seen_full, seen_low = shared(split_of(whole, "train"), low)
     test_full, test_low = shared(split_of(whole, "test"), low)
     found = {
-        "command": "python " + " ".join(sys.argv),
+        "command": own_command(),
         "versions": versions("torch", "transformers", "numpy"),
-        "quantized": json.loads((given.model / "result.json").read_text()),
+        "quantized": without_folder(json.loads((given.model / "result.json").read_text())),
         "questions": "those that both models answered, of an even spread over each split in random order"
         + (" on the same machine" if whole is not None else ""),
         "training_questions": seen_full.n,

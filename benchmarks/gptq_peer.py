@@ -1,9 +1,9 @@
 """Our GPTQ beside llm-compressor's: same model, bits, group size, calibration windows and test windows.
 
-    python -m venv /tmp/peer-venv && /tmp/peer-venv/bin/pip install llmcompressor   # pins transformers: not our venv
-    python benchmarks/gptq_peer.py windows MODEL --calibration TEXT --text TEXT --folder /tmp/peer
-    /tmp/peer-venv/bin/python benchmarks/gptq_peer.py peer MODEL --bits 3 --folder /tmp/peer
-    python benchmarks/gptq_peer.py ours MODEL --bits 3 --folder /tmp/peer --out docs/results/gptq_peer.json
+    python -m venv peer-venv && peer-venv/bin/pip install llmcompressor   # pins transformers: not our venv
+    python benchmarks/gptq_peer.py windows MODEL --calibration TEXT --text TEXT --folder peer
+    peer-venv/bin/python benchmarks/gptq_peer.py peer MODEL --bits 3 --folder peer
+    python benchmarks/gptq_peer.py ours MODEL --bits 3 --folder peer --out docs/results/gptq_peer.json
 
 The first step cuts the token windows once, so that both see the same. The peer's model is measured as it stands in
 its memory after `oneshot` (rounded weights, decoded).
@@ -12,12 +12,12 @@ its memory after `oneshot` (rounded weights, decoded).
 import argparse
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import own_command
 
 TOKENS, GROUP = 512, 64
 
@@ -63,17 +63,17 @@ def peer(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[st
 
 
 def ours(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[str, Any]:
-    from apportion.bits.game.bank import round_plan
-    from apportion.bits.rounding import rounding_named
+    from apportion.bits.rounding import round_plan, rounding_named
     from apportion.core.device import place
-    from apportion.models.pretrained import load_model
+    from apportion.formats import grid_width
+    from apportion.models.load import load_staged
 
-    staged = load_model(asked.model, place("cpu", "float32"))
+    staged = load_staged(asked.model, place("cpu", "float32"))
     began = time.monotonic()
-    bits = dict.fromkeys(staged.originals, asked.bits)
-    rounded = round_plan(staged, rounding_named("gptq"), bits, GROUP, windows["calibration"])
+    widths = dict.fromkeys(staged.originals, grid_width(asked.bits, GROUP))
+    packed = round_plan(staged, rounding_named("gptq"), widths, windows["calibration"])
     seconds = time.monotonic() - began
-    for path, item in rounded.items():
+    for path, item in packed.items():
         staged.model.get_submodule(path).weight.data = item.dequantize(torch.float32)
     return {"ours": perplexity(staged.model, windows["test"]), "ours_seconds": round(seconds, 1)}
 
@@ -103,7 +103,7 @@ def main() -> None:
     if asked.out:
         rows = [json.loads(path.read_text()) for path in sorted(asked.folder.glob("[0-9].json"))]
         title = "Our GPTQ beside llm-compressor's: all linears at one width, WikiText-2 perplexity"
-        content = {"title": title, "command": "python " + " ".join(sys.argv), "rows": rows}
+        content = {"title": title, "command": own_command(), "rows": rows}
         asked.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -8,12 +8,12 @@ perplexity stands beside it and decides nothing. Run several with --part 0/16, 1
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import own_command
 from torch import Tensor
 
 from apportion.bits.rounding.gptq import Gptq
@@ -21,8 +21,9 @@ from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.sequential import walk
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
-from apportion.formats.width import Width
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.formats import grid_width
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import calibrate, windows_of
 
@@ -59,7 +60,7 @@ def rounded(staged: StagedModel, rounding: Gptq, bits: int, windows: Tensor, *, 
     def visit(path: str, moments: Moments) -> Tensor:
         cross = None if moments.cross is None else moments.cross.cpu()
         here = Moments(moments.hessian.cpu(), cross, moments.tokens)
-        item = rounding.round(staged.originals[path].cpu(), Width(bits, GROUP), here)
+        item = rounding.round(staged.originals[path].cpu(), grid_width(bits, GROUP), here)
         found[path] = item.dequantize(staged.compute_dtype).to(staged.placement.device)
         return found[path]
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", default="0/1")
     asked = parser.parse_args()
-    staged, tokenizer = load_model(asked.model, place("auto", "float32")), load_tokenizer(asked.model)
+    staged, tokenizer = load_staged(asked.model, place("auto", "float32")), load_tokenizer(asked.model)
     drawn = calibrate(asked.calibration, tokenizer, windows=POOL, window_tokens=TOKENS, seed=1).windows
     drawn = drawn[torch.randperm(POOL, generator=torch.Generator().manual_seed(0))]
     held, pool = drawn[:HELD], drawn[HELD:]
@@ -91,7 +92,7 @@ def main() -> None:
         staged.restore()
         print(json.dumps(row), flush=True)
         rows.append(row)
-        write_json(asked.out, {"command": "python " + " ".join(sys.argv), "rows": rows})
+        write_json(asked.out, {"command": own_command(), "rows": rows})
 
 
 def measured(staged: StagedModel, held: Tensor, test: Tensor) -> Json:

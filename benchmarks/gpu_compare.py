@@ -5,8 +5,8 @@ held-out windows. As each job ends, OUT gets `compare_<model>_<rounding>.json` (
 `values_<model>_<rounding>.npz` (the NLL of all 65,536 coalitions on every window, float32: what
 `benchmarks/ablations.py` reads). A job that was cut off goes on where it was when the same WORK is given.
 
-    python benchmarks/gpu_compare.py --models llama-mini=/path,qwen3-mini=/path --roundings nearest,gptq
-        --calibration c4-sample.jsonl --text wikitext2-test-raw.txt --work /tmp/work --out $OUT --job-limit-s 280
+    python benchmarks/gpu_compare.py --models llama-mini=FOLDER,qwen3-mini=FOLDER --roundings nearest,gptq
+        --calibration c4-sample.jsonl --text wikitext2-test-raw.txt --work work --out $OUT --job-limit-s 280
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from command_line import shown
 
 ALL = "auto,coopq,regression,shapley,one-at-a-time,greedy,llm-mq,lim,zd,zd-two-sided,activation,random,optimum"
 
@@ -92,7 +93,7 @@ def run_job(asked: argparse.Namespace, model: str, folder: str, rounding: str, l
 def collect(work: Path, out: Path, name: str, command: list[str]) -> None:
     """Copy the result with its command, and every coalition's values."""
     result = json.loads((work / "result.json").read_text())
-    result["command"] = " ".join(["apportion", *command[3:]])
+    result["command"] = shown(["apportion", *command[3:]])
     (out / f"compare_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     for row_name, row in result["methods"].items():
         cells = " ".join(f"{cell['perplexity']:.2f}" for cell in row["budgets"])
@@ -105,17 +106,16 @@ def collect(work: Path, out: Path, name: str, command: list[str]) -> None:
 def save_values(work: Path, path: Path, result: dict[str, object]) -> None:
     """[coalitions, windows] in the index order of `apportion.bits.compare.optimum`, and what they were measured on."""
     from apportion.bits.compare.optimum import index_of
-    from apportion.bits.game.game import decode
-    from apportion.bits.game.samples import load_samples
+    from apportion.bits.game import decode, load_samples
     from apportion.core.log import read_log
 
     samples = load_samples(work / "samples")
-    values = np.full((2 ** len(samples.players), len(samples.nll_fp)), np.nan, dtype=np.float32)
+    values = np.full((2 ** len(samples.costs.players), len(samples.nll_fp)), np.nan, dtype=np.float32)
     for assignment, nll in samples.values.items():
-        values[index_of(assignment, samples.low)] = nll
+        values[index_of(assignment)] = nll
     for log in ("calibration.log", "optimum.log"):
         for record in read_log(work / log)[1] if (work / log).exists() else []:
-            values[index_of(decode(record["widths"]), samples.low)] = record["nll"]
+            values[index_of(decode(record["assignment"]))] = record["nll"]
     np.savez_compressed(path, values=values, settings=json.dumps(result["settings"]), model=str(result["model"]))
 
 
@@ -124,23 +124,22 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     import torch
 
     from apportion.bits.compare.optimum import assignment_at
+    from apportion.bits.game import MeasuredGame
     from apportion.bits.game.engine import PlainEngine, engine_for
-    from apportion.bits.game.game import MeasuredGame, block_states, trie_edges
-    from apportion.bits.quantizer import Table
-    from apportion.bits.recipe import Sampling
-    from apportion.core.device import place
-    from apportion.models.pretrained import load_model, load_tokenizer
+    from apportion.bits.game.game import block_states, trie_edges
+    from apportion.bits.quantize import QuantizeRequest, open_model
+    from apportion.bits.recipe import Recipe
     from apportion.models.text import calibrate
 
-    sampling = Sampling(windows=asked.windows, window_tokens=asked.window_tokens, rounding=asked.roundings)
-    staged = load_model(folder, place("auto", asked.dtype))
-    table = Table(staged, load_tokenizer(folder), sampling)
-    windows = calibrate(
-        asked.calibration, table.tokenizer, windows=asked.windows, window_tokens=asked.window_tokens, seed=0
-    )
+    length, count = asked.window_tokens, asked.windows
+    recipe = Recipe(windows=count, window_tokens=length, rounding=asked.roundings)
+    quantizer = open_model(folder, recipe, QuantizeRequest(dtype=asked.dtype))
+    staged, costs = quantizer.staged, quantizer.costs
+    windows = calibrate(asked.calibration, quantizer.tokenizer, windows=count, window_tokens=length, seed=0)
     began = time.monotonic()
-    bank = table.bank()
+    bank = quantizer.bank
     print(f"rounding: {time.monotonic() - began:.1f} s")
+    bank.choose_cache(windows.windows.numel())
     ids = windows.windows.to(staged.placement.device)
     embedded = staged.embed(ids)
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -158,18 +157,18 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     for engine in (PlainEngine(bank, embedded, ids), engine_for(bank, embedded, ids)):
         hidden = engine.start
         for block in range(staged.layout.block_count):
-            hidden = engine.block(block, (4,), hidden)
-        block_ms = each(lambda engine=engine: engine.block(0, (4,), engine.start))
+            hidden = engine.block(block, (costs.high,), hidden)
+        block_ms = each(lambda engine=engine: engine.block(0, (costs.high,), engine.start))
         head_ms = each(lambda engine=engine, hidden=hidden: engine.nll(hidden))
         print(f"{type(engine).__name__}: block {block_ms:.3f} ms, head {head_ms:.3f} ms", flush=True)
     blocks = staged.layout.block_count
-    chunk = [assignment_at(place_, blocks, (2, 4)) for place_ in range(1024 if torch.cuda.is_available() else 16)]
+    chunk = [assignment_at(place, blocks) for place in range(1024 if torch.cuda.is_available() else 16)]
     game = MeasuredGame(bank, windows)
     game.values(chunk[:4])
     began = time.monotonic()
     game.values(chunk)
     seconds = time.monotonic() - began
-    edges = trie_edges(block_states(bank.players, blocks, item) for item in chunk)
+    edges = trie_edges(block_states(costs.players, blocks, item) for item in chunk)
     print(
         f"game: {len(chunk)} coalitions, {edges} block forwards in {seconds:.2f} s; "
         f"{seconds / len(chunk) * 1e3:.3f} ms each; 65,536 in {65536 * seconds / len(chunk):.0f} s",

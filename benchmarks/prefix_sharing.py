@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import shown
 
-from apportion.bits.game.bank import WeightBank, bank_of, round_all
-from apportion.bits.game.game import MeasuredGame, block_states, naive_values, trie_edges
-from apportion.bits.game.players import players_of
+from apportion.bits.game import MeasuredGame, naive_values
+from apportion.bits.game.game import block_states, trie_edges
 from apportion.bits.game.spqe import coalitions, draw_permutations
-from apportion.bits.rounding import rounding_named
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.recipe import Recipe
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 
 def options() -> argparse.Namespace:
@@ -55,7 +56,7 @@ def main() -> None:
     asked = options()
     with tempfile.TemporaryDirectory() as folder:
         path = asked.model or random_model(Path(folder))
-        staged = load_model(str(path), place())
+        staged = load_staged(str(path), place())
         result = compare(staged, asked)
     result["model"] = str(asked.model.name if asked.model else "random weights, 16 blocks, hidden 384")
     write_json(asked.out / "prefix_sharing.json", result)
@@ -70,16 +71,16 @@ def main() -> None:
 
 def compare(staged: StagedModel, asked: argparse.Namespace) -> Json:
     """Counts, times and differences; naive and shared evaluation are timed in alternating slices."""
-    players = players_of(staged.layout)
-    bank: WeightBank = bank_of(staged, players, round_all(staged, rounding_named("nearest"), (2, 4), 64))
+    quantizer = Quantizer(staged, None, Recipe())  # no text is read, so no tokenizer is needed
+    costs, bank = quantizer.costs, quantizer.bank
     vocabulary = staged.model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (asked.windows, asked.window_tokens), generator=torch.Generator().manual_seed(0))
-    text = Calibration(ids, "random tokens")
-    wanted = coalitions(draw_permutations(len(players), asked.permutations, seed=0), 2, 4)
+    text = Windows(ids, "random tokens")
+    wanted = coalitions(draw_permutations(len(costs.players), asked.permutations, seed=0), 0, costs.high)
     timed = np.random.default_rng(0).choice(len(wanted), max(8, round(asked.naive_share * len(wanted))), replace=False)
     sample = [wanted[index] for index in sorted(timed.tolist())]
-    naive_values(bank, text, sample[:2])  # warm up
-    MeasuredGame(bank, text).values(wanted[:1])
+    MeasuredGame(bank, text).values(wanted[:1])  # warm up; chooses how much is kept decoded, for both
+    naive_values(bank, text, sample[:2])
     game = MeasuredGame(bank, text)
     slices = 4
     naive, naive_seconds = [], 0.0
@@ -94,11 +95,10 @@ def compare(staged: StagedModel, asked: argparse.Namespace) -> Json:
     again = naive_values(bank, text, sample)
     naive_seconds = (naive_seconds + time.perf_counter() - began) / 2
     shared = np.asarray([game.known[item].mean() for item in sample])
-    edges = trie_edges(block_states(players, staged.layout.block_count, item) for item in wanted)
+    edges = trie_edges(block_states(costs.players, staged.layout.block_count, item) for item in wanted)
     assert game.counts.block_forwards == edges, "the game ran other block forwards than the trie has edges"
     return {
-        "command": f"python benchmarks/prefix_sharing.py --permutations {asked.permutations} --windows {asked.windows} "
-        f"--window-tokens {asked.window_tokens}" + (f" --model {asked.model.name}" if asked.model else ""),
+        "command": command(asked),
         "evaluations": game.counts.evaluations,
         "block_forwards": game.counts.block_forwards,
         "naive_block_forwards": len(wanted) * staged.layout.block_count,
@@ -110,7 +110,15 @@ def compare(staged: StagedModel, asked: argparse.Namespace) -> Json:
         "largest_relative_difference": float(np.max(np.abs(shared / np.asarray(naive) - 1))),
         "naive_repeats": float(np.max(np.abs(np.asarray(again) / np.asarray(naive) - 1))),
         "threads": torch.get_num_threads(),
+        "decoded_cache": bank.cache.reason,
     }
+
+
+def command(asked: argparse.Namespace) -> str:
+    """With the defaults that were used, and without where the result went."""
+    words: list[object] = ["python", "benchmarks/prefix_sharing.py", "--permutations", asked.permutations]
+    words += ["--windows", asked.windows, "--window-tokens", asked.window_tokens]
+    return shown([*words, *(["--model", asked.model.name] if asked.model else [])])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Every step is a command line run in its own process, as a user would run it; the
 saved.
 
     python benchmarks/reference.py --llama llama-mini --qwen qwen3-mini --text wikitext2-test-raw.txt
-        --calibration c4-sample.jsonl --work /tmp/reference --out docs/results
+        --calibration c4-sample.jsonl --work reference --out docs/results
 """
 
 import argparse
@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from command_line import own_command, shown
 
 from apportion.core.artifact import Json, write_json
 
@@ -34,11 +36,11 @@ def options() -> argparse.Namespace:
 
 
 def run(*words: object) -> tuple[str, Json, float]:
-    """The command as typed, the object that it printed, and its wall time in seconds."""
+    """The command as typed, files by name, the object that it printed, and its wall time in seconds."""
     command = [str(word) for word in words]
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "apportion", *command, "--json"], stdout=subprocess.PIPE, check=True)
-    return "apportion " + " ".join(command), json.loads(done.stdout), time.monotonic() - began
+    return shown(["apportion", *command]), json.loads(done.stdout), time.monotonic() - began
 
 
 def perplexity(model: Path, text: Path) -> Json:
@@ -68,7 +70,7 @@ def quantized(asked: argparse.Namespace, method: str) -> Json:
 def main() -> None:
     asked = options()
     result: Json = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": own_command(),
         "full_precision": [perplexity(model, asked.text) for model in (asked.llama, asked.qwen)],
         "quantized": [],
     }

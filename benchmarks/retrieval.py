@@ -8,13 +8,13 @@ is repeated instead, the words of each copy in another order.
 import argparse
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from command_line import own_command
 
 from apportion.core.artifact import versions, write_json
 from apportion.core.seeds import stream
@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(passages, questions(passages, given.questions), Path(folder) / "index")
     record = {
-        "command": "python benchmarks/retrieval.py " + " ".join(sys.argv[1:]),
+        "command": own_command(),
         "corpus": "synthetic" if given.corpus is None else given.corpus.name,
         **result,
         "target": {"index_s": 15, "search_p50_ms": 3},

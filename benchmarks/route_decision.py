@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
+from command_line import own_command  # noqa: E402
 
 from apportion.route.router.file import load_router  # noqa: E402
 from apportion.route.router.router import Router  # noqa: E402
@@ -69,7 +70,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     router = load_router(given.router) if given.router else wide_router()
     found = {tier.name: measure(preferring(router, tier.name), 5000) for tier in router.tiers}
-    text = json.dumps({"command": " ".join(["python", *sys.argv]), "by_tier": found}, indent=1)
+    text = json.dumps({"command": own_command(), "by_tier": found}, indent=1)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text + "\n")

@@ -8,13 +8,13 @@ not wholly untouched by that choice. Whatever comes out is saved.
 """
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from command_line import own_command
 
 from apportion.core.artifact import plain, sha256_file, versions, write_json
 from apportion.route.evaluation.evaluate import evaluate
@@ -57,8 +57,7 @@ def main() -> None:
             # the other two have no corpus here, so only the question's own features; ablations need probes
             chosen = plan if recorded else replace(plan, ablations=False)
             found[name] = measure(given.profiles / f"{name}.parquet", index if recorded else None, chosen)
-    command = "python " + " ".join(json.dumps(word) if " " in word else word for word in sys.argv)
-    write_json(given.out, {"command": command, "versions": versions("torch", "numpy", "tantivy"), **found})
+    write_json(given.out, {"command": own_command(), "versions": versions("torch", "numpy", "tantivy"), **found})
 
 
 if __name__ == "__main__":

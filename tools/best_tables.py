@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from saved_widths import labels
 from tables import markdown
 
 Json = dict[str, Any]
@@ -55,9 +56,8 @@ def plans_row(item: Json) -> list[str]:
     cells = [
         f"{cell['perplexity']:.2f} [{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]" for cell in item["budgets"]
     ]
-    uniform = " / ".join(
-        f"{item['uniform'][bits]:.2f}" if bits in item["uniform"] else "–" for bits in map(str, (2, 3, 4))
-    )
+    levels = {label: item["uniform"][name] for name, label in labels(item["uniform"]).items()}
+    uniform = " / ".join(f"{levels[bits]:.2f}" if bits in levels else "–" for bits in ("2", "3", "4"))
     return [item["model"], rounding_of(item), *cells, uniform]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from best_tables import best_part  # beside this script
+from saved_widths import labels, level
 from tables import markdown
 
 Json = dict[str, Any]
@@ -85,7 +86,8 @@ def compare_part(compares: Mapping[str, Json], model: str, rounding: str) -> lis
 def compare_table(name: str, result: Json) -> list[str]:
     """One comparison."""
     applied = result.get("apply_rounding", result["rounding"])
-    uniform = ", ".join(f"all {bits}-bit {value:.2f}" for bits, value in result["perplexity_uniform"].items())
+    called = labels(result["perplexity_uniform"])
+    uniform = ", ".join(f"all {level(called[name])} {ppl:.2f}" for name, ppl in result["perplexity_uniform"].items())
     rows = []
     for method, row in result["methods"].items():
         cells = [marked(f"{cell['perplexity']:.2f}", cell) for cell in row["budgets"]]
@@ -232,13 +234,12 @@ def finer_part(compares: Mapping[str, Json]) -> list[str]:
 def kind_of(result: Json) -> str:
     """Players and widths."""
     settings = result["settings"]
-    return f"{settings.get('players', 'blocks')}, {','.join(map(str, settings.get('widths', (2, 4))))}"
+    return f"{settings.get('players', 'blocks')}, {','.join(labels(settings.get('widths', (2, 4))).values())}"
 
 
 def above_highest(result: Json, method: str) -> float:
     """Mean over the grid of a method's log-perplexity above all at the highest width."""
-    uniform = result["perplexity_uniform"]
-    highest = math.log(uniform[max(uniform, key=int)])
+    highest = math.log(list(result["perplexity_uniform"].values())[-1])  # widths are saved rising
     cells = result["methods"][method]["budgets"]
     return sum(math.log(cell["perplexity"]) - highest for cell in cells) / len(cells)
 

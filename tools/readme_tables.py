@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from route_tables import verdict_on
+from saved_widths import labels
 
 Json = dict[str, Any]
 MODEL = "llama-mini"
@@ -26,7 +27,7 @@ def best(files: Mapping[str, Json]) -> list[str]:
     budgets = [f"{row['budget']:g}" for row in gptq["budgets"]]
     uniform = {name: item["uniform"] for name, item in (("nearest", plain), ("gptq", gptq), ("tuned", tuned))}
     levels = "; ".join(
-        f"{name} " + ", ".join(f"{value:.1f} at {bits}" for bits, value in sorted(item.items()))
+        f"{name} " + ", ".join(f"{item[width]:.1f} at {label}" for width, label in labels(item).items())
         for name, item in uniform.items()
     )
     return [

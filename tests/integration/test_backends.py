@@ -1,5 +1,6 @@
 """Every rounding end to end: bytes as predicted, the same logits in a fresh process, plans applied across roundings."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,18 +13,17 @@ from hypothesis import strategies as st
 
 import apportion
 from apportion.bits.apply import apply
-from apportion.bits.checkpoint import packed_entries, widths_by_path
-from apportion.bits.plan.plan import plan_from
-from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.recipe import Sampling
+from apportion.bits.checkpoint import packed_entries
+from apportion.bits.game import widths_by_path
+from apportion.bits.perplexity import perplexity
+from apportion.bits.plan import plan_from
+from apportion.bits.quantize import QuantizeRequest, open_model, quantize
+from apportion.bits.recipe import Recipe
 from apportion.bits.rounding import rounding_named
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError, MissingExtraError
-from apportion.formats.hqq import HqqWeight
-from apportion.formats.packed import shape_bytes
-from apportion.formats.quanto import QuantoWeight
+from apportion.formats import grid_width, shape_bytes
 from apportion.formats.safetensors import file_bytes
-from apportion.formats.width import Width
 from apportion.models.load import load
 from tests.tiny_models import KINDS
 
@@ -38,9 +38,9 @@ with torch.inference_mode():
 """
 
 
-def small(text: Path, **changes) -> Sampling:
+def small(text: Path, **changes) -> Recipe:
     given = {"calibration": text, "windows": 4, "window_tokens": 24, "permutations": 3, "group_size": 32}
-    return Sampling(**{**given, "rounding_windows": 12, **changes})
+    return Recipe(**{**given, "rounding_windows": 12, **changes})
 
 
 def logits_with(staged, weights) -> torch.Tensor:
@@ -65,7 +65,7 @@ def case_name(case: tuple[str, str, torch.dtype]) -> str:
     return f"{case[0]}-{case[1]}-{str(case[2]).removeprefix('torch.')}"
 
 
-def case_sampling(case: tuple[str, str, torch.dtype], text: Path) -> Sampling:
+def case_recipe(case: tuple[str, str, torch.dtype], text: Path) -> Recipe:
     widths = (2, 4) if case[0] == "quanto" else (2, 3, 4)
     return small(text, rounding=case[0], widths=widths, players="linears")
 
@@ -76,8 +76,8 @@ def reloaded(checkpoint, text_file, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("backends")
     for case in CASES:
         model = str(checkpoint(case[1], blocks=2, dtype=case[2]))
-        ask = Quantization(avg_bits=2.9, method="shapley")
-        quantize(model, root / case_name(case), ask, case_sampling(case, text_file))
+        ask = QuantizeRequest(avg_bits=2.9, method="shapley")
+        quantize(model, root / case_name(case), ask, case_recipe(case, text_file))
     folders = [str(root / case_name(case)) for case in CASES]
     subprocess.run([sys.executable, "-c", RELOAD, *folders], check=True, capture_output=True)
     return root
@@ -88,18 +88,20 @@ def test_a_fresh_process_loads_the_same_logits(reloaded, checkpoint, text_file, 
     out = reloaded / case_name(case)
     plan, result = plan_from(read_json(out / "plan.json")), read_json(out / "result.json")
     assert len(set(plan.assignment)) > 1
-    table = open_table(str(checkpoint(case[1], blocks=2, dtype=case[2])), case_sampling(case, text_file))
-    ours = logits_with(table.staged, table.written(plan.assignment).rounded)
+    quantizer = open_model(str(checkpoint(case[1], blocks=2, dtype=case[2])), case_recipe(case, text_file))
+    if not quantizer.rounding.needs_hessian:
+        quantizer.rounded()  # as in the run: written from what the bank holds
+    ours = logits_with(quantizer.staged, quantizer.written(plan.assignment).packed)
     packed, dense = torch.load(f"{out}.pt", weights_only=True)
     assert torch.equal(dense, ours)
     assert torch.equal(packed, ours)
-    paths = widths_by_path(table.staged, plan.players, plan.assignment)
-    predicted = file_bytes(packed_entries(table.staged, paths, 32, table.applied))
+    paths = widths_by_path(quantizer.staged, plan.costs, plan.assignment)
+    predicted = file_bytes(packed_entries(quantizer.staged, paths, quantizer.applied.format))
     assert (out / "model.safetensors").stat().st_size == result["bytes"] == plan.total_bytes == predicted
-    assert result["bytes"] <= plan.budget_bytes + table.costs.fixed_bytes
-    assert result["format"] == table.applied.format
-    found = measure_perplexity(str(out), text_file, window_tokens=24, windows=4, dtype="float32")
-    assert 0 < found["nll"] < 12
+    assert result["bytes"] <= plan.budget_bytes + quantizer.costs.fixed_bytes
+    assert result["format"] == quantizer.applied.format.name
+    found = perplexity(str(out), text_file, window_tokens=24, windows=4, dtype="float32")
+    assert 0 < found.nll < 12
 
 
 @pytest.mark.parametrize("name", ["quanto", "hqq"])
@@ -122,8 +124,8 @@ def test_libraries_own_modules_hold_the_packed_weights(reloaded):
 
 def test_a_plan_of_one_rounding_is_applied_with_another(checkpoint, text_file, tmp_path):
     model = str(checkpoint(blocks=2))
-    sampling = small(text_file, apply_rounding="gptq", permutations=4)
-    result = quantize(model, tmp_path / "out", Quantization(avg_bits=3), sampling)
+    recipe = small(text_file, apply_rounding="gptq", permutations=4)
+    result = quantize(model, tmp_path / "out", QuantizeRequest(avg_bits=3), recipe)
     assert (result["rounding"], result["apply_rounding"]) == ("nearest", "gptq")
     assert read_manifest(tmp_path / "out")["result"]["apply_rounding"] == "gptq"
     assert result["nll_plan"] != result["nll_plan_sampled"]
@@ -139,27 +141,26 @@ def test_a_plan_of_one_rounding_is_applied_with_another(checkpoint, text_file, t
 
 def test_apply_counts_bytes_in_the_format_it_writes(checkpoint, text_file, tmp_path):
     model = str(checkpoint(blocks=2))
-    sampling = small(text_file)
-    table = open_table(model, sampling)
-    quantize(model, tmp_path / "out", Quantization(avg_bits=3, method="shapley"), sampling)
+    recipe = small(text_file)
+    quantize(model, tmp_path / "out", QuantizeRequest(avg_bits=3, method="shapley"), recipe)
     plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
     # quanto keeps a shift beside every scale: more bytes at the same width
     with pytest.raises(BudgetError, match="more than the"):
-        apply(table.staged, table.tokenizer, plan, tmp_path / "quanto", rounding="quanto")
-    result = apply(table.staged, table.tokenizer, plan, tmp_path / "gptq", rounding="gptq", sampling=sampling)
+        apply(model, plan, tmp_path / "quanto", rounding="quanto")
+    result = apply(model, plan, tmp_path / "gptq", rounding="gptq", recipe=recipe)
     assert (result["rounding"], result["apply_rounding"]) == ("nearest", "gptq")
     assert read_manifest(tmp_path / "gptq")["result"] == result
     assert apportion.load(tmp_path / "gptq")(IDS).logits.isfinite().all()
     counted = quantize(
-        model, tmp_path / "q", Quantization(avg_bits=3, method="shapley"), small(text_file, apply_rounding="quanto")
+        model, tmp_path / "q", QuantizeRequest(avg_bits=3, method="shapley"), small(text_file, apply_rounding="quanto")
     )
     assert counted["format"] == "quanto"
 
 
 def test_a_gptq_checkpoint_is_what_its_text_makes_of_it(checkpoint, text_file, tmp_path):
     model = str(checkpoint(blocks=2))
-    ask, sampling = Quantization(avg_bits=3, method="shapley"), small(text_file, rounding="gptq")
-    first, again = (quantize(model, tmp_path / name, ask, sampling) for name in "ab")
+    ask, recipe = QuantizeRequest(avg_bits=3, method="shapley"), small(text_file, rounding="gptq")
+    first, again = (quantize(model, tmp_path / name, ask, recipe) for name in "ab")
     assert first["nll_plan"] == again["nll_plan"]
     left, right = (read_manifest(tmp_path / name)["files"]["model.safetensors"] for name in "ab")
     assert left == right
@@ -175,8 +176,8 @@ def test_a_gptq_checkpoint_is_what_its_text_makes_of_it(checkpoint, text_file, t
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
 def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, name, bits, dtype):
-    rounding, width = rounding_named(name), Width(bits, size)
-    if bits not in rounding.bits:
+    rounding, width = rounding_named(name), grid_width(bits, size)
+    if bits not in rounding.format.bits:
         return
     weight = torch.randn(rows, groups * size, generator=torch.Generator().manual_seed(rows)).to(dtype)
     if name == "hqq" and bits in (2, 4) and rows * groups % (8 // bits):
@@ -187,13 +188,12 @@ def test_codes_to_bytes_to_codes_for_ragged_shapes(rows, groups, size, name, bit
         with pytest.raises(InputError, match="single group"):
             rounding.round(weight, width, None)
         return
-    shapes = rounding.shapes(rows, groups * size, width, dtype)
+    shapes = rounding.format.shapes(width, rows, groups * size, dtype)
     rounded = rounding.round(weight, width, None)
     saved = {suffix: tensor.clone() for suffix, tensor in rounded.tensors().items()}
     assert {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in saved.items()} == dict(shapes)
     assert sum(tensor.nbytes for tensor in saved.values()) == shape_bytes(shapes)
-    kind = {"quanto": QuantoWeight, "hqq": HqqWeight}[name]
-    again = kind.from_tensors(saved, (rows, groups * size), width)
+    again = rounding.format.unpack(saved, (rows, groups * size), width)
     for compute in (torch.float32, torch.bfloat16):
         decoded = rounded.dequantize(compute)
         assert decoded.dtype == compute
@@ -211,9 +211,23 @@ def test_a_missing_package_names_its_extra(monkeypatch):
 def test_damaged_folders_are_refused(reloaded, tmp_path):
     out = Path(shutil.copytree(reloaded / "hqq-llama-bfloat16", tmp_path / "out"))
     config = (out / "config.json").read_text()
-    (out / "config.json").write_text(config.replace('"bits": 2', '"bits": 3'))
+    (out / "config.json").write_text(config.replace('"width": "w2g32"', '"width": "w3g32"'))
     with pytest.raises(ArtifactCorruptError, match="differs from the manifest"):
         load(out)
     (out / "manifest.json").unlink()
     with pytest.raises(ArtifactCorruptError, match="expected a tensor of shape"):
         load(out)
+
+
+def test_folders_of_before_widths_had_names_are_still_read(reloaded, tmp_path):
+    """They say bits for every linear and one group size for all."""
+    out = Path(shutil.copytree(reloaded / "hqq-llama-bfloat16", tmp_path / "out"))
+    config = json.loads((out / "config.json").read_text())
+    saved = config["quantization_config"]
+    saved["linears"] = {
+        path: {"bits": int(own["width"][1]), "shape": own["shape"]} for path, own in saved["linears"].items()
+    }
+    saved["group_size"] = 32
+    (out / "config.json").write_text(json.dumps(config))
+    (out / "manifest.json").unlink()
+    assert torch.equal(load(out)(IDS).logits, load(reloaded / "hqq-llama-bfloat16")(IDS).logits)

@@ -10,7 +10,7 @@ import typer
 
 from apportion.cli import main
 from apportion.cli.base import app, emit
-from apportion.cli.options import PlaceOptions, SamplingOptions
+from apportion.cli.options import PlaceOptions, RecipeOptions
 from apportion.core.errors import ApportionError
 
 BITS = ("quantize", "samples", "sensitivity", "plan", "apply", "perplexity", "compare")
@@ -54,39 +54,41 @@ def test_an_option_is_the_same_in_every_command() -> None:
 def test_commands_that_measure_have_every_option_of_measuring() -> None:
     found = options()
     for command in ("quantize", "samples", "compare"):
-        for group in (SamplingOptions, PlaceOptions):
+        for group in (RecipeOptions, PlaceOptions):
             assert set(group.__dataclass_fields__) <= set(found[command])
 
 
 def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     got = {}
 
-    def take(model: str, out: Path, ask: object, sampling: object, *, resume: bool) -> None:
-        got.update(ask=ask, sampling=sampling, resume=resume)
+    def take(model: str, out: Path, ask: object, recipe: object, *, resume: bool) -> None:
+        got.update(ask=ask, recipe=recipe, resume=resume)
         raise ApportionError("enough")
 
     monkeypatch.setattr("apportion.bits.quantize.quantize", take)
     words = "--avg-bits 3 --evaluations 7 --finalists 2 --alpha 0.25 --rounding nearest --apply-rounding quanto"
     more = "--seed 4 --windows 5 --dtype float32 --trust-remote-code --group-size 16 --resume"
     assert run_main(monkeypatch, "quantize", "m", "--out", tmp_path / "o", *words.split(), *more.split()) == 1
-    ask, sampling = got["ask"], got["sampling"]
+    ask, recipe = got["ask"], got["recipe"]
     assert (ask.avg_bits, ask.method, ask.evaluations, ask.finalists, ask.alpha) == (3.0, "auto", 7, 2, 0.25)
     assert (ask.dtype, ask.trust_remote_code, got["resume"]) == ("float32", True, True)
-    assert (sampling.widths, sampling.players) == ((2, 4), "linears")  # quanto has no 3 bits
-    assert (sampling.seed, sampling.windows, sampling.group_size, sampling.permutations) == (4, 5, 16, 100)
-    got.clear()
-    assert run_main(monkeypatch, "quantize", "m", "--out", tmp_path / "o", "--avg-bits", "3", "--widths", "") == 1
-    assert not got
-    assert run_main(monkeypatch, "quantize", "m", "--out", tmp_path / "o", "--method", "coopq") == 1
-    assert (got["sampling"].widths, got["sampling"].players) == ((2, 4), "blocks")
+    searched = recipe.for_method("auto")
+    assert [width.name for width in searched.grid()] == ["w2g16", "w4g16"]  # quanto has no 3 bits
+    assert searched.players == "linears"
+    assert (recipe.seed, recipe.windows, recipe.group_size, recipe.permutations) == (4, 5, 16, 100)
+    assert (
+        run_main(monkeypatch, "quantize", "m", "--out", tmp_path / "o", "--method", "coopq", "--widths", "2,w4g64") == 1
+    )
+    published = got["recipe"].for_method("coopq")
+    assert ([width.name for width in published.grid()], published.players) == (["w2g64", "w4g64"], "blocks")
 
 
 @pytest.mark.parametrize(
     ("where", "words", "trusted"),
     [
-        ("apportion.bits.quantize.measure_perplexity", ("perplexity", "m", "--text", "t"), True),
-        ("apportion.models.load.load_full", ("apply", "m", "PLAN", "--out", "o"), True),
-        ("apportion.models.load.load_full", ("apply", "m", "PLAN", "--out", "o"), False),
+        ("apportion.bits.perplexity.perplexity", ("perplexity", "m", "--text", "t"), True),
+        ("apportion.bits.apply.load_full", ("apply", "m", "PLAN", "--out", "o"), True),
+        ("apportion.bits.apply.load_full", ("apply", "m", "PLAN", "--out", "o"), False),
     ],
 )
 def test_code_is_run_where_the_command_says_so(
@@ -99,7 +101,7 @@ def test_code_is_run_where_the_command_says_so(
         raise ApportionError("enough")
 
     monkeypatch.setattr(where, take)
-    monkeypatch.setattr("apportion.bits.plan.plan.plan_from", lambda content: None)
+    monkeypatch.setattr("apportion.bits.plan.plan_from", lambda content: None)
     plan = tmp_path / "plan.json"
     plan.write_text("{}")
     given = [str(plan) if word == "PLAN" else word for word in words]
@@ -110,7 +112,7 @@ def test_code_is_run_where_the_command_says_so(
 @pytest.mark.parametrize(
     ("where", "words", "resumes"),
     [
-        ("apportion.bits.quantize.measure_perplexity", ("perplexity", "m", "--text", "t"), False),
+        ("apportion.bits.perplexity.perplexity", ("perplexity", "m", "--text", "t"), False),
         ("apportion.bits.quantize.quantize", ("quantize", "m", "--out", "o", "--avg-bits", "3"), True),
         ("apportion.demo.show.show", ("demo", "--out", "o"), False),
     ],
@@ -147,8 +149,8 @@ def test_untied_samples_are_refused_before_any_work(
     [
         (("--players", "heads"), "--players heads: unknown\n  remedy: choose from blocks, linears"),
         (("--apply-rounding", "magic"), "error: --apply-rounding magic: unknown"),
-        (("--widths", "4"), "--widths 4: expected at least two"),
-        (("--method", "regression", "--widths", "2,3,4"), "only 2 and 4 bits of --widths 2,3,4"),
+        (("--widths", "4"), "--widths w4g64: expected at least two"),
+        (("--method", "regression", "--widths", "2,3,4"), "only w2g64 and w4g64 of --widths w2g64,w3g64,w4g64"),
         (("--rounding", "magic", "--method", "coopq", "--untie"), "error: --rounding magic: unknown"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apportion.bits.game.samples import load_samples
+from apportion.bits.game import load_samples
 from apportion.core.artifact import read_manifest
 from apportion.core.errors import ArtifactError
 from apportion.core.log import read_log
@@ -74,7 +74,7 @@ def test_killed_at_three_random_moments_and_resumed(checkpoint, text_file, tmp_p
     whole, resumed = load_samples(tmp_path / "whole"), load_samples(broken)
     assert {k: v.tolist() for k, v in resumed.values.items()} == {k: v.tolist() for k, v in whole.values.items()}
     _, records, _ = read_log(log)
-    assert len(records) == len({record["widths"] for record in records})  # nothing finished was done twice
+    assert len(records) == len({record["assignment"] for record in records})  # nothing finished was done twice
     assert resumed.counts["resumed_evaluations"] + resumed.counts["evaluations"] == len(records)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,12 @@ import torch
 
 import apportion
 from apportion.bits.apply import apply
-from apportion.bits.plan.plan import plan_from
-from apportion.bits.quantize import Quantization, measure_perplexity, quantize
-from apportion.bits.recipe import Sampling
+from apportion.bits.perplexity import perplexity
+from apportion.bits.plan import plan_from
+from apportion.bits.quantize import QuantizeRequest, quantize
+from apportion.bits.recipe import Recipe
 from apportion.core.artifact import read_json, read_manifest
-from apportion.core.device import place
 from apportion.core.errors import InputError
-from apportion.models.load import load_full
 
 CODE = {
     "configuration_own.py": """
@@ -44,6 +44,8 @@ def own(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mon
     modules = str(tmp_path / "modules")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
     monkeypatch.syspath_prepend(modules)
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)  # an earlier test's, found in a folder of its own
     folder = Path(shutil.copytree(checkpoint(blocks=2), tmp_path / "own"))
     config = json.loads((folder / "config.json").read_text())
     classes = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
@@ -60,33 +62,32 @@ def own(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_step_runs_code_where_it_is_trusted_and_carries_it_along(
     rounding: str, own: str, text_file: Path, tmp_path: Path
 ) -> None:
-    sampling = Sampling(
+    recipe = Recipe(
         calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32, rounding=rounding
     )
-    ask = Quantization(avg_bits=3.0, method="coopq", trust_remote_code=True)
+    ask = QuantizeRequest(avg_bits=3.0, method="coopq", trust_remote_code=True)
     out = tmp_path / "out"
-    quantize(own, out, ask, sampling)
+    quantize(own, out, ask, recipe)
     assert set(CODE) <= set(read_manifest(out)["files"])
     shutil.rmtree(own)
     with pytest.raises(InputError, match="custom code"):
         apportion.load(out)
     with pytest.raises(InputError, match="custom code"):
-        measure_perplexity(str(out), text_file, window_tokens=24, windows=1)
+        perplexity(str(out), text_file, window_tokens=24, windows=1)
     model = apportion.load(out, trust_remote_code=True)
     assert type(model).__name__ == "OwnModel"
     assert model(torch.arange(2, 42).view(2, 20)).logits.isfinite().all()
-    found = measure_perplexity(str(out), text_file, window_tokens=24, windows=1, trust_remote_code=True)
-    assert found["perplexity"] > 1
+    found = perplexity(str(out), text_file, window_tokens=24, windows=1, trust_remote_code=True)
+    assert found.perplexity > 1
 
 
 def test_apply_runs_code_where_it_is_trusted(own: str, text_file: Path, tmp_path: Path) -> None:
-    sampling = Sampling(calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32)
-    quantize(own, tmp_path / "out", Quantization(3.0, method="coopq", trust_remote_code=True), sampling)
+    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32)
+    quantize(own, tmp_path / "out", QuantizeRequest(3.0, method="coopq", trust_remote_code=True), recipe)
     plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
     with pytest.raises(InputError, match="custom code"):
-        load_full(own, place("cpu"))
-    staged, tokenizer = load_full(own, place("cpu"), trust_remote_code=True)
-    apply(staged, tokenizer, plan, tmp_path / "again")
+        apply(own, plan, tmp_path / "again")
+    apply(own, plan, tmp_path / "again", trust_remote_code=True)
     one, other = (read_manifest(tmp_path / name)["files"]["model.safetensors"] for name in ("out", "again"))
     assert one == other
 
@@ -94,10 +95,10 @@ def test_apply_runs_code_where_it_is_trusted(own: str, text_file: Path, tmp_path
 def test_bars_of_other_packages_stay_off_standard_error(
     checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sampling = Sampling(calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32)
-    quantize(str(checkpoint(blocks=2)), tmp_path / "out", Quantization(3.0, method="coopq"), sampling)
+    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32)
+    quantize(str(checkpoint(blocks=2)), tmp_path / "out", QuantizeRequest(3.0, method="coopq"), recipe)
     apportion.load(tmp_path / "out")
-    measure_perplexity(str(tmp_path / "out"), text_file, window_tokens=24, windows=1)
+    perplexity(str(tmp_path / "out"), text_file, window_tokens=24, windows=1)
     assert capfd.readouterr().err == ""
     from tqdm import tqdm
 

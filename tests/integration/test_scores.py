@@ -11,12 +11,11 @@ from apportion.bits.compare.activations import block_flow
 from apportion.bits.compare.gradients import weight_gradients
 from apportion.bits.compare.methods import Context
 from apportion.bits.compare.scores import activation, lim, llm_mq, one_at_a_time, share_above, zd
-from apportion.bits.game.game import MeasuredGame
-from apportion.bits.game.sampling import take_samples
-from apportion.bits.quantizer import Table
-from apportion.bits.recipe import Sampling
+from apportion.bits.game import MeasuredGame
+from apportion.bits.quantizer import Quantizer, take_samples
+from apportion.bits.recipe import Recipe
 from apportion.core.device import place
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
@@ -27,15 +26,15 @@ Make = Callable[..., Path]
 def context(request: pytest.FixtureRequest, checkpoint: Make, text_file: Path, tmp_path_factory) -> Context:  # type: ignore[no-untyped-def]
     model = str(checkpoint(request.param, blocks=3))
     folder = tmp_path_factory.mktemp("context")
-    sampling = Sampling(group_size=32, calibration=text_file, windows=3, window_tokens=32, permutations=2)
-    table = Table(load_model(model, place("cpu", "float32")), load_tokenizer(model), sampling)
-    samples = take_samples(table, folder / "samples")
-    windows = calibrate(text_file, table.tokenizer, windows=3, window_tokens=32, seed=0)
-    return Context(table, table.bank(), windows, samples, folder)
+    recipe = Recipe(group_size=32, calibration=text_file, windows=3, window_tokens=32, permutations=2)
+    quantizer = Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
+    samples = take_samples(quantizer, folder / "samples")
+    text = calibrate(text_file, quantizer.tokenizer, windows=3, window_tokens=32, seed=0)
+    return Context(MeasuredGame(quantizer.bank, text), samples, folder)
 
 
 def test_gradients_equal_finite_differences_and_leave_the_model_as_it_was(context: Context) -> None:
-    staged, windows = context.table.staged, context.calibration.windows
+    staged, windows = context.game.bank.staged, context.game.text.windows
     before = {name: (value.clone(), value.dtype) for name, value in staged.model.state_dict().items()}
     gradients = weight_gradients(staged, windows)
     for name, value in staged.model.state_dict().items():
@@ -55,25 +54,25 @@ def test_gradients_equal_finite_differences_and_leave_the_model_as_it_was(contex
 
 
 def test_llm_mq_is_the_inner_product_of_gradient_and_rounding_error(context: Context) -> None:
-    found = llm_mq(context.bank, context.calibration, context.samples)
-    model = load_model(context.table.staged.source, place("cpu", "float32")).model.requires_grad_(True)
-    windows = context.calibration.windows
+    found = llm_mq(context.game.bank, context.game.text, context.samples)
+    model = load_staged(context.game.bank.staged.source, place("cpu", "float32")).model.requires_grad_(True)
+    windows = context.game.text.windows
     model(input_ids=windows, labels=windows, use_cache=False).loss.backward()
-    rounded = context.table.rounded()
-    for player in context.samples.players:
+    bank = context.game.bank
+    for player in context.samples.costs.players:
         score = {}
-        for bits in (2, 4):
+        for bits in (0, 1):
             score[bits] = sum(
-                abs(float((weight.grad * (weight.detach() - rounded[path, bits].dequantize(torch.float32))).sum()))
-                for path in (context.table.staged.layout.path(player.block, name) for name in player.linears)
+                abs(float((weight.grad * (weight.detach() - bank.weight(path, bits))).sum()))
+                for path in (context.game.bank.staged.layout.path(player.block, name) for name in player.linears)
                 for weight in [model.get_submodule(path).weight]
             )
-        assert np.isclose(found.linear[player.block], score[2] - score[4], rtol=1e-3)
+        assert np.isclose(found.linear[player.block], score[0] - score[1], rtol=1e-3)
     assert not found.pair.any()
 
 
 def test_block_flow_equals_hidden_states_of_the_model(context: Context) -> None:
-    staged, windows = context.table.staged, context.calibration.windows
+    staged, windows = context.game.bank.staged, context.game.text.windows
     flow = block_flow(staged, windows)
     states: list[torch.Tensor] = []
     hooks = [
@@ -93,17 +92,17 @@ def test_block_flow_equals_hidden_states_of_the_model(context: Context) -> None:
 
 
 def test_lim_activation_and_zd_keep_their_authors_order(context: Context) -> None:
-    flow = block_flow(context.table.staged, context.calibration.windows)
-    lim_cost = lim(context.bank, context.calibration, context.samples).linear
+    flow = block_flow(context.game.bank.staged, context.game.text.windows)
+    lim_cost = lim(context.game.bank, context.game.text, context.samples).linear
     assert np.allclose(lim_cost, 1 - flow.cosine)
     assert (lim_cost >= 0).all()
-    assert np.allclose(activation(context.bank, context.calibration, context.samples).linear, flow.norm)
+    assert np.allclose(activation(context.game.bank, context.game.text, context.samples).linear, flow.norm)
     shares = []
-    for block in context.table.staged.layout.linears:
+    for block in context.game.bank.staged.layout.linears:
         number = len(shares)
-        weights = torch.cat([context.table.staged.linear(number, name).weight.flatten() for name in block]).numpy()
+        weights = torch.cat([context.game.bank.staged.linear(number, name).weight.flatten() for name in block]).numpy()
         shares.append(float(((weights - weights.mean()) / weights.std() > 1).mean()))
-    assert np.allclose(zd(context.bank, context.samples).linear, 1 - np.asarray(shares), atol=1e-6)
+    assert np.allclose(zd(context.game.bank, context.samples).linear, 1 - np.asarray(shares), atol=1e-6)
 
 
 def test_share_above_one_standard_deviation() -> None:
@@ -113,8 +112,8 @@ def test_share_above_one_standard_deviation() -> None:
 
 
 def test_one_at_a_time_is_the_difference_of_two_values_per_player(context: Context) -> None:
-    game = MeasuredGame(context.bank, context.calibration)
+    game = MeasuredGame(context.game.bank, context.game.text)
     found = one_at_a_time(game, context.samples)
     assert game.counts.evaluations == 4
-    high, second = game.values([(4, 4, 4), (4, 2, 4)]).mean(1)
+    high, second = game.values([(1, 1, 1), (1, 0, 1)]).mean(1)
     assert found.linear[1] == second - high

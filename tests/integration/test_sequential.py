@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.bits.game.bank import round_all, round_plan
-from apportion.bits.rounding import Moments
+from apportion.bits.rounding import Moments, round_all, round_plan
 from apportion.bits.rounding.gptq import Gptq
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.sequential import stages_of, walk
 from apportion.core.device import place
 from apportion.core.errors import InputError
-from apportion.models.pretrained import load_model
+from apportion.formats import grid_width
+from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
 
 WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed
 
 @pytest.fixture(params=["llama", "gemma2", "qwen3"])
 def staged(checkpoint: Callable[..., Path], request: pytest.FixtureRequest) -> StagedModel:
-    return load_model(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
+    return load_staged(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
 
 
 def inputs_of_model(staged: StagedModel, path: str) -> Tensor:
@@ -91,16 +91,17 @@ def test_a_plan_rounded_in_sequence_beats_nearest(staged: StagedModel) -> None:
         staged.restore()
         return found
 
-    bits = dict.fromkeys(staged.originals, 3)
-    gptq = round_plan(staged, Gptq(), bits, 32, WINDOWS)
-    nearest = round_plan(staged, Nearest(), bits, 32)
+    bits = dict.fromkeys(staged.originals, grid_width(3, 32))
+    gptq = round_plan(staged, Gptq(), bits, WINDOWS)
+    nearest = round_plan(staged, Nearest(), bits)
     assert list(gptq) == list(nearest) == list(bits)
     ours, theirs = ({path: item.dequantize(torch.float32) for path, item in found.items()} for found in (gptq, nearest))
     assert distance(ours) < distance(theirs)
 
 
 def test_a_bank_holds_every_width_and_needs_text(staged: StagedModel) -> None:
-    found = round_all(staged, Gptq(rounds=1), (2, 4), 32, WINDOWS)
-    assert set(found) == {(path, bits) for path in staged.originals for bits in (2, 4)}
+    widths = (grid_width(2, 32), grid_width(4, 32))
+    found = round_all(staged, Gptq(rounds=1), widths, WINDOWS)
+    assert set(found) == {(path, width) for path in staged.originals for width in widths}
     with pytest.raises(InputError, match="needs calibration text"):
-        round_all(staged, Gptq(), (2, 4), 32)
+        round_all(staged, Gptq(), widths)

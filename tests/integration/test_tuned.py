@@ -9,23 +9,23 @@ import pytest
 
 from apportion.bits.apply import apply
 from apportion.bits.game.samples import WINDOWS
-from apportion.bits.plan.plan import plan_from
-from apportion.bits.quantize import Quantization, open_table, quantize
-from apportion.bits.recipe import Sampling
+from apportion.bits.plan import plan_from
+from apportion.bits.quantize import QuantizeRequest, open_model, quantize
+from apportion.bits.recipe import Recipe
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactMismatchError, InputError
-from apportion.models.load import load_full, load_staged
+from apportion.models.load import load_staged
 from apportion.models.text import load_calibration, unseen_windows, windows_of
 
 Make = Callable[..., Path]
 CPU = place("cpu", "float32")
 
 
-def small(text: Path, **changes: object) -> Sampling:
+def small(text: Path, **changes: object) -> Recipe:
     given = {"windows": 2, "window_tokens": 24, "group_size": 32, "players": "linears", "widths": (2, 3, 4)}
-    return Sampling(calibration=text, **{**given, "permutations": 0, "rounding_windows": 4, "tune": 8, **changes})
+    return Recipe(calibration=text, **{**given, "permutations": 0, "rounding_windows": 4, "tune": 8, **changes})
 
 
 def numbers(path: Path, count: int) -> Path:
@@ -39,7 +39,7 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
     rounding: str, checkpoint: Make, tmp_path: Path
 ) -> None:
     source = str(checkpoint("qwen3", blocks=2))
-    ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
+    ask = QuantizeRequest(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
     text = numbers(tmp_path / "text.txt", 600)
     result = quantize(source, tmp_path / "q", ask, small(text, rounding=rounding))
     tuned = result["tuned"]
@@ -59,7 +59,7 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
 
 def test_tuning_leaves_a_quarter_of_the_text_for_judging_finalists(checkpoint: Make, tmp_path: Path) -> None:
     varied = numbers(tmp_path / "varied.txt", 600)
-    table = open_table(str(checkpoint(blocks=2)), small(varied))
+    table = open_model(str(checkpoint(blocks=2)), small(varied))
     taught = table.tuning_text
     left = unseen_windows(windows_of(varied, table.tokenizer, 24), taught, windows=10**6, seed=0)
     assert len(left) > 0
@@ -68,29 +68,31 @@ def test_tuning_leaves_a_quarter_of_the_text_for_judging_finalists(checkpoint: M
 
 def test_apply_tunes_as_quantize_does_and_says_so(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
     source = str(checkpoint(blocks=2))
-    ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
+    ask = QuantizeRequest(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="float32")
     made = quantize(source, tmp_path / "q", ask, small(text_file))
     plan = plan_from(read_json(tmp_path / "q" / "plan.json"))
-    again = apply(*load_full(source, CPU), plan, tmp_path / "a", sampling=small(text_file))
+    again = apply(source, plan, tmp_path / "a", recipe=small(text_file), device="cpu")
     assert again["tuned"] == made["tuned"]
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "q" / "model.safetensors").read_bytes()
 
 
 def test_tuning_is_refused_for_formats_without_plain_scales(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nearest or gptq"):
-        quantize(str(checkpoint(blocks=2)), tmp_path / "q", Quantization(avg_bits=3), small(text_file, rounding="hqq"))
+        quantize(
+            str(checkpoint(blocks=2)), tmp_path / "q", QuantizeRequest(avg_bits=3), small(text_file, rounding="hqq")
+        )
     assert not (tmp_path / "q").exists()
 
 
 def test_a_text_too_short_for_fresh_windows_says_whom_they_are_not_fresh_to(checkpoint: Make, tmp_path: Path) -> None:
     short = numbers(tmp_path / "short.txt", 60)
-    source, ask = str(checkpoint(blocks=2)), Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu")
+    source, ask = str(checkpoint(blocks=2)), QuantizeRequest(avg_bits=2.5, evaluations=20, finalists=1, device="cpu")
     result = quantize(source, tmp_path / "q", ask, small(short, rounding="gptq", rounding_windows=128))
     assert "unseen by search, tuning (not by rounding: the text is too short)" in result["judged_on"]
 
 
 def test_tuning_on_text_that_the_model_samples_itself(checkpoint: Make, tmp_path: Path) -> None:
-    ask = Quantization(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="bfloat16")
+    ask = QuantizeRequest(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="bfloat16")
     own = replace(small(tmp_path), calibration=None, windows=3, tune=2)
     result = quantize(str(checkpoint(blocks=2)), tmp_path / "q", ask, own)
     assert result["tuned"]["asked"] == 2
@@ -102,12 +104,12 @@ def test_tuning_on_text_that_the_model_samples_itself(checkpoint: Make, tmp_path
 def test_a_text_of_one_window_is_refused_before_the_work(checkpoint: Make, tmp_path: Path) -> None:
     short = numbers(tmp_path / "short.txt", 8)
     with pytest.raises(InputError, match="fewer than two windows"):
-        quantize(str(checkpoint(blocks=2)), tmp_path / "q", Quantization(avg_bits=3), small(short, windows=1))
+        quantize(str(checkpoint(blocks=2)), tmp_path / "q", QuantizeRequest(avg_bits=3), small(short, windows=1))
     assert not (tmp_path / "q").exists()
 
 
 def test_another_number_of_steps_is_another_run(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
-    source, ask = str(checkpoint(blocks=2)), Quantization(avg_bits=3, evaluations=20, finalists=1, device="cpu")
+    source, ask = str(checkpoint(blocks=2)), QuantizeRequest(avg_bits=3, evaluations=20, finalists=1, device="cpu")
     quantize(source, tmp_path / "q", ask, small(text_file, tune=1))
     with pytest.raises(ArtifactMismatchError, match="tune"):
         quantize(source, tmp_path / "q", ask, small(text_file, tune=2), resume=True)

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.game.players import Player
-from apportion.bits.game.samples import Samples
+from apportion.bits.game import Samples
 from apportion.bits.game.spqe import chain, coalitions, draw_permutations, marginals
 from apportion.bits.plan.sensitivity import estimate, sensitivity_from, shares
 from apportion.core.artifact import plain
 from apportion.core.errors import InputError
+from apportion.formats import grid_width
+from apportion.models.text import Windows
+from tests.known_games import costs_table
 
 
 def quadratic(seed: int, players: int) -> tuple[float, np.ndarray, np.ndarray]:
@@ -24,15 +27,13 @@ def quadratic(seed: int, players: int) -> tuple[float, np.ndarray, np.ndarray]:
 def samples_of(value, players: int, permutations: int, seed: int = 0, antithetic: bool = False) -> Samples:
     """SPQE played on a function of the 0/1 vector of demoted players."""
     orders = draw_permutations(players, permutations, seed, antithetic=antithetic)
-    wanted = coalitions(orders, 2, 4)
+    wanted = coalitions(orders, 0, 1)
+    sizes = [[10 + i, 20 + 2 * i] for i in range(players)]
     return Samples(
-        players=tuple(Player(f"block {i}", i, ("w",)) for i in range(players)),
-        widths=(2, 4),
-        player_bytes=np.asarray([[10 + i, 20 + 2 * i] for i in range(players)]),
-        player_parameters=np.full(players, 40),
-        fixed_bytes=7,
+        costs=costs_table(sizes, parameters=[40] * players, fixed_bytes=7),
+        windows=Windows(torch.zeros(1, 2, dtype=torch.long), "test"),
         orders=orders,
-        values={item: np.asarray([value(np.asarray(item) == 2)]) for item in wanted},
+        values={item: np.asarray([value(np.asarray(item) == 0)]) for item in wanted},
         nll_fp=np.asarray([3.0]),
         settings={},
         counts={},
@@ -53,7 +54,7 @@ def game_of(seed: int, players: int):
 )
 def test_identities(seed, players, permutations, alpha):
     samples = samples_of(game_of(seed, players), players, permutations, seed)
-    D = marginals(samples.orders, samples.means(), 2, 4)
+    D = marginals(samples.orders, samples.means(), 0, 1)
     gap = samples.nll_low - samples.nll_high
     np.testing.assert_allclose(D.sum(1), gap, atol=1e-9)  # every permutation's marginals
     found = estimate(samples, "coopq", alpha=alpha)
@@ -69,7 +70,7 @@ def test_objective_is_the_papers():
     a, K = np.asarray(found.details["a"]), np.asarray(found.details["K"])
     for q in itertools.product([0, 1], repeat=5):
         x = np.asarray(q, dtype=float)
-        assignment = tuple(2 if one else 4 for one in q)
+        assignment = tuple(0 if one else 1 for one in q)
         assert found.predict(assignment) - found.intercept == pytest.approx(a @ x + x @ K @ x)
 
 
@@ -97,8 +98,8 @@ def test_shapley_means_agree_with_shapiqs_exact_values():
     exact = ExactComputer(Tabled(n_players=players, normalize=False), n_players=players)("SV")
     reference = np.asarray([exact[(i,)] for i in range(players)])
     every = np.asarray(list(itertools.permutations(range(players))))
-    means = {tuple(np.where(q, 2, 4).tolist()): v for q, v in ((np.asarray(k), v) for k, v in table.items())}
-    np.testing.assert_allclose(marginals(every, means, 2, 4).mean(0), reference, atol=1e-9)
+    means = {tuple(np.where(q, 0, 1).tolist()): v for q, v in ((np.asarray(k), v) for k, v in table.items())}
+    np.testing.assert_allclose(marginals(every, means, 0, 1).mean(0), reference, atol=1e-9)
     few = estimate(samples_of(lambda q: table[tuple(bool(x) for x in q)], players, 400), "shapley")
     errors = np.asarray(few.details["phi_se"])
     assert np.all(np.abs(few.linear - reference) < 5 * errors)  # false alarm: 6 x 6e-7
@@ -125,11 +126,13 @@ def test_a_shorter_draw_is_the_beginning_of_a_longer_one(count, players, seed, a
 
 
 def test_chain_demotes_one_at_a_time():
-    assert chain([2, 0, 1], 2, 4) == [(4, 4, 4), (4, 4, 2), (2, 4, 2), (2, 2, 2)]
+    assert chain([2, 0, 1], 0, 2) == [(2, 2, 2), (2, 2, 0), (0, 2, 0), (0, 0, 0)]
 
 
 def test_a_width_between_costs_its_share_of_the_squared_error():
-    np.testing.assert_allclose(shares((2, 3, 4)), [1, (4.0**-3 - 4.0**-4) / (4.0**-2 - 4.0**-4)])
+    np.testing.assert_allclose(
+        shares(tuple(grid_width(bits, 64) for bits in (2, 3, 4))), [1, (4.0**-3 - 4.0**-4) / (4.0**-2 - 4.0**-4)]
+    )
 
 
 def test_what_is_refused():
@@ -144,8 +147,8 @@ def test_what_is_refused():
 
 def test_regression_of_widths_that_spqe_never_measures_is_refused():
     samples = samples_of(game_of(0, 3), 3, 4)
-    with pytest.raises(InputError, match="measures only 2 and 4 bits"):
-        estimate(replace(samples, widths=(2, 3, 4)), "regression")
+    with pytest.raises(InputError, match="measures only w2g64 and w4g64"):
+        estimate(replace(samples, costs=costs_table([[1, 2, 3]] * 3, (2, 3, 4))), "regression")
 
 
 def test_a_sensitivity_reads_back():
@@ -153,5 +156,6 @@ def test_a_sensitivity_reads_back():
     again = sensitivity_from(plain(found))
     np.testing.assert_array_equal(again.linear, found.linear)
     np.testing.assert_array_equal(again.pair, found.pair)
-    assert again.players == found.players
+    assert again.costs.players == found.costs.players
+    assert again.details == found.details  # also before it is saved
     assert plain(again) == plain(found)

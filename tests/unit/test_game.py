@@ -6,34 +6,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.game.bank import WeightBank, bank_of, round_all
-from apportion.bits.game.game import (
+from apportion.bits.game import (
     MeasuredGame,
-    block_states,
+    Player,
+    WeightBank,
+    costs_of,
     decode,
     encode,
+    full_precision_nll,
     naive_values,
-    trie_edges,
+    players_of,
 )
-from apportion.bits.game.players import Player, players_of, uniform
+from apportion.bits.game.bank import CHEAP_TOKENS, cache_room
+from apportion.bits.game.game import block_states, trie_edges
 from apportion.bits.game.spqe import coalitions, draw_permutations
+from apportion.bits.rounding import round_all
 from apportion.bits.rounding.nearest import Nearest
 from apportion.core.device import place
-from apportion.core.errors import NumericError
+from apportion.core.errors import NumericError, OutOfMemoryError
 from apportion.core.log import AppendLog
-from apportion.models.pretrained import load_model
-from apportion.models.text import Calibration
+from apportion.formats import COMPRESSED_TENSORS, grid_width
+from apportion.models.load import load_staged
+from apportion.models.text import Windows
 from tests.tiny_models import KINDS
 
 
-def text(count: int = 5, tokens: int = 20) -> Calibration:
+def text(count: int = 5, tokens: int = 20) -> Windows:
     ids = torch.randint(2, 150, (count, tokens), generator=torch.Generator().manual_seed(3))
-    return Calibration(ids, "test")
+    return Windows(ids, "test")
 
 
-def bank_for(folder, kind: str = "blocks", widths: tuple[int, ...] = (2, 4)) -> WeightBank:
-    staged = load_model(str(folder), place("cpu", "float32"))
-    return bank_of(staged, players_of(staged.layout, kind), round_all(staged, Nearest(), widths, 32))
+def bank_for(folder, kind: str = "blocks", bits: tuple[int, ...] = (2, 4)) -> WeightBank:
+    staged = load_staged(str(folder), place("cpu", "float32"))
+    widths = tuple(grid_width(one, 32) for one in bits)
+    costs = costs_of(staged, players_of(staged.layout, kind), widths, COMPRESSED_TENSORS, 0)
+    return WeightBank(staged, costs, round_all(staged, Nearest(), widths))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,7 +48,7 @@ def bank_for(folder, kind: str = "blocks", widths: tuple[int, ...] = (2, 4)) -> 
 def test_values_equal_naive_whole_model_evaluation(checkpoint, kind, players):
     bank = bank_for(checkpoint(kind), players, (2, 3, 4))
     rng = np.random.default_rng(0)
-    wanted = [tuple(rng.choice([2, 3, 4], size=len(bank.players)).tolist()) for _ in range(9)]
+    wanted = [tuple(rng.choice(3, size=len(bank.costs.players)).tolist()) for _ in range(9)]
     game = MeasuredGame(bank, text())
     np.testing.assert_allclose(game.values(wanted).mean(1), naive_values(bank, text(), wanted), rtol=1e-5)
     assert np.ptp(game.values(wanted).mean(1)) > 1e-4  # the widths really change something
@@ -49,10 +56,10 @@ def test_values_equal_naive_whole_model_evaluation(checkpoint, kind, players):
 
 def test_block_forwards_equal_the_tries_count_and_nothing_is_measured_twice(checkpoint):
     bank = bank_for(checkpoint("llama"))
-    wanted = coalitions(draw_permutations(4, 6, seed=0), 2, 4)
+    wanted = coalitions(draw_permutations(4, 6, seed=0), 0, 1)
     game = MeasuredGame(bank, text())
     first = game.values(wanted)
-    paths = {block_states(bank.players, 4, item) for item in wanted}
+    paths = {block_states(bank.costs.players, 4, item) for item in wanted}
     assert game.counts.block_forwards == trie_edges(paths) == count_prefixes(paths)
     assert game.counts.evaluations == len(set(wanted))
     assert game.counts.naive_block_forwards == len(wanted) * 4 == (6 * 4 + 1) * 4
@@ -73,7 +80,7 @@ def test_trie_edges_count_distinct_prefixes(paths):
 
 
 def test_sixteen_blocks_and_a_hundred_permutations_need_a_third_of_naive():
-    wanted = coalitions(draw_permutations(16, 100, seed=0), 2, 4)
+    wanted = coalitions(draw_permutations(16, 100, seed=0), 0, 1)
     players = tuple(Player(str(i), i, ("x",)) for i in range(16))
     edges = trie_edges(block_states(players, 16, item) for item in wanted)
     assert len(wanted) * 16 / edges >= 3.6
@@ -81,7 +88,7 @@ def test_sixteen_blocks_and_a_hundred_permutations_need_a_third_of_naive():
 
 def test_a_log_continues_to_the_bit(checkpoint, tmp_path):
     bank = bank_for(checkpoint("qwen3"))
-    wanted = coalitions(draw_permutations(4, 4, seed=1), 2, 4)
+    wanted = coalitions(draw_permutations(4, 4, seed=1), 0, 1)
     whole = MeasuredGame(bank, text()).values(wanted)
     with AppendLog(tmp_path / "log", {"a": 1}, resume=False) as log:
         MeasuredGame(bank, text(), log).values(wanted[3:7])
@@ -96,19 +103,101 @@ def test_a_log_continues_to_the_bit(checkpoint, tmp_path):
 def test_the_checkpoints_own_weights_are_back_after_a_game(checkpoint):
     bank = bank_for(checkpoint("llama"))
     before = bank.staged.window_nll(text().windows)
-    MeasuredGame(bank, text()).values([uniform(bank.players, 2)])
+    MeasuredGame(bank, text()).values([bank.costs.uniform(0)])
     np.testing.assert_array_equal(bank.staged.window_nll(text().windows), before)
 
 
 def test_a_loss_that_is_not_finite_names_its_coalition(checkpoint):
     bank = bank_for(checkpoint("llama"))
-    key = next(key for key in bank.weights if key[1] == 2)
-    bank.weights[key].fill_(float("nan"))
-    with pytest.raises(NumericError, match=r"coalition 2222 is not finite on windows \[0, 1, 2, 3, 4\]"):
-        MeasuredGame(bank, text()).values([uniform(bank.players, 2)])
+    key = next(key for key in bank.rounded if key[1].bits == 2)
+    bank.rounded[key].scale.fill_(float("nan"))
+    with pytest.raises(NumericError, match=r"coalition 0000 is not finite on windows \[0, 1, 2, 3, 4\]"):
+        MeasuredGame(bank, text()).values([bank.costs.uniform(0)])
     assert np.isfinite(bank.staged.window_nll(text().windows)).all()  # the checkpoint's own weights are back
 
 
-@given(st.lists(st.sampled_from([2, 3, 4, 8]), min_size=1, max_size=40))
-def test_assignments_read_back(widths):
-    assert decode(encode(tuple(widths))) == tuple(widths)
+@given(st.lists(st.integers(0, 35), min_size=1, max_size=40))
+def test_assignments_read_back(columns):
+    assert decode(encode(tuple(columns))) == tuple(columns)
+
+
+def test_a_run_embeds_its_text_once_and_games_beside_it_share_that(checkpoint, tmp_path):
+    bank = bank_for(checkpoint("llama"))
+    with (
+        AppendLog(tmp_path / "one", {"a": 1}, resume=False) as one,
+        AppendLog(tmp_path / "two", {}, resume=False) as two,
+    ):
+        game = MeasuredGame(bank, text(), one)
+        game.values([bank.costs.uniform(0)])
+        other = game.beside(two, game.known)
+        other.values([bank.costs.uniform(0), bank.costs.uniform(1)])
+        full_precision_nll(bank.staged, text())
+        bank.staged.window_nll(text().windows)
+    assert bank.staged.embeddings == 1
+    assert other.counts.evaluations == 1  # the other value was known
+    assert bank.costs.uniform(1) not in game.known
+
+
+@pytest.mark.parametrize("cache", [0, 1 << 30])
+def test_values_do_not_depend_on_what_is_kept_decoded(checkpoint, cache):
+    bank = bank_for(checkpoint("qwen3"))
+    wanted = coalitions(draw_permutations(4, 3, seed=2), 0, 1)
+    expected = MeasuredGame(bank_for(checkpoint("qwen3")), text()).values(wanted)
+    game = MeasuredGame(bank, text())
+    game._start()
+    bank.cache.drop("test")
+    bank.cache.limit = cache
+    np.testing.assert_array_equal(game.values(wanted), expected)
+    assert bank.cache.held <= cache
+    distinct = len(bank.rounded)
+    assert (bank.cache.decodings > distinct) == (cache == 0)
+
+
+def test_long_texts_keep_nothing_decoded_and_short_ones_say_how_much():
+    assert cache_room("cpu", 10**6, CHEAP_TOKENS)[:2] == (0, False)
+    assert cache_room("cpu", 10**6, 100)[:2] == (10**6, True)
+    assert cache_room("cpu", 10**12, 100)[1] is False
+
+
+def full_at(monkeypatch, bank, most_windows: int) -> None:
+    """A device that holds no more than so many windows at once."""
+    own = type(bank.staged).run_block
+
+    def run(staged, block, hidden, embedded):
+        if min(len(hidden), embedded.batch) > most_windows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(staged, block, hidden, embedded)
+
+    monkeypatch.setattr(type(bank.staged), "run_block", run)
+
+
+def test_out_of_memory_means_a_smaller_batch_and_the_result_says_so(checkpoint, monkeypatch):
+    bank = bank_for(checkpoint("llama"))
+    wanted = [bank.costs.uniform(0), bank.costs.uniform(1)]
+    expected = MeasuredGame(bank_for(checkpoint("llama")), text()).values(wanted)
+    full_at(monkeypatch, bank, 1)
+    game = MeasuredGame(bank, text())
+    np.testing.assert_allclose(game.values(wanted), expected, rtol=1e-5)
+    assert game.execution()["memory"][0] == "decoded weights are not kept"
+    assert game.execution()["memory"][-1] == "20 tokens at once"
+    np.testing.assert_allclose(full_precision_nll(bank.staged, text()), bank.staged.window_nll(text().windows))
+
+
+def test_a_device_too_small_for_one_window_is_an_error_and_no_traceback(checkpoint, monkeypatch):
+    bank = bank_for(checkpoint("llama"))
+    full_at(monkeypatch, bank, 0)
+    with pytest.raises(OutOfMemoryError, match=r"one window of 20 tokens at a time \(given up before: decoded"):
+        MeasuredGame(bank, text()).values([bank.costs.uniform(0)])
+    with pytest.raises(OutOfMemoryError, match="one window of 20 tokens"):
+        full_precision_nll(bank.staged, text())
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(checkpoint, monkeypatch):
+    bank = bank_for(checkpoint("llama"))
+
+    def broken(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(type(bank.staged), "run_block", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        MeasuredGame(bank, text()).values([bank.costs.uniform(0)])

@@ -9,7 +9,7 @@ from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
 from apportion.core.errors import InputError
-from apportion.formats.width import Width
+from apportion.formats import Width, grid_width
 
 ROWS, COLUMNS, GROUP = 12, 160, 32
 
@@ -44,7 +44,7 @@ def naive_codes(weight: Tensor, scale: Tensor, hessian: Tensor, width: Width, or
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_blocked_loop_equals_the_naive_one(bits: int, activation: bool) -> None:
     weight, moments = layer(bits)
-    width = Width(bits, GROUP)
+    width = grid_width(bits, GROUP)
     scale = Nearest().round(weight, width).scale.double()
     order = column_order(moments.hessian, activation=activation)
     factor = error_factor(moments.hessian.double(), 0.01, order)
@@ -56,7 +56,7 @@ def test_the_blocked_loop_equals_the_naive_one(bits: int, activation: bool) -> N
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_never_worse_than_nearest_codes_on_the_same_scales(bits: int) -> None:
     weight, moments = layer(10 + bits)
-    width = Width(bits, GROUP)
+    width = grid_width(bits, GROUP)
     plain = Gptq(rounds=0, correction=0.0).round(weight, width, moments)
     scales = spread(plain.scale, COLUMNS)
     nearest = (weight / scales).round().clamp(width.lowest, width.highest) * scales
@@ -66,7 +66,7 @@ def test_never_worse_than_nearest_codes_on_the_same_scales(bits: int) -> None:
 
 def test_every_step_of_the_refinement_lowers_the_error_of_every_row() -> None:
     weight, moments = layer(3)
-    width, hessian = Width(2, GROUP), moments.hessian
+    width, hessian = grid_width(2, GROUP), moments.hessian
     start = Gptq(rounds=0, correction=0.0).round(weight, width, moments)
     codes, scale = start.codes.float(), start.scale.float()
     errors = [row_error(weight, codes * spread(scale, COLUMNS), hessian)]
@@ -96,7 +96,7 @@ def test_fitted_scales_are_the_least_squares_solution() -> None:
 
 def test_coordinate_descent_stops_where_no_single_code_can_do_better() -> None:
     weight, moments = layer(5)
-    width = Width(3, GROUP)
+    width = grid_width(3, GROUP)
     scale = Nearest().round(weight, width).scale
     codes = descend(weight, torch.zeros_like(weight), scale, moments.hessian, width, 200)
     best = row_error(weight, codes * spread(scale, COLUMNS), moments.hessian)
@@ -122,7 +122,7 @@ def test_the_corrected_target_minimises_the_distance_to_full_precision_outputs()
 
 def test_evidence_names_the_damping_and_what_the_refinement_gained() -> None:
     weight, moments = layer(7)
-    found = Gptq().round(weight.bfloat16(), Width(2, GROUP), moments)
+    found = Gptq().round(weight.bfloat16(), grid_width(2, GROUP), moments)
     assert found.evidence["damping"] in Gptq().dampings
     assert found.evidence["error_share"] < found.evidence["error_share_loop"] < 1
     assert found.codes.min() >= -2
@@ -135,12 +135,12 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
     hessian = moments.hessian.clone()
     hessian[:, 40:80] = 0
     hessian[40:80] = 0
-    found = Gptq().round(weight, Width(2, GROUP), Moments(hessian, None, 1))
+    found = Gptq().round(weight, grid_width(2, GROUP), Moments(hessian, None, 1))
     assert found.dequantize(torch.float32).isfinite().all()
-    nothing = Gptq().round(weight, Width(2, GROUP), Moments(torch.zeros_like(hessian), None, 1))
+    nothing = Gptq().round(weight, grid_width(2, GROUP), Moments(torch.zeros_like(hessian), None, 1))
     assert nothing.dequantize(torch.float32).isfinite().all()
 
 
 def test_no_moments_are_refused() -> None:
     with pytest.raises(InputError, match="needs calibration text"):
-        Gptq().round(torch.ones(4, GROUP), Width(2, GROUP))
+        Gptq().round(torch.ones(4, GROUP), grid_width(2, GROUP))

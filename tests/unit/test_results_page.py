@@ -2,10 +2,16 @@
 
 import importlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = re.compile(r"""(?:^|(?<=[\s"'`=,:(\[]))(?:/(?!/)|~/)[\w.-]+""")  # a path of some machine
+API = re.compile(r"/v1(?:/\w+)*|/metrics|/health")  # what a server answers to is no file
 
 
 @pytest.fixture
@@ -102,3 +108,73 @@ def test_auto_with_more_widths_is_put_beside_the_papers_setting(maker: ModuleTyp
     assert "| llama-mini | nearest | 0.2500 | 0.5000 | 0.50 | 0.4000 | 0.62 | 1 of 6 |" in text
     assert "| llama-mini | nearest, tuned | 0.2500 |" in text
     assert "`python benchmarks/best.py x`" in text
+
+
+def strings(value: object) -> Iterator[str]:
+    """All keys and texts of a JSON value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def elsewhere(texts: Iterator[str]) -> list[str]:
+    return [text for text in texts if ELSEWHERE.search(text)]
+
+
+def test_no_saved_result_names_a_folder_of_the_machine_it_was_made_on() -> None:
+    saved = {path.name: json.loads(path.read_text()) for path in (ROOT / "docs" / "results").glob("*.json")}
+    assert saved
+    assert {name: found for name, item in saved.items() if (found := elsewhere(strings(item)))} == {}
+
+
+def test_no_page_names_a_folder_of_a_machine() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert {path.name for path in pages} >= {"README.md", "results.md"}
+    lines = {path.name: iter(API.sub("", path.read_text()).splitlines()) for path in pages}
+    assert {name: found for name, text in lines.items() if (found := elsewhere(text))} == {}
+
+
+@pytest.mark.parametrize("text", ["python b.py /data/m", "--models=a=/x,b=c", "`~/m`", "/tmp/w"])
+def test_such_folders_are_seen(text: str) -> None:
+    assert elsewhere(iter([text])) == [text]
+
+
+@pytest.mark.parametrize("text", ["out/q3", "2 / 3", "docs/results/a.json", "http://localhost/x", "24 MB/s", "and/or"])
+def test_what_is_no_such_folder_is_let_pass(text: str) -> None:
+    assert elsewhere(iter([text])) == []
+
+
+def renamed(value: object) -> object:
+    """A result as it is saved since widths have names."""
+    if not isinstance(value, dict):
+        return value
+    found = {key: renamed(item) for key, item in value.items()}
+    if "widths" in found:
+        found["widths"] = [f"w{bits}g{found.pop('group_size', 64)}" for bits in found["widths"]]
+    for name in ("perplexity_uniform", "uniform"):
+        if isinstance(found.get(name), dict):
+            found[name] = {f"w{bits}g64": value for bits, value in found[name].items()}
+    return found
+
+
+def test_named_widths_give_the_pages_that_bits_gave(maker: ModuleType) -> None:
+    readme = importlib.import_module("readme_tables")
+    files = maker.load(ROOT / "docs" / "results")
+    named = {name: renamed(item) for name, item in files.items()}
+    assert named != files
+    assert maker.page(named) == maker.page(files)
+    assert readme.best(named) == readme.best(files)
+
+
+def test_widths_that_bits_do_not_tell_apart_go_by_their_names(maker: ModuleType) -> None:
+    result = comparison(50.0, 40.0) | {"perplexity_uniform": {"w2g64": 600.0, "w2g32": 300.0, "Q4_K": 38.0}}
+    result["settings"] = {**result["settings"], "widths": ["w2g64", "w2g32", "Q4_K"]}  # type: ignore[dict-item]
+    text = maker.page({"compare_llama-mini_nearest": result})
+    assert "all w2g64 600.00, all w2g32 300.00, all Q4_K 38.00" in text
+    assert "| blocks, w2g64,w2g32,Q4_K | coopq | 0.2744 |" in text

@@ -2,99 +2,151 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from apportion.bits.checkpoint import require_fusable, widths_by_path, write_checkpoint
-from apportion.bits.game.bank import player_bytes, round_plan
-from apportion.bits.plan.plan import Plan
-from apportion.bits.quantizer import PlanWeights, rounding_text, tuned_weights, tuning_text
-from apportion.bits.recipe import Sampling, applied_named
-from apportion.bits.rounding import Rounding
-from apportion.bits.rounding.tuning import lesson_of, require_tunable, require_windows
+from apportion.bits.checkpoint import require_fusable, write_checkpoint
+from apportion.bits.game import widths_by_path
+from apportion.bits.game.costs import costs_of
+from apportion.bits.plan import Plan
+from apportion.bits.quantize import PACKAGES
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.recipe import Recipe, applied_named
+from apportion.bits.rounding import require_tunable, require_windows
+from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
     Json,
     digest_of,
     finished,
     read_manifest,
-    require_free,
     start,
     versions,
     write_json,
     write_manifest,
 )
+from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
+from apportion.core.output import output_folder
+from apportion.formats import Format
 from apportion.formats.width import require_bits
+from apportion.models.load import load_full
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
-
-PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
+from apportion.models.text import Windows
 
 
 def apply(
-    staged: StagedModel,
-    tokenizer: Any,
+    model: str,
     plan: Plan,
     out: Path,
     *,
-    resume: bool = False,
     rounding: str | None = None,
-    sampling: Sampling | None = None,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    resume: bool = False,
 ) -> Json:
-    """Round a model as a plan says and write the checkpoint: the last step alone.
+    """Round a checkpoint as a plan says and write it: the last step alone.
 
     Args:
-        resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
+        model: the checkpoint that the plan was made for, a local folder or hub name.
+        plan: of `allocate`, or read back by `plan_from`.
+        out: folder to write.
         rounding: the rounding to write with; the plan's own if None.
-        sampling: where a rounding that needs moments (gptq) takes its text from; `tune` and its text.
+        recipe: where a rounding that needs moments (gptq) takes its text from; `tune` and its text. Its widths,
+            players and roundings are the plan's.
+        resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
+
+    Returns:
+        The JSON of the command: avg_bits, bytes, format, rounding, tuned, plan, out.
 
     Raises:
         ArtifactMismatchError: the plan was made for another model, or the folder from something else.
         ArtifactCorruptError: the plan does not say what it was made for.
         BudgetError: in this rounding's format the plan takes more bytes than it may.
         InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
+
+    Cost: rounding once (seconds to minutes), and tuning where it is asked for.
+
+    >>> from apportion import allocate, budget_from_bits, estimate, open_model, take_samples
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> sensitivity = estimate(take_samples(open_model(MODEL, recipe), OUT / "samples"))
+    >>> plan = allocate(sensitivity, budget_from_bits(sensitivity.costs, 3))
+    >>> result = apply(MODEL, plan, OUT / "nearest")
+    >>> again = apply(MODEL, plan, OUT / "gptq", rounding="gptq", recipe=recipe)  # the same plan, other codes
+    >>> result["bytes"] == again["bytes"]
+    True
     """
-    missing = [key for key in ("model", "apply_rounding", "group_size") if key not in plan.settings]
-    if missing:
-        raise ArtifactCorruptError(f"plan: its settings lack {', '.join(missing)}", "make the plan again")
-    if plan.settings["model"] != staged.digest:
-        raise ArtifactMismatchError(
-            f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
-            "apply it to the checkpoint that it was made for",
+    return apply_to(
+        *load_full(model, place(device), trust_remote_code=trust_remote_code),
+        plan,
+        out,
+        rounding,
+        recipe,
+        resume=resume,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def apply_to(
+    staged: StagedModel,
+    tokenizer: object,
+    plan: Plan,
+    out: Path,
+    rounding: str | None = None,
+    recipe: Recipe | None = None,
+    *,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+) -> Json:
+    """`apply` for a model that is loaded already."""
+    with output_folder(out, "apply", resume=resume, reads=[staged.source] if staged.source else []):
+        recipe = recipe or Recipe()
+        return write_plan(
+            staged, tokenizer, plan, out, rounding, recipe, resume=resume, trust_remote_code=trust_remote_code
         )
+
+
+def write_plan(
+    staged: StagedModel,
+    tokenizer: object,
+    plan: Plan,
+    out: Path,
+    rounding: str | None,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    trust_remote_code: bool,
+) -> Json:
+    """The work of `apply`, in a folder that is held for it."""
+    require_made_for(plan, staged)
     backend = applied_named(rounding or plan.settings["apply_rounding"])
-    group_size = plan.settings["group_size"]
-    require_bits(plan.widths, backend.bits, backend.name)
-    require_fusable(widths_by_path(staged, plan.players, plan.assignment), backend)
-    sampling = sampling or Sampling()
-    sampling.check()
-    player_bytes = afforded_bytes(staged, plan, backend, group_size)
-    require_free(out, resume=resume)
-    require_tunable(backend.name, backend.format, sampling.tune)
-    text = rounding_text(staged, tokenizer, sampling) if backend.needs_hessian else None
-    taught = None
-    if sampling.tune:
-        # the model's own text is sampled once for both
-        own = (lambda: rounding_text(staged, tokenizer, sampling)) if text is None else (lambda: text)
-        taught = tuning_text(tokenizer, sampling, own)
-        require_windows(taught)
+    require_bits(plan.costs.widths, backend.format.bits, backend.name)
+    widths = widths_by_path(staged, plan.costs, plan.assignment)
+    require_fusable(widths, backend.format)
+    recipe = recipe_of(plan, recipe, backend.name)
+    recipe.check()
+    plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend.format, backend.name))
+    require_tunable(backend.name, backend.format, recipe.tune)
+    quantizer = Quantizer(staged, tokenizer, recipe)
+    if recipe.tune:
+        require_windows(quantizer.tuning_text)
+    texts = {
+        "text": quantizer.rounding_text if backend.needs_hessian else None,
+        "tuned on": quantizer.tuning_text if recipe.tune else None,
+    }
     asked = {
+        "kind": "apply",
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
-        "text": Calibration(text, "").digest if text is not None else None,
-        "tune": [sampling.tune, Calibration(taught, "").digest] if taught is not None else None,
+        "tune": recipe.tune,
+        **{name: Windows(text, "").digest if text is not None else None for name, text in texts.items()},
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])
     start(out, asked)
-    plan = replace(plan, player_bytes=player_bytes)
-    widths = widths_by_path(staged, plan.players, plan.assignment)
-    weights = PlanWeights(round_plan(staged, backend, widths, group_size, text))
-    if taught is not None:
-        lesson = lesson_of(staged, taught, sampling.tune, sampling.seed)
-        weights = tuned_weights(staged, weights.rounded, lesson)
-    weight_bytes, files = write_checkpoint(out, staged, plan, weights.rounded, group_size, tokenizer, backend.format)
+    weights = quantizer.write(widths)
+    weight_bytes, files = write_checkpoint(out, staged, widths, weights.packed, tokenizer, backend.format)
+    proof = proven(out, staged, weights.packed, backend.format, trust_remote_code=trust_remote_code)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     result = {
@@ -102,7 +154,9 @@ def apply(
         "bytes": weight_bytes,
         "rounding": plan.settings["rounding"],
         "apply_rounding": backend.name,
-        "format": backend.format,
+        "format": backend.format.name,
+        "servers": list(backend.format.servers),
+        **proof,
         "tuned": weights.tuned,
         "plan": plan.by_name(),
         "out": str(out),
@@ -115,17 +169,44 @@ def apply(
     return result
 
 
-def afforded_bytes(staged: StagedModel, plan: Plan, rounding: Rounding, group_size: int) -> int:
-    """Bytes of the plan's players in a rounding's format.
+def require_made_for(plan: Plan, staged: StagedModel) -> None:
+    """Refuse a plan of another model.
+
+    Raises:
+        ArtifactCorruptError, ArtifactMismatchError: saying so.
+    """
+    missing = [key for key in ("model", "apply_rounding", "players") if key not in plan.settings]
+    if missing:
+        raise ArtifactCorruptError(f"plan: its settings lack {', '.join(missing)}", "make the plan again")
+    if plan.settings["model"] != staged.digest:
+        raise ArtifactMismatchError(
+            f"plan: made for the model {plan.settings['model'][:12]}, this one is {staged.digest[:12]}",
+            "apply it to the checkpoint that it was made for",
+        )
+
+
+def recipe_of(plan: Plan, text: Recipe, rounding: str) -> Recipe:
+    """The recipe of a plan's last step: its widths and players, with the text of another recipe."""
+    return replace(
+        text,
+        widths=tuple(width.name for width in plan.costs.widths),
+        players=plan.settings["players"],
+        untie=bool(plan.settings.get("untied")),
+        rounding=rounding,
+        apply_rounding=None,
+    )
+
+
+def afforded_bytes(staged: StagedModel, plan: Plan, form: Format, rounding: str) -> int:
+    """Bytes of the plan's players in a format.
 
     Raises:
         BudgetError: more than the plan's budget.
     """
-    pairs = zip(plan.players, plan.assignment, strict=True)
-    found = sum(player_bytes(staged, player, rounding, bits, group_size) for player, bits in pairs)
+    found = costs_of(staged, plan.costs.players, plan.costs.widths, form, 0).spent(plan.assignment)
     if found > plan.budget_bytes:
         raise BudgetError(
-            f"--apply-rounding {rounding.name}: the plan takes {found:,} bytes in its format, "
+            f"--apply-rounding {rounding}: the plan takes {found:,} bytes in its format, "
             f"{found - plan.budget_bytes:,} more than the {plan.budget_bytes:,} it may spend",
             "make the samples and the plan with the same --apply-rounding, so that its bytes are counted",
         )

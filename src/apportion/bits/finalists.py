@@ -1,4 +1,4 @@
-"""`--method auto`: a search by measuring within a stated number of evaluations, and a final choice on real weights.
+"""The last choice of `--method auto`: the best few plans as they are written, judged on text that no search has seen.
 
 The search ranks plans by values measured on weights that were rounded once per width. Where the written weights
 differ from those (gptq rounds each plan in sequence; SPQE may run on one backend and the plan be written with
@@ -7,55 +7,38 @@ seen, and the best is kept: a mixed plan that loses to a uniform one is not kept
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from apportion.bits.game.bank import in_place
-from apportion.bits.game.game import MeasuredGame, encode
-from apportion.bits.game.players import Assignment
-from apportion.bits.game.samples import VALUES, WINDOWS, Samples
-from apportion.bits.game.sampling import added
-from apportion.bits.plan.allocate import plan_of
-from apportion.bits.plan.budget import Budget
-from apportion.bits.plan.plan import Plan
-from apportion.bits.plan.search import Found, search
-from apportion.bits.quantizer import PlanWeights, Table
+from apportion.bits.game import Assignment, MeasuredGame, Samples, encode
+from apportion.bits.game.sampling import added, since
+from apportion.bits.plan import Budget, Found, Plan, plan_of, search
+from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
-from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
-from apportion.models.text import Calibration, load_calibration, sample_calibration, unseen_windows, windows_of
+from apportion.models.text import Windows, sample_calibration, unseen_windows
 
-WIDTHS = (2, 3, 4)
 JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
 
-def default_widths(supported: Sequence[int]) -> tuple[int, ...]:
-    """Two, three and four bits, as far as a rounding has them."""
-    return tuple(bits for bits in WIDTHS if bits in supported)
+def searched(
+    game: MeasuredGame, samples: Samples, budget: Budget, *, evaluations: int, seed: int
+) -> tuple[Samples, Found]:
+    """The best measured plan for a budget; values are appended to the samples' log."""
+    before = replace(game.counts)
+    (found,), state = search(game, samples, [budget], evaluations=evaluations, seed=seed)
+    earlier = len((game.resumed - samples.values.keys()) & state.seen.keys())
+    counts = added(samples.counts, since(game.counts, before), earlier)
+    return replace(samples, values=dict(game.known), counts=counts), found
 
 
-def searched_plans(
-    table: Table, samples: Samples, folder: Path, budgets: Sequence[Budget], *, evaluations: int
-) -> tuple[Samples, list[Found]]:
-    """The best measured plan for each budget; values are appended to the samples' log."""
-    calibration = load_calibration(folder / WINDOWS)
-    with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
-        game = MeasuredGame(table.bank(), calibration, log)
-        earlier = game.known.keys() - samples.values.keys()
-        found, state = search(game, samples, budgets, evaluations=evaluations, seed=table.sampling.seed)
-    counts = added(samples.counts, game.counts, resumed=len(earlier & state.seen.keys()))
-    return replace(samples, values=game.known, counts=counts), found
-
-
-def plan_found(found: Found, samples: Samples, budget: Budget) -> Plan:
+def plan_found(found: Found, budget: Budget) -> Plan:
     """A plan from what a search kept, with everything that was tried."""
     plan = plan_of(found.surrogate, budget, found.assignment)
-    tried: tuple[Json, ...] = tuple({"widths": encode(item), "nll": nll} for item, nll in found.tried)
+    tried: tuple[Json, ...] = tuple({"assignment": encode(item), "nll": nll} for item, nll in found.tried)
     return replace(plan, measured_nll=found.nll, tried=tried, optimal=False, source=found.source)
 
 
@@ -73,47 +56,52 @@ class Written:
     judged: float
 
 
-def judging_text(table: Table, folder: Path) -> tuple[Calibration, str]:
-    """Windows to choose finalists on, and what they are.
+@dataclass(frozen=True)
+class Judges:
+    """Windows to choose finalists on, and what they are."""
+
+    windows: Windows
+    told: str
+
+
+def judges_for(quantizer: Quantizer, used: Windows) -> Judges:
+    """Windows to choose finalists on.
 
     A search looks at its own windows so often that its best plan owes part of its lead to luck there; a uniform
     plan does not. A rounding that fits its own windows flatters itself there too. So finalists meet on other windows
     of the same text, JUDGES times as many as the search had, as far as the text has others; where the model samples
-    its own text, on as many new ones. A text too short for that is told in the second value.
+    its own text, on as many new ones. A text too short for that is told.
     """
-    used, sampling = load_calibration(folder / WINDOWS), table.sampling
-    count, length = used.windows.shape
-    if sampling.calibration is None:
-        seed = derived_seed(sampling.seed, "unseen")
-        own = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
-        return own, f"{count} windows sampled anew"
-    available = windows_of(sampling.calibration, table.tokenizer, length)
-    users = {"tuning": table.tuning_text} if sampling.tune else {}
-    users |= {"rounding": table.text} if table.applied.needs_hessian else {}
+    recipe, (count, length) = quantizer.recipe, used.windows.shape
+    if recipe.calibration is None:
+        seed = derived_seed(recipe.seed, "unseen")
+        own = sample_calibration(quantizer.staged, quantizer.tokenizer, windows=count, window_tokens=length, seed=seed)
+        return Judges(own, f"{count} windows sampled anew")
+    users = {"tuning": quantizer.tuning_text} if recipe.tune else {}
+    users |= {"rounding": quantizer.rounding_text} if quantizer.applied.needs_hessian else {}
     for left in range(len(users), -1, -1):
         names = list(users)[:left]
         seen = torch.cat([used.windows, *(users[name] for name in names)])
-        fresh = unseen_windows(available, seen, windows=JUDGES * count, seed=sampling.seed)
+        fresh = unseen_windows(quantizer.available, seen, windows=JUDGES * count, seed=recipe.seed)
         if len(fresh) >= max(2, count // JUDGES):
             told = f"{len(fresh)} windows unseen by {', '.join(['search', *names])}"
             others = ", ".join(list(users)[left:])
-            return Calibration(fresh, used.source), told + (
-                f" (not by {others}: the text is too short)" if others else ""
-            )
-    return used, "the search's own windows: the text has no others"
+            told += f" (not by {others}: the text is too short)" if others else ""
+            return Judges(Windows(fresh, used.source), told)
+    return Judges(used, "the search's own windows: the text has no others")
 
 
-def written(table: Table, assignment: Assignment, text: Calibration, judge: Calibration | None = None) -> Written:
+def written(quantizer: Quantizer, assignment: Assignment, text: Windows, judges: Windows | None = None) -> Written:
     """Round a plan as it is written and measure it on a text, and on another where finalists are judged.
 
     Raises:
         NumericError: the loss is not finite.
     """
-    weights = table.written(assignment)
-    texts = [text] if judge is None else [text, judge]
+    weights = quantizer.written(assignment)
+    texts = [text] if judges is None else [text, judges]
     total = sum(len(item.windows) for item in texts)
-    with in_place(table.staged, weights.rounded), progress("plan as written", total, "windows") as advance:
-        losses = [float(table.staged.window_nll(item.windows, advance).mean()) for item in texts]
+    with quantizer.staged.in_place(weights.packed), progress("plan as written", total, "windows") as advance:
+        losses = [float(quantizer.staged.window_nll(item.windows, advance).mean()) for item in texts]
     nll, judged = losses[0], losses[-1]
     if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(
@@ -132,17 +120,21 @@ def finalists(found: Found, count: int) -> list[Assignment]:
 
 
 def best_written(
-    table: Table, samples: Samples, found: Found, folder: Path, count: int
-) -> tuple[Written, tuple[Json, ...], str]:
-    """The finalist of least loss as written, on unseen windows; what each came to, and what it was judged on."""
-    text = load_calibration(folder / WINDOWS)
-    judge, judged_on = judging_text(table, folder)
+    quantizer: Quantizer, found: Found, budget: Budget, text: Windows, count: int
+) -> tuple[Plan, PlanWeights]:
+    """The finalist of least loss as written, on unseen windows, with what each came to and what it was judged on."""
+    judges = judges_for(quantizer, text)
     best: Written | None = None
     tried: list[Json] = []
     for item in finalists(found, count):
-        one = written(table, item, text, judge)
+        one = written(quantizer, item, text, judges.windows)
         tuned = {"tuned": one.weights.tuned} if one.weights.tuned else {}
-        tried.append({"widths": encode(item), "nll_written": one.nll, "nll_judged": one.judged, **tuned})
+        tried.append({"assignment": encode(item), "nll_written": one.nll, "nll_judged": one.judged, **tuned})
         best = one if best is None or one.judged < best.judged else best
     assert best is not None, "a search always keeps a plan"
-    return best, tuple(tried), judged_on
+    source = found.source if best.assignment == found.assignment else "finalist"
+    plan = plan_found(replace(found, assignment=best.assignment, source=source), budget)
+    plan = replace(
+        plan, measured_nll=best.nll, judged_nll=best.judged, tried=(*tried, *plan.tried), judged_on=judges.told
+    )
+    return plan, best.weights

@@ -8,14 +8,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from apportion.bits.game.game import require_finite
+from apportion.bits.game import require_finite
 from apportion.core.arrays import NDArray
+from apportion.core.device import place
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import windows_of
-
-BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,48 @@ def first_windows(
 
 
 def perplexity(
-    staged: StagedModel, tokenizer: Any, text: Path, *, window_tokens: int = 512, windows: int | None = None
+    model: str,
+    text: Path,
+    *,
+    window_tokens: int = 512,
+    windows: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Perplexity:
-    """Perplexity with the weights that are in place now.
+    """Perplexity of a checkpoint, full precision or quantized by this program.
 
     Args:
+        text: a .txt file as one string, or a .jsonl file with a `text` field.
+        window_tokens: tokens per window; the first of them predict nothing.
         windows: evaluate the first so many windows only.
 
+    Returns:
+        exp of the mean loss in nats over all predicted tokens, and the loss of every window.
+
     Raises:
-        InputError: the text is shorter than one window, or has fewer windows than asked for.
+        InputError: no such model or text, the text is shorter than one window, or has fewer windows than asked for.
+        NumericError: the loss is not finite. OutOfMemoryError: a single window does not fit the device.
+
+    Cost: one forward pass over the text.
+
+    >>> found = perplexity(MODEL, HELD_OUT, window_tokens=24, windows=3)
+    >>> found.tokens, round(float(found.perplexity / np.exp(found.nll)), 6)
+    (69, 1.0)
+    """
+    staged = load_staged(model, place(device, dtype), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    return perplexity_of(staged, first_windows(tokenizer, text, window_tokens=window_tokens, windows=windows))
+
+
+def perplexity_of(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> Perplexity:
+    """Perplexity with the weights that are in place now.
+
+    Raises:
         NumericError: the loss is not finite.
     """
-    chosen = first_windows(tokenizer, text, window_tokens=window_tokens, windows=windows)
-    found = []
-    with progress("perplexity", len(chosen), "windows") as advance:
-        for part in chosen.split(BATCH):
-            found.append(staged.window_nll(part))
-            advance(len(part))
-    nll = np.concatenate(found)
+    with progress("perplexity", len(windows), "windows") as advance:
+        nll = staged.window_nll(windows, advance)
     require_finite("the model", nll, "--dtype float32")
     mean = float(nll.mean())
-    return Perplexity(float(np.exp(mean)), mean, len(nll) * (window_tokens - 1), nll)
+    return Perplexity(float(np.exp(mean)), mean, len(nll) * (windows.shape[1] - 1), nll)

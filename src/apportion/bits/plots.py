@@ -1,32 +1,11 @@
-"""Plots as PNG bytes, from values given to them."""
-
-import io
-from typing import Any
+"""Plots of a quantization as PNG bytes, from values given to them."""
 
 import numpy as np
 
-from apportion.bits.plan.plan import Plan
-from apportion.bits.plan.sensitivity import Sensitivity
+from apportion.bits.plan import Plan, Sensitivity
+from apportion.core.figures import canvas, png
 
-COLOURS = {2: "#c2410c", 3: "#d9a406", 4: "#2563a8", 8: "#1f7a4d"}
-
-
-def canvas(width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes, drawn without any display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+COLOURS = ("#c2410c", "#d9a406", "#7a8b2f", "#1f7a4d", "#2563a8")  # from the lowest width to the highest
 
 
 def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float) -> bytes:
@@ -45,19 +24,22 @@ def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float) -> bytes:
 
 def draw_bits(plan: Plan, sensitivity: Sensitivity) -> bytes:
     """Width of every player over what its lowest width costs."""
-    count = len(plan.players)
+    players, widths = plan.costs.players, plan.costs.widths
+    count = len(players)
     figure, axes = canvas(max(6.0, min(16.0, 0.16 * count + 3)), 3.6)
     lowest = sensitivity.linear[sensitivity.choices[:, 1] == 0]
-    for bits in plan.widths:
-        places = [i for i, own in enumerate(plan.assignment) if own == bits]
-        axes.bar(places, lowest[places], color=COLOURS.get(bits, "#555555"), label=f"{bits} bit")
+    for column, width in enumerate(widths):
+        places = [i for i, own in enumerate(plan.assignment) if own == column]
+        axes.bar(
+            places, lowest[places], color=COLOURS[column * (len(COLOURS) - 1) // plan.costs.high], label=width.name
+        )
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xlabel("player, in model order")
-    axes.set_ylabel(f"cost of {plan.widths[0]} bit, nats")
+    axes.set_ylabel(f"cost of {widths[0].name}, nats")
     if count <= 32:
-        axes.set_xticks(range(count), [str(player.block) for player in plan.players])
+        axes.set_xticks(range(count), [str(player.block) for player in players])
         axes.set_xlabel("block")
-    axes.legend(frameon=False, ncols=len(plan.widths))
+    axes.legend(frameon=False, ncols=len(widths))
     return png(figure)
 
 

@@ -1,27 +1,53 @@
-"""A model set up to be played, and its weights: rounded once per width, and as a plan is written."""
+"""A model set up to be quantized: its players and costs, its texts, its game, and its weights as a plan is written.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+Everything that several steps of a run need is made here once: each text is tokenised once, the game is played on one
+embedding of its text, full precision is asked once about what scales are tuned on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from torch import Tensor
 
-from apportion.bits.checkpoint import fixed_bytes, widths_by_path
-from apportion.bits.game.bank import WeightBank, bank_of, linear_columns, player_bytes, round_all, round_plan
-from apportion.bits.game.players import Assignment, Player, players_of
-from apportion.bits.plan.budget import CostTable
-from apportion.bits.recipe import Sampling
-from apportion.bits.rounding import Rounding, rounding_named
-from apportion.bits.rounding.tuning import Lesson, lesson_of, tune
-from apportion.core.artifact import Json
+from apportion.bits.checkpoint import fixed_bytes
+from apportion.bits.game import (
+    Assignment,
+    Costs,
+    MeasuredGame,
+    Samples,
+    WeightBank,
+    costs_of,
+    players_of,
+    sample,
+    widths_by_path,
+)
+from apportion.bits.game.samples import VALUES, WINDOWS
+from apportion.bits.game.spqe import draw_permutations
+from apportion.bits.recipe import Recipe
+from apportion.bits.rounding import Lesson, Rounding, lesson_of, round_all, round_plan, rounding_named, tune
+from apportion.core.arrays import NDArray
+from apportion.core.artifact import Json, claim_folder, require_same
+from apportion.core.log import AppendLog, read_log
+from apportion.core.output import output_folder
 from apportion.core.seeds import derived_seed
-from apportion.formats.packed import Packed
+from apportion.formats import Packed, Width
 from apportion.formats.width import require_groups
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration, calibrate, choose, sample_calibration, windows_of
+from apportion.models.text import (
+    Windows,
+    choose,
+    load_calibration,
+    require_windows,
+    sample_calibration,
+    save_calibration,
+    windows_of,
+)
 
 
 @dataclass(frozen=True)
@@ -29,139 +55,230 @@ class PlanWeights:
     """A plan's weights as they are written.
 
     Attributes:
-        rounded: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after
+        packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after
             how many the scales were best; 0: none was better than untuned), `before` and `after` (cross-entropy to
             full precision on windows kept aside, nats per token).
     """
 
-    rounded: Mapping[str, Packed]
+    packed: Mapping[str, Packed]
     tuned: Json | None = None
 
 
-@dataclass
-class Table:
-    """A model set up to be played: players, costs, and rounded weights as they are needed."""
+class Quantizer:
+    """A model and its recipe.
 
-    staged: StagedModel
-    tokenizer: Any
-    sampling: Sampling
-    rounding: Rounding = field(init=False)
-    applied: Rounding = field(init=False)
-    players: tuple[Player, ...] = field(init=False)
-    costs: CostTable = field(init=False)
-    _rounded: dict[tuple[str, int], Packed] = field(default_factory=dict)
-    _bank: WeightBank | None = None
+    Args:
+        recipe: what is asked; a method's own choices must be in it already (`Recipe.for_method`).
 
-    def __post_init__(self) -> None:
-        self.sampling.check()
-        staged, sampling = self.staged, self.sampling
-        self.rounding, self.applied = rounding_named(sampling.rounding), rounding_named(sampling.applied)
-        require_groups(linear_columns(staged), sampling.group_size)
-        self.players = players_of(staged.layout, sampling.players, untie=sampling.untie)
-        table = [
-            [player_bytes(staged, player, self.applied, bits, sampling.group_size) for bits in sampling.widths]
-            for player in self.players
-        ]
-        fixed = fixed_bytes(staged, self.players, self.applied, sampling.group_size)
-        self.costs = CostTable(sampling.widths, np.asarray(table, dtype=np.int64), fixed)
+    Raises:
+        InputError: the recipe cannot be used, or not on this model.
+    """
 
-    def rounded(self) -> Mapping[tuple[str, int], Packed]:
-        """Every linear at every width, rounded once."""
-        if not self._rounded:
-            windows = self.text if self.rounding.needs_hessian else None
-            self._rounded = round_all(
-                self.staged, self.rounding, self.sampling.widths, self.sampling.group_size, windows
-            )
-        return self._rounded
+    def __init__(self, staged: StagedModel, tokenizer: Any, recipe: Recipe) -> None:
+        recipe.check()
+        self.staged, self.tokenizer, self.recipe = staged, tokenizer, recipe
+        self.rounding: Rounding = rounding_named(recipe.rounding)
+        self.applied: Rounding = rounding_named(recipe.applied)
+        self.costs: Costs = costs_in(staged, recipe, self.applied)
+        self.tokenised = 0
+        self._rounded: dict[tuple[str, Width], Packed] = {}
+
+    # --- texts -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def text(self) -> Tensor:
+    def available(self) -> Int[Tensor, "all tokens"]:
+        """All windows of the calibration file, in reading order: tokenised once for all that choose from them."""
+        assert self.recipe.calibration is not None, "a model that samples its own text has no file"
+        self.tokenised += 1
+        return windows_of(self.recipe.calibration, self.tokenizer, self.recipe.window_tokens)
+
+    def chosen(self, count: int) -> Windows:
+        """So many windows of the file at random, or sampled by the model itself; the same for the same seed.
+
+        Raises:
+            InputError: the text has fewer.
+        """
+        recipe = self.recipe
+        if recipe.calibration is None:
+            length, seed = recipe.window_tokens, recipe.seed
+            return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed)
+        require_windows(self.available, count, recipe.calibration)
+        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration))
+
+    @cached_property
+    def rounding_text(self) -> Int[Tensor, "windows tokens"]:
         """The windows that roundings with moments see: read, or sampled, once for all plans."""
-        return rounding_text(self.staged, self.tokenizer, self.sampling)
+        recipe = self.recipe
+        if recipe.calibration is None:
+            return self.chosen(min(recipe.rounding_windows, recipe.windows)).windows
+        return self.chosen(min(recipe.rounding_windows, len(self.available))).windows
 
     @cached_property
-    def tuning_text(self) -> Tensor:
-        """The windows that scales are tuned on."""
-        return tuning_text(self.tokenizer, self.sampling, lambda: self.text)
+    def tuning_text(self) -> Int[Tensor, "windows tokens"]:
+        """At most `tune_windows` windows, and at most three quarters of the text: finalists are judged on the rest."""
+        recipe = self.recipe
+        if recipe.calibration is None:
+            return self.rounding_text[: recipe.tune_windows]
+        most = max(2, min(recipe.tune_windows, 3 * len(self.available) // 4))
+        return choose(self.available, min(most, len(self.available)), derived_seed(recipe.seed, "tuning"))
 
     @cached_property
     def lesson(self) -> Lesson:
         """What scales are tuned on, with full precision's answers, once for all plans."""
-        return lesson_of(self.staged, self.tuning_text, self.sampling.tune, self.sampling.seed)
+        return lesson_of(self.staged, self.tuning_text, self.recipe.tune, self.recipe.seed)
+
+    # --- the game ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def game(self, folder: Path, *, resume: bool = False) -> Iterator[MeasuredGame]:
+        """The game on the calibration text, its values kept in a folder as they come: one for a whole run.
+
+        Args:
+            resume: continue what is there.
+
+        Raises:
+            ArtifactExistsError, ArtifactMismatchError: the folder holds something else.
+            NumericError, ModelStructureError: the model cannot be run block by block.
+        """
+        source = self.staged.source
+        with output_folder(folder, "samples", resume=resume, reads=[source] if source else []):
+            claim_folder(folder, resume=True, kind="samples")
+            text = self.text_for(folder)
+            settings = self.settings(text)
+            self.staged.verify(text.windows)
+            with AppendLog(folder / VALUES, settings, resume=True) as log:
+                yield MeasuredGame(self.bank, text, log, settings)
+
+    def text_for(self, folder: Path) -> Windows:
+        """The windows asked for, kept in the folder; windows sampled by the model itself are sampled once.
+
+        Kept windows without values belong to a run that ended before it measured, perhaps of another text or model:
+        they are made anew, so that what is measured later is measured on the text that the values' log names.
+
+        Raises:
+            ArtifactMismatchError: kept are windows of another number or length.
+        """
+        recipe, saved, log = self.recipe, folder / WINDOWS, folder / VALUES
+        keep = saved.exists() and log.exists() and bool(read_log(log)[0])
+        if keep and recipe.calibration is None:
+            found = load_calibration(saved)
+            asked = {"windows": recipe.windows, "window_tokens": recipe.window_tokens}
+            kept = dict(zip(asked, found.windows.shape, strict=True))
+            require_same(kept, asked, saved)
+            return found
+        found = self.chosen(recipe.windows)
+        if not keep:
+            save_calibration(found, saved)
+        return found
+
+    def orders(self) -> Int[NDArray[np.int64], "permutations players"]:
+        """The permutations asked for; none at all for methods that choose their own assignments."""
+        recipe, players = self.recipe, len(self.costs.players)
+        if recipe.permutations == 0:
+            return np.zeros((0, players), dtype=np.int64)
+        return draw_permutations(players, recipe.permutations, recipe.seed, antithetic=recipe.antithetic)
+
+    @cached_property
+    def bank(self) -> WeightBank:
+        """The rounded weights of every width."""
+        return WeightBank(self.staged, self.costs, self.rounded())
+
+    def settings(self, text: Windows) -> Json:
+        """What the values depend on, by digest and by name."""
+        recipe, placement = self.recipe, self.staged.placement
+        return {
+            "model": self.staged.digest,
+            "calibration": text.digest,
+            "calibration_source": Path(text.source).name,
+            "widths": [width.name for width in self.costs.widths],
+            "players": recipe.kind,
+            "untied": recipe.untie,
+            "rounding": recipe.rounding,
+            "apply_rounding": recipe.applied,
+            "dtype": placement.dtype,
+            "device": placement.device.split(":")[0],
+            **({"seed": recipe.seed} if recipe.calibration is None else {}),  # kept windows are not sampled again
+            **({"rounding_windows": recipe.rounding_windows} if self.rounding.needs_hessian else {}),
+        }
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def rounded(self) -> Mapping[tuple[str, Width], Packed]:
+        """Every linear at every width, rounded once."""
+        if not self._rounded:
+            windows = self.rounding_text if self.rounding.needs_hessian else None
+            self._rounded = round_all(self.staged, self.rounding, self.costs.widths, windows)
+        return self._rounded
 
     @property
     def rewrites(self) -> bool:
         """Whether a plan is written with other weights than it was sampled with."""
         other = self.applied.name != self.rounding.name
-        return other or self.rounding.needs_hessian or self.sampling.tune > 0
+        return other or self.rounding.needs_hessian or self.recipe.tune > 0
 
     def written(self, assignment: Assignment) -> PlanWeights:
         """Each linear's weight as a plan is written.
 
         By the applied rounding, in sequence where it sees moments, and tuned where that is asked for.
         """
-        widths = widths_by_path(self.staged, self.players, assignment)
-        if self.applied.name == self.rounding.name and not self.rounding.needs_hessian:
-            kept = self.rounded()
-            rounded: Mapping[str, Packed] = {path: kept[path, bits] for path, bits in widths.items()}
+        return self.write(widths_by_path(self.staged, self.costs, assignment))
+
+    def write(self, widths: Mapping[str, Width]) -> PlanWeights:
+        """Each linear's weight at its width, by module path; see `written`."""
+        if self.applied.name == self.rounding.name and not self.rounding.needs_hessian and self._rounded:
+            packed: Mapping[str, Packed] = {path: self._rounded[path, width] for path, width in widths.items()}
         else:
-            text = self.text if self.applied.needs_hessian else None
-            rounded = round_plan(self.staged, self.applied, widths, self.sampling.group_size, text)
-        return tuned_weights(self.staged, rounded, self.lesson) if self.sampling.tune else PlanWeights(rounded)
-
-    def bank(self) -> WeightBank:
-        """The rounded weights in the compute dtype, decoded once."""
-        if self._bank is None:
-            self._bank = bank_of(self.staged, self.players, self.rounded())
-        return self._bank
-
-    def settings(self, calibration: Calibration) -> Json:
-        """What the values depend on, by digest and by name."""
-        sampling, placement = self.sampling, self.staged.placement
-        return {
-            "model": self.staged.digest,
-            "calibration": calibration.digest,
-            "calibration_source": Path(calibration.source).name,
-            "widths": list(sampling.widths),
-            "players": sampling.players,
-            "untied": sampling.untie,
-            "rounding": sampling.rounding,
-            "apply_rounding": sampling.applied,
-            "group_size": sampling.group_size,
-            "dtype": placement.dtype,
-            "device": placement.device.split(":")[0],
-            **({"seed": sampling.seed} if sampling.calibration is None else {}),  # kept windows are not sampled again
-            **({"rounding_windows": sampling.rounding_windows} if self.rounding.needs_hessian else {}),
-        }
+            text = self.rounding_text if self.applied.needs_hessian else None
+            packed = round_plan(self.staged, self.applied, widths, text)
+        if not self.recipe.tune:
+            return PlanWeights(packed)
+        found = tune(self.staged, packed, self.lesson)
+        told = {"asked": self.lesson.steps, "steps": found.steps, "before": found.before, "after": found.after}
+        return PlanWeights(found.packed, told)
 
 
-def tuning_text(tokenizer: Any, sampling: Sampling, own: Callable[[], Tensor]) -> Tensor:
-    """At most `tune_windows` windows, and at most three quarters of the text: finalists are judged on the rest.
+def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
+    """Players of a model, and what they cost in the format that plans are written in.
+
+    Raises:
+        InputError: a group size divides not every linear's columns; all of them are listed.
+    """
+    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
+    widths = recipe.grid()
+    for size in dict.fromkeys(width.group_size for width in widths):
+        require_groups(columns, size)
+    players = players_of(staged.layout, recipe.kind, untie=recipe.untie)
+    return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
+
+
+def take_samples(
+    quantizer: Quantizer, folder: Path, *, resume: bool = False, stop: Callable[[Samples], bool] | None = None
+) -> Samples:
+    """Measure the coalitions of SPQE on a model and save them: one estimation, from which every budget is served.
 
     Args:
-        own: what the model samples itself, for runs without a text.
+        folder: where values are appended as they come, so that a kill loses only what was in flight.
+        resume: continue what is there; a finished folder is read, not measured again.
+        stop: asked after every few permutations whether they are enough; all are used if None.
+
+    Returns:
+        Samples of `recipe.permutations` random orders of the players.
+
+    Raises:
+        ArtifactExistsError: the folder holds something and resume is off. ArtifactMismatchError: it was made from
+            another model, text or recipe. NumericError: a loss is not finite. ModelStructureError: the model cannot be
+            run block by block.
+
+    Cost: `permutations * players` coalitions, fewer where they share prefixes; one block forward for each edge of
+    their trie.
+
+    Source: CoopQ (arXiv 2509.15455), Shapley-based Progressive Quantization Estimation; prefix sharing is ours.
+
+    >>> from apportion import Recipe, open_model
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> samples = take_samples(open_model(MODEL, recipe), OUT)
+    >>> sorted(samples.values)  # two orders of two blocks: both low, the same one low in both, both high
+    [(0, 0), (1, 0), (1, 1)]
     """
-    if sampling.calibration is None:
-        return own()[: sampling.tune_windows]
-    available = windows_of(sampling.calibration, tokenizer, sampling.window_tokens)
-    most = max(2, min(sampling.tune_windows, 3 * len(available) // 4))
-    return choose(available, min(most, len(available)), derived_seed(sampling.seed, "tuning"))
-
-
-def tuned_weights(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson) -> PlanWeights:
-    """A plan's weights after tuning, and what it did."""
-    found = tune(staged, rounded, lesson)
-    return PlanWeights(
-        found.rounded, {"asked": lesson.steps, "steps": found.steps, "before": found.before, "after": found.after}
-    )
-
-
-def rounding_text(staged: StagedModel, tokenizer: Any, sampling: Sampling) -> Tensor:
-    """Windows for a rounding that needs moments: of the calibration text, or sampled from the model itself."""
-    length, seed, count = sampling.window_tokens, sampling.seed, sampling.rounding_windows
-    if sampling.calibration is None:
-        count = min(count, sampling.windows)
-        return sample_calibration(staged, tokenizer, windows=count, window_tokens=length, seed=seed).windows
-    return calibrate(
-        sampling.calibration, tokenizer, windows=count, window_tokens=length, seed=seed, fewer=True
-    ).windows
+    with quantizer.game(folder, resume=resume) as game:
+        return sample(game, folder, quantizer.orders(), stop=stop)

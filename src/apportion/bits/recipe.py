@@ -1,35 +1,42 @@
-"""What is asked of a game: everything that measured values and written weights depend on, besides the model."""
+"""What is asked of a quantization: everything that measured values and written weights depend on, besides the model."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from apportion.bits.game.players import require_kind
-from apportion.bits.rounding import ROUNDINGS, Rounding, rounding_named
-from apportion.bits.rounding.tuning import require_tunable
+from apportion.bits.rounding import ROUNDINGS, Rounding, require_tunable, rounding_named
 from apportion.core.errors import InputError, require_all
-from apportion.formats.compressed_tensors import FORMAT as GRID
+from apportion.formats import COMPRESSED_TENSORS, Width, rising, width_named
 from apportion.formats.width import require_bits
+
+BLOCKS = (2, 4)  # the paper's widths, for blocks
+LINEARS = (2, 3, 4)  # of `--method auto`, for linears
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class Recipe:
     """Everything that the measured values depend on, besides the model.
 
     Attributes:
-        widths: bits that players may have, rising; SPQE demotes from the last to the first.
-        players: `blocks` or `linears`; untie: leave q/k/v and gate/up free of each other.
+        widths: what players may have: bits of a grid with `group_size`, or names (`w3g128`). None: 2, 3 and 4 bits for
+            linears, 2 and 4 (the paper's) for blocks, as far as the roundings have them.
+        players: `blocks` or `linears`. None: linears where plans are searched (`--method auto`), else blocks (the
+            paper's). untie: leave q/k/v and gate/up free of each other.
+        rounding: `nearest`, `gptq`, `hqq` or `quanto`.
+        group_size: columns that share a scale, for widths that do not say.
         calibration: a text file; None samples the windows from the model itself.
         windows, window_tokens: how much calibration text.
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
         rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
-        tune: steps by which a written plan's scales are tuned, see `tuning`; tune_windows: on how much of the text,
-            at most, and on no more than three quarters of it, two windows at least; all of what a model samples itself.
+        tune: steps by which a written plan's scales are tuned, see `rounding.tuning`; tune_windows: on how much of the
+            text, at most, and on no more than three quarters of it, two windows at least; all of what a model samples
+            itself.
     """
 
-    widths: tuple[int, ...] = (2, 4)
-    players: str = "blocks"
+    widths: tuple[int | str, ...] | None = None
+    players: str | None = None
     untie: bool = False
     rounding: str = "nearest"
     group_size: int = 64
@@ -49,6 +56,34 @@ class Sampling:
         """The rounding that the plan is written with."""
         return self.apply_rounding or self.rounding
 
+    @property
+    def kind(self) -> str:
+        """What the players are."""
+        return self.players or "blocks"
+
+    def grid(self) -> tuple[Width, ...]:
+        """The widths that players may have, rising.
+
+        Raises:
+            InputError: a width that is none.
+        """
+        if self.widths is not None:
+            return rising(width_named(item, self.group_size) for item in self.widths)
+        wanted = LINEARS if self.kind == "linears" else BLOCKS
+        found = [rounding_named(name).format.bits for name in (self.rounding, self.applied)]
+        return rising(width_named(bits, self.group_size) for bits in wanted if all(bits in own for own in found))
+
+    def for_method(self, method: str) -> "Recipe":
+        """The recipe with a method's own choices where nothing was asked: the one place of that rule.
+
+        `auto` plays linears and draws no permutations; the paper's estimators play blocks.
+        """
+        from dataclasses import replace
+
+        if method == "auto":
+            return replace(self, players=self.players or "linears", permutations=0)
+        return replace(self, players=self.kind)
+
     def check(self) -> None:
         """Refuse what can be refused without the model, all at once.
 
@@ -57,15 +92,15 @@ class Sampling:
         """
         rounding, applied = rounding_named(self.rounding), applied_named(self.applied)
         require_all(
-            lambda: require_bits(self.widths, rounding.bits, rounding.name),
-            lambda: require_applied(self.widths, self.rounding, self.applied),
-            lambda: require_kind(self.players),
+            lambda: at_least("--group-size", self.group_size, 1),
+            lambda: require_bits(self.grid(), rounding.format.bits, rounding.name),
+            lambda: require_applied(self.grid(), self.rounding, self.applied),
+            lambda: require_kind(self.kind),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--tune-windows", self.tune_windows, 2),
             lambda: at_least("--windows", self.windows, 2 if self.tune and self.calibration is None else 1),
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--permutations", self.permutations, 0),
-            lambda: at_least("--group-size", self.group_size, 1),
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
             lambda: require_tunable(applied.name, applied.format, self.tune),
@@ -77,9 +112,9 @@ def at_least(name: str, value: int, smallest: int) -> None:
         raise InputError(f"{name} {value}: expected at least {smallest}")
 
 
-def require_applied(widths: tuple[int, ...], rounding: str, applied: str) -> None:
+def require_applied(widths: tuple[Width, ...], rounding: str, applied: str) -> None:
     if applied != rounding:
-        require_bits(widths, applied_named(applied).bits, applied)
+        require_bits(widths, applied_named(applied).format.bits, applied)
 
 
 def applied_named(name: str) -> Rounding:
@@ -93,16 +128,16 @@ def applied_named(name: str) -> Rounding:
     return rounding_named(name)
 
 
-def require_tied(sampling: Sampling) -> None:
+def require_tied(recipe: Recipe) -> None:
     """Refuse untied linears where plans are written in the format of servers, which fuse q/k/v and gate/up.
 
     Raises:
         InputError: with formats that can.
     """
-    if sampling.untie and sampling.applied in ROUNDINGS and rounding_named(sampling.applied).format == GRID:
+    if recipe.untie and recipe.applied in ROUNDINGS and rounding_named(recipe.applied).format is COMPRESSED_TENSORS:
         raise InputError(
-            f"--untie: {sampling.applied} writes {GRID}, and servers that load it (vLLM) fuse q/k/v and gate/up, which "
-            "then need equal widths",
+            f"--untie: {recipe.applied} writes {COMPRESSED_TENSORS.name}, and servers that load it (vLLM) fuse q/k/v "
+            "and gate/up, which then need equal widths",
             "leave --untie out, or write with --rounding or --apply-rounding quanto or hqq (read by apportion.load)",
         )
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apportion.bits.plan.plan import Plan, plan_from
-from apportion.bits.plan.sensitivity import Sensitivity, sensitivity_from
+from apportion.bits.plan import Plan, Sensitivity, plan_from, sensitivity_from
 from apportion.bits.plots import draw_bits, draw_frontier, draw_interactions
 from apportion.core.artifact import Json, read_json, write_bytes
 
@@ -32,19 +31,21 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
     lines = [
         f"# {plan.avg_bits:.2f} bits on average ({plan.asked})",
         "",
-        f"{result['bytes']:,} bytes of weights on disk, {plan.player_bytes:,} of them in the {len(plan.players)} "
-        f"players. Mean NLL on the calibration text ({settings['calibration_source']}), nats per token:",
+        f"{result['bytes']:,} bytes of weights on disk, {plan.player_bytes:,} of them in the {len(plan.costs.players)} "
+        f"players ({result['stored_bits']:.2f} bits per weight with scales). Mean NLL on the calibration text "
+        f"({settings['calibration_source']}), nats per token:",
         "",
         "| full precision | all at highest | this plan | all at lowest |",
         "|---|---|---|---|",
         "| {nll_fp:.4f} | {nll_high:.4f} | **{nll_plan:.4f}** | {nll_low:.4f} |".format(**result),
         "",
-        f"Method `{plan.method}`; rounding {roundings(settings)}, group {settings['group_size']}; widths "
-        f"{', '.join(map(str, plan.widths))}. {how_chosen(plan)}",
+        f"Method `{plan.method}`; rounding {roundings(settings)}; widths "
+        f"{', '.join(width.name for width in plan.costs.widths)}. {how_chosen(plan)}",
         f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
         f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s."
         + (f" {result['resumed_evaluations']} more by an earlier run." if result["resumed_evaluations"] else ""),
         *([tuning_note(result["tuned"])] if result["tuned"] else []),
+        *memory_note(result["execution"]),
         "",
         "## Other budgets from the same samples",
         "",
@@ -57,7 +58,7 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
         "![frontier](frontier.png)",
         "",
-        "## Bits per player",
+        "## Width of every player",
         "",
         "![bits](bits.png)",
         "",
@@ -90,6 +91,12 @@ def tuning_note(tuned: Json) -> str:
     )
 
 
+def memory_note(execution: Json) -> list[str]:
+    """What was given up since memory ran out, or that graphs could not be recorded; nothing where all went well."""
+    given_up = [f"Memory ran out, so {', then '.join(execution['memory'])}."] if execution["memory"] else []
+    return given_up + ([f"Measured {execution['engine']}."] if "until" in execution["engine"] else [])
+
+
 def how_chosen(plan: Plan) -> str:
     """What vouches for the plan: the solver's proof, its gap, or measurements."""
     if plan.optimal:
@@ -104,11 +111,11 @@ def player_table(plan: Plan, sensitivity: Sensitivity) -> list[str]:
     """Width and cost of every player; the standard error where the estimator has one."""
     lowest = sensitivity.linear[sensitivity.choices[:, 1] == 0]
     errors = sensitivity.details.get("phi_se")
-    head = ["| player | bits | cost of the lowest width, nats |" + (" standard error |" if errors else "")]
+    head = ["| player | width | cost of the lowest width, nats |" + (" standard error |" if errors else "")]
     rule = ["|---|---|---|" + ("---|" if errors else "")]
     rows = [
-        f"| {player.name} | {bits} | {cost:.5f} |" + (f" {errors[i]:.5f} |" if errors else "")
-        for i, (player, bits, cost) in enumerate(zip(plan.players, plan.assignment, lowest, strict=True))
+        f"| {name} | {width} | {cost:.5f} |" + (f" {errors[i]:.5f} |" if errors else "")
+        for i, ((name, width), cost) in enumerate(zip(plan.by_name().items(), lowest, strict=True))
     ]
     return head + rule + rows
 

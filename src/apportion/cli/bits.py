@@ -1,12 +1,12 @@
 """Commands of CoopQ: quantize, its four steps alone, and perplexity."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from apportion.cli.base import app, emit
+from apportion.cli.gguf import FileOptions, file_text, quantize_file
 from apportion.cli.options import (
     Alpha,
     ApplyRounding,
@@ -19,10 +19,10 @@ from apportion.cli.options import (
     Out,
     OutFile,
     PlaceOptions,
+    RecipeOptions,
     Remote,
     Resume,
     RoundingWindows,
-    SamplingOptions,
     Seed,
     Text,
     Tune,
@@ -52,7 +52,8 @@ def quantize(
     until_stable: Annotated[
         bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing (not with auto).")
     ] = False,
-    sampling: SamplingOptions,
+    recipe: RecipeOptions,
+    file: FileOptions,
     place: PlaceOptions,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -60,21 +61,18 @@ def quantize(
     """Quantize a checkpoint to a memory budget; rounded by nearest or gptq, stock transformers loads the result.
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
+    One file for llama.cpp: apportion quantize ./Llama-3.2-3B --format gguf --max-bytes 1.5GB --out model.gguf
     """
-    from apportion.bits.finalists import default_widths
-    from apportion.bits.plan.budget import parse_bytes
-    from apportion.bits.quantize import Quantization
-    from apportion.bits.quantize import quantize as run
-    from apportion.bits.recipe import applied_named
-    from apportion.bits.rounding import rounding_named
+    if file.is_gguf():
+        written = quantize_file(model, out, file, max_bytes, recipe, place, resume=resume)
+        emit(written, as_json=as_json, text=file_text(written))
+        return
 
-    settings = sampling.settings(apply_rounding=apply_rounding)
-    if method == "auto":
-        supported = set(rounding_named(settings.rounding).bits) & set(applied_named(settings.applied).bits)
-        widths = default_widths(sorted(supported))
-        settings = sampling.settings(widths=widths, players="linears", apply_rounding=apply_rounding)
-    settings = replace(settings, tune=tune, tune_windows=tune_windows)
-    ask = Quantization(
+    from apportion.bits.plan import parse_bytes
+    from apportion.bits.quantize import QuantizeRequest
+    from apportion.bits.quantize import quantize as run
+
+    ask = QuantizeRequest(
         avg_bits=avg_bits,
         max_bytes=parse_bytes(max_bytes) if max_bytes is not None else None,
         method=method,
@@ -86,7 +84,8 @@ def quantize(
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,
     )
-    result = run(model, out, ask, settings, resume=resume)
+    asked = recipe.recipe(apply_rounding=apply_rounding, tune=tune, tune_windows=tune_windows)
+    result = run(model, out, ask, asked, resume=resume)
     emit(result, as_json=as_json, text=quantize_text(result))
 
 
@@ -97,7 +96,8 @@ def quantize_text(result: dict[str, Any]) -> str:
     resumed = result["resumed_evaluations"]
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
     return (
-        f"{result['out']}: {result['avg_bits']:.3f} bits on average, {result['bytes']:,} bytes of weights\n"
+        f"{result['out']}: {result['avg_bits']:.3f} bits on average ({result['stored_bits']:.3f} with scales), "
+        f"{result['bytes']:,} bytes of weights, loaded by {' and '.join(result['servers'])}\n"
         f"NLL on {result['calibration']}: {result['nll_fp']:.4f} full precision, {result['nll_high']:.4f} all at the "
         f"highest width, {result['nll_plan']:.4f} this plan\n"
         f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
@@ -114,7 +114,7 @@ def samples(
     out: Out,
     *,
     apply_rounding: ApplyRounding = None,
-    sampling: SamplingOptions,
+    recipe: RecipeOptions,
     place: PlaceOptions,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -123,14 +123,15 @@ def samples(
 
     Example: apportion samples ./model --calibration c4.jsonl --permutations 50 --out ./samples
     """
-    from apportion.bits.game.sampling import take_samples
-    from apportion.bits.quantize import open_table
+    from apportion.bits.quantize import open_model
+    from apportion.bits.quantizer import take_samples
     from apportion.bits.recipe import require_tied
+    from apportion.core.artifact import require_free
 
-    settings = sampling.settings(apply_rounding=apply_rounding)
-    require_tied(settings)
-    table = open_table(model, settings, place.ask())
-    taken = take_samples(table, out, resume=resume)
+    asked = recipe.recipe(apply_rounding=apply_rounding)
+    require_tied(asked)
+    require_free(out, resume=resume, kind="samples")
+    taken = take_samples(open_model(model, asked, place.ask()), out, resume=resume)
     result = {"coalitions": len(taken.values), "nll_high": taken.nll_high, "nll_low": taken.nll_low, **taken.counts}
     emit({**result, "out": str(out)}, as_json=as_json, text=f"{out}: {len(taken.values)} coalitions measured")
 
@@ -147,13 +148,14 @@ def sensitivity(
 
     Example: apportion sensitivity ./samples --method regression --out sensitivity.json
     """
-    from apportion.bits.game.samples import load_samples
-    from apportion.bits.plan.sensitivity import estimate
-    from apportion.core.artifact import plain, write_json
+    from apportion.bits.game import load_samples
+    from apportion.bits.plan import estimate
+    from apportion.core.artifact import plain, require_replaceable, write_json
 
+    require_replaceable(out, "costs", "method")
     found = estimate(load_samples(samples_folder), method, alpha=alpha)
     write_json(out, found)
-    emit(plain(found), as_json=as_json, text=f"{out}: {method}, {len(found.players)} players")
+    emit(plain(found), as_json=as_json, text=f"{out}: {method}, {len(found.costs.players)} players")
 
 
 @app.command(rich_help_panel="Bits for layers, step by step")
@@ -168,15 +170,14 @@ def plan(
 
     Example: apportion plan sensitivity.json --max-bytes 24MB --out plan.json
     """
-    from apportion.bits.plan.allocate import allocate
-    from apportion.bits.plan.budget import parse_bytes
-    from apportion.bits.plan.sensitivity import sensitivity_from
-    from apportion.bits.quantize import Quantization
-    from apportion.core.artifact import plain, read_json, write_json
+    from apportion.bits.plan import allocate, parse_bytes, sensitivity_from
+    from apportion.bits.quantize import QuantizeRequest
+    from apportion.core.artifact import plain, read_json, require_replaceable, write_json
 
+    require_replaceable(out, "costs", "assignment")
     loaded = sensitivity_from(read_json(sensitivity_file))
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
-    found = allocate(loaded, Quantization(avg_bits=avg_bits, max_bytes=limit).budget(loaded))
+    found = allocate(loaded, QuantizeRequest(avg_bits=avg_bits, max_bytes=limit).budget(loaded.costs))
     write_json(out, found)
     text = f"{out}: {found.avg_bits:.3f} bits on average, at most {found.total_bytes:,} bytes of weights"
     emit(plain(found), as_json=as_json, text=text)
@@ -204,14 +205,12 @@ def apply(
     Example: apportion apply ./model plan.json --apply-rounding gptq --calibration c4.jsonl --out ./model-3bit
     """
     from apportion.bits.apply import apply as run
-    from apportion.bits.plan.plan import plan_from
-    from apportion.bits.recipe import Sampling
+    from apportion.bits.plan import plan_from
+    from apportion.bits.recipe import Recipe
     from apportion.core.artifact import read_json
-    from apportion.core.device import place
-    from apportion.models.load import load_full
 
     loaded = plan_from(read_json(plan_file))
-    text = Sampling(
+    text = Recipe(
         calibration=calibration,
         rounding_windows=rounding_windows,
         window_tokens=window_tokens,
@@ -219,8 +218,16 @@ def apply(
         tune_windows=tune_windows,
         seed=seed,
     )
-    staged, tokenizer = load_full(model, place(device), trust_remote_code=trust_remote_code)
-    result = run(staged, tokenizer, loaded, out, resume=resume, rounding=apply_rounding, sampling=text)
+    result = run(
+        model,
+        loaded,
+        out,
+        rounding=apply_rounding,
+        recipe=text,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        resume=resume,
+    )
     emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} bytes of weights")
 
 
@@ -239,9 +246,9 @@ def perplexity(
 
     Example: apportion perplexity ./model-3bit --text wikitext2-test.txt --window-tokens 512
     """
-    from apportion.bits.quantize import measure_perplexity
+    from apportion.bits.perplexity import perplexity as run
 
-    found = measure_perplexity(
+    found = run(
         model,
         text,
         window_tokens=window_tokens,
@@ -250,4 +257,10 @@ def perplexity(
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,
     )
-    emit(found, as_json=as_json, text=f"perplexity {found['perplexity']:.3f} over {found['tokens']:,} tokens")
+    value = {
+        "perplexity": found.perplexity,
+        "nll": found.nll,
+        "tokens": found.tokens,
+        "windows": len(found.windows),
+    }
+    emit(value, as_json=as_json, text=f"perplexity {found.perplexity:.3f} over {found.tokens:,} tokens")

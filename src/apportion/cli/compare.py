@@ -11,8 +11,8 @@ from apportion.cli.options import (
     ModelArg,
     Out,
     PlaceOptions,
+    RecipeOptions,
     Resume,
-    SamplingOptions,
     Text,
     with_groups,
 )
@@ -42,7 +42,7 @@ def compare(
     text_windows: Annotated[int, typer.Option(help="First windows of the held-out text.")] = 128,
     alpha: Alpha = 0.5,
     curve: Annotated[bool, typer.Option(help="Also evaluate the 15 evenly spaced budgets of the excess.")] = True,
-    sampling: SamplingOptions,
+    recipe: RecipeOptions,
     place: PlaceOptions,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -51,23 +51,21 @@ def compare(
 
     Example: apportion compare ./model --text wikitext2-test.txt --calibration c4.jsonl --out ./comparison
     """
-    from apportion.bits.compare.compare import Comparison
+    from apportion.bits.compare.compare import CompareRequest
     from apportion.bits.compare.compare import compare as run
-    from apportion.bits.compare.methods import METHODS
+    from apportion.bits.compare.methods import DEFAULT
     from apportion.bits.compare.page import table
 
-    named = [m for m in METHODS if m != "optimum"] if methods is None else methods.split(",")
-    ask = Comparison(
+    ask = CompareRequest(
         text=text,
-        methods=tuple(name.strip() for name in named),
+        methods=DEFAULT if methods is None else tuple(name.strip() for name in methods.split(",")),
         avg_bits=parse_bits(avg_bits),
         text_windows=text_windows,
         curve=curve,
-        apply_rounding=apply_rounding,
         alpha=alpha,
         device=place.device,
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,
     )
-    result = run(model, out, ask, sampling.settings(), resume=resume)
+    result = run(model, out, ask, recipe.recipe(apply_rounding=apply_rounding), resume=resume)
     emit(result, as_json=as_json, text="\n".join([*table(result), f"{out}/table.md"]))

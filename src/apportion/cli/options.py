@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apportion.core.errors import InputError
-
 if TYPE_CHECKING:
-    from apportion.bits.quantize import Quantization
-    from apportion.bits.recipe import Sampling
+    from apportion.bits.quantize import QuantizeRequest
+    from apportion.bits.recipe import Recipe
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Local checkpoint folder, or hub name owner/name.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; refused if it holds something, unless --resume.")]
@@ -40,11 +38,14 @@ Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingOptions:
+class RecipeOptions:
     """What the measured values depend on, besides the model."""
 
     widths: Annotated[
-        str | None, typer.Option(help="Bits that a player may have (2,4; quantize --method auto: 2,3,4).")
+        str | None,
+        typer.Option(
+            help="Widths that a player may have, in bits or by name: 2,4 or w2g32,w3g64 (blocks: 2,4; linears: 2,3,4)."
+        ),
     ] = None
     players: Annotated[
         str | None,
@@ -64,26 +65,16 @@ class SamplingOptions:
     ] = 100
     seed: Seed = 0
 
-    def settings(
-        self, *, widths: tuple[int, ...] = (2, 4), players: str = "blocks", apply_rounding: str | None = None
-    ) -> "Sampling":
-        """The library's settings, with these widths and players where none were given."""
-        from apportion.bits.recipe import Sampling
+    def recipe(self, **more: Any) -> "Recipe":
+        """The library's recipe; what was not given is left to the method.
 
-        return Sampling(
-            widths=widths if self.widths is None else parse_widths(self.widths),
-            players=players if self.players is None else self.players,
-            untie=self.untie,
-            rounding=self.rounding,
-            group_size=self.group_size,
-            calibration=self.calibration,
-            windows=self.windows,
-            window_tokens=self.window_tokens,
-            permutations=self.permutations,
-            seed=self.seed,
-            rounding_windows=self.rounding_windows,
-            apply_rounding=apply_rounding,
-        )
+        Args:
+            more: fields that only some commands have options for.
+        """
+        from apportion.bits.recipe import Recipe
+
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "widths"}
+        return Recipe(widths=None if self.widths is None else parse_widths(self.widths), **own, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +85,16 @@ class PlaceOptions:
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: what is computed in.")] = "auto"
     trust_remote_code: Remote = False
 
-    def ask(self) -> "Quantization":
-        """For `open_table`."""
-        from apportion.bits.quantize import Quantization
+    def ask(self) -> "QuantizeRequest":
+        """For `open_model`."""
+        from apportion.bits.quantize import QuantizeRequest
 
-        return Quantization(device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        return QuantizeRequest(device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
 
 
-def parse_widths(text: str) -> tuple[int, ...]:
-    """Widths as `2,4`."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError as error:
-        raise InputError(f"--widths {text}: expected numbers with commas, e.g. 2,4") from error
+def parse_widths(text: str) -> tuple[str, ...]:
+    """Widths with commas; what each means is the recipe's to say."""
+    return tuple(part.strip() for part in text.split(","))
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -54,3 +54,38 @@ def require_device(device: str) -> None:
     if int(index or 0) >= count:
         seen = f"torch sees {count} CUDA devices" if kind == "cuda" else "there is one CPU"
         raise InputError(f"--device {device}: {seen}", "use --device cpu or auto")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the CPU (a RuntimeError of its allocator).
+
+    >>> is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    True
+    """
+    text = str(error)
+    kinds = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+    return type(error).__name__ == "OutOfMemoryError" or any(kind in text for kind in kinds)
+
+
+def free_memory(device: str) -> None:
+    """Give what torch keeps for later back to a CUDA device."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def peak_memory() -> int | None:
+    """Peak resident memory of this process in bytes (GPU memory where one was used); None where it is not told."""
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

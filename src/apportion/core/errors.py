@@ -5,6 +5,7 @@
     |   +-- BudgetError           a budget below the smallest or above the largest choice
     +-- ModelStructureError       the checkpoint is no causal LM of a structure this program can cut
     +-- NumericError              a loss is NaN or infinite
+    +-- OutOfMemoryError          the device is too small, also for the least that can be run at once
     +-- ArtifactError             a saved value cannot be used
     |   +-- ArtifactExistsError   the output is already there
     |   +-- ArtifactCorruptError  a file does not hold what was written to it
@@ -16,6 +17,7 @@
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 
 class ApportionError(Exception):
@@ -63,6 +65,10 @@ class NumericError(ApportionError):
     """A measured number is not finite."""
 
 
+class OutOfMemoryError(ApportionError):
+    """The device is too small for the least that can be run at once."""
+
+
 class ArtifactError(ApportionError):
     """A saved value cannot be read or written."""
 
@@ -87,6 +93,18 @@ class MissingExtraError(ApportionError):
             f"the package {package!r} is needed and not installed",
             f"pip install 'apportion[{extra}]'",
         )
+
+
+def require_package(module: str, package: str, extra: str) -> None:
+    """Refuse what an optional package is needed for.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(package, extra) from error
 
 
 class ServiceError(ApportionError):

@@ -4,12 +4,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apportion.bits.game.players import uniform
 from apportion.bits.game.samples import WINDOWS
-from apportion.bits.perplexity import perplexity
-from apportion.bits.quantize import Quantization, measure_perplexity, open_table, quantize
-from apportion.bits.quantizer import Table
-from apportion.bits.recipe import Sampling
+from apportion.bits.perplexity import first_windows, perplexity, perplexity_of
+from apportion.bits.quantize import QuantizeRequest, open_model, quantize
+from apportion.bits.recipe import Recipe
 from apportion.core.artifact import Json, write_bytes
 from apportion.demo import calibration_text, heldout_text, model_path
 from apportion.models.text import load_calibration
@@ -32,20 +30,20 @@ class BitsPlan:
     windows: int = 8
     window_tokens: int = 256
     text_windows: int = 48
-    widths: tuple[int, ...] = (4, 3, 2)
+    widths: tuple[int, ...] = (2, 3, 4)
     players: str = "linears"
 
-    def sampling(self, method: str, calibration: Path) -> Sampling:
-        """The samples' settings of a method."""
+    def recipe(self, method: str, calibration: Path) -> Recipe:
+        """The recipe of a method."""
         searched = method == "auto"
-        return Sampling(
-            widths=tuple(sorted(self.widths)) if searched else (2, 4),
-            players=self.players if searched else "blocks",
-            permutations=0 if searched else self.permutations,
+        return Recipe(
+            widths=self.widths if searched else None,
+            players=self.players if searched else None,
+            permutations=self.permutations,
             calibration=calibration,
             windows=self.windows,
             window_tokens=self.window_tokens,
-        )
+        ).for_method(method)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +84,8 @@ def show_bits(out: Path, plan: BitsPlan) -> BitsShown:
     results = {}
     for method in METHODS:
         print(f"quantize to {plan.avg_bits:g} bits by {method} ...", file=sys.stderr)
-        ask = Quantization(avg_bits=plan.avg_bits, method=method, evaluations=plan.evaluations)
-        results[method] = quantize(str(model_path()), out / method, ask, plan.sampling(method, text))
+        ask = QuantizeRequest(avg_bits=plan.avg_bits, method=method, evaluations=plan.evaluations)
+        results[method] = quantize(str(model_path()), out / method, ask, plan.recipe(method, text))
     rows = uniform_rows(out / METHODS[0] / "samples", heldout, plan, text)
     rows += [plan_row(method, results[method], heldout, plan) for method in METHODS]
     files = {
@@ -100,38 +98,33 @@ def show_bits(out: Path, plan: BitsPlan) -> BitsShown:
 
 def uniform_rows(samples: Path, heldout: Path, plan: BitsPlan, text: Path) -> list[PlanRow]:
     """Full precision and every uniform width, on the windows that the plans were made with."""
-    table = open_table(str(model_path()), plan.sampling("auto", text))
+    quantizer = open_model(str(model_path()), plan.recipe("auto", text))
+    asked = first_windows(quantizer.tokenizer, heldout, window_tokens=plan.window_tokens, windows=plan.text_windows)
+    told = load_calibration(samples / WINDOWS).windows
+
+    def measured(name: str, avg_bits: float, size: int) -> PlanRow:
+        """A row for the weights that are in place now."""
+        nll = float(quantizer.staged.window_nll(told).mean())
+        return PlanRow(name, avg_bits, size, nll, perplexity_of(quantizer.staged, asked).perplexity)
+
     weights = sum(path.stat().st_size for path in model_path().glob("*.safetensors"))
-    found = [_measured("full precision", 16.0, weights, table, samples, (heldout, plan))]
-    bank = table.bank()
-    for bits in plan.widths:
-        assignment = uniform(table.players, bits)
-        bank.put_all(assignment)
-        place = table.costs.widths.index(bits)
-        size = int(table.costs.player_bytes[:, place].sum()) + table.costs.fixed_bytes
-        found.append(_measured(f"uniform {bits}", float(bits), size, table, samples, (heldout, plan)))
-    table.staged.restore()
+    found = [measured("full precision", 16.0, weights)]
+    costs = quantizer.costs
+    for column in reversed(range(len(costs.widths))):
+        quantizer.bank.put_all(costs.uniform(column))
+        bits = costs.widths[column].bits
+        found.append(measured(f"uniform {bits:g}", float(bits), costs.spent(costs.uniform(column)) + costs.fixed_bytes))
+    quantizer.staged.restore()
     return found
-
-
-def _measured(
-    name: str, avg_bits: float, size: int, table: Table, samples: Path, asked: tuple[Path, BitsPlan]
-) -> PlanRow:
-    """A row for the weights that are in place now."""
-    heldout, plan = asked
-    nll = float(table.staged.window_nll(load_calibration(samples / WINDOWS).windows).mean())
-    length, count = plan.window_tokens, plan.text_windows
-    found = perplexity(table.staged, table.tokenizer, heldout, window_tokens=length, windows=count)
-    return PlanRow(name, avg_bits, size, nll, found.perplexity)
 
 
 def plan_row(method: str, result: Json, heldout: Path, plan: BitsPlan) -> PlanRow:
     """A row for a checkpoint as it was written, loaded again."""
     length, count = plan.window_tokens, plan.text_windows
-    found = measure_perplexity(result["out"], heldout, window_tokens=length, windows=count)
+    found = perplexity(result["out"], heldout, window_tokens=length, windows=count)
     name = f"{method} {plan.avg_bits:g}"
     return PlanRow(
-        name, result["avg_bits"], result["bytes"], result["nll_plan"], found["perplexity"], result["evaluations"]
+        name, result["avg_bits"], result["bytes"], result["nll_plan"], found.perplexity, result["evaluations"]
     )
 
 

@@ -13,7 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.formats.width import Width
+from apportion.core.errors import InputError, require_package
+from apportion.formats.format import Format
+from apportion.formats.packed import Packed, Shapes
+from apportion.formats.width import BITS, Width
+
+PER_WORD = {2: 4, 3: 10, 4: 2, 8: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +31,13 @@ class HqqWeight:
     shape: tuple[int, int]
     width: Width
 
-    @classmethod
-    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> "HqqWeight":
-        """Read back what `tensors` gave."""
-        return cls(saved["W_q"], saved["scale"], saved["zero"], shape, width)
-
     def meta(self, dtype: torch.dtype) -> dict[str, Any]:
         """What hqq must know to decode in a dtype."""
         from hqq.core.quantize import Quantizer
 
-        packing = Quantizer.bit_to_packing[self.width.bits]
+        packing = Quantizer.bit_to_packing[self.width.code_bits]
         return {
-            "nbits": self.width.bits,
+            "nbits": self.width.code_bits,
             "group_size": self.width.group_size,
             "shape": torch.Size(self.shape),
             "scale": self.scale.to(dtype),
@@ -59,3 +59,34 @@ class HqqWeight:
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"W_q": self.codes.cpu(), "scale": self.scale.cpu(), "zero": self.zero.cpu()}
+
+
+class HqqFormat:
+    """The format of `hqq`."""
+
+    name: str = "hqq"
+    bits: tuple[int, ...] = BITS
+    servers: tuple[str, ...] = ("apportion.load", "hqq")
+
+    def shapes(self, width: Width, rows: int, columns: int, dtype: torch.dtype) -> Shapes:
+        """Codes packed along the groups, a scale and a zero for each group."""
+        groups, per_word = rows * columns // width.group_size, PER_WORD[width.code_bits]
+        if width.bits != 3 and groups % per_word:
+            raise InputError(
+                f"--rounding hqq: packs {per_word} groups together at {width.bits} bit, and a weight of "
+                f"{rows} x {columns} has {groups} groups of {width.group_size}",
+                f"choose a --group-size that gives a multiple of {per_word}, or another rounding",
+            )
+        words = -(-groups // per_word)
+        return {
+            "W_q": (torch.int32 if width.bits == 3 else torch.uint8, (words, width.group_size)),
+            "scale": (dtype, (groups, 1)),
+            "zero": (dtype, (groups, 1)),
+        }
+
+    def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> Packed:
+        require_package("hqq.core.quantize", "hqq", "hqq")
+        return HqqWeight(tensors["W_q"], tensors["scale"], tensors["zero"], shape, width)
+
+
+HQQ: Format = HqqFormat()

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from apportion.core.errors import InputError, require_package
+from apportion.formats.format import Format
+from apportion.formats.packed import Packed, Shapes
 from apportion.formats.width import Width
 
 
@@ -21,17 +24,6 @@ class QuantoWeight:
 
     packed: Any
     width: Width
-
-    @classmethod
-    def from_tensors(cls, saved: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> "QuantoWeight":
-        """Read back what `tensors` gave; the group size is ours to restore, quanto would guess it."""
-        from optimum.quanto import WeightQBitsTensor, qint2, qint4
-
-        qtype = {2: qint2, 4: qint4}[width.bits]
-        packed = WeightQBitsTensor.load_from_state_dict(
-            dict(saved), "weight.", qtype, 0, width.group_size, torch.Size(shape), (shape[1], 1), missing_keys=[]
-        )
-        return cls(packed, width)
 
     def cast(self, dtype: torch.dtype) -> Any:
         """The same codes with scale and shift in a dtype: quanto computes in the dtype of its scale."""
@@ -51,3 +43,39 @@ class QuantoWeight:
         found: dict[str, Tensor] = {}
         self.packed.save_to_state_dict(found, "weight.", keep_vars=False)
         return found
+
+
+class QuantoFormat:
+    """The format of `quanto`."""
+
+    name: str = "quanto"
+    bits: tuple[int, ...] = (2, 4)
+    servers: tuple[str, ...] = ("apportion.load", "optimum-quanto")
+
+    def shapes(self, width: Width, rows: int, columns: int, dtype: torch.dtype) -> Shapes:
+        """Codes packed along the groups into bytes, and a scale and a shift for each group."""
+        groups = rows * columns // width.group_size
+        if groups < 2:
+            raise InputError(
+                f"--rounding quanto: cannot hold a weight of {rows} x {columns} in a single group",
+                "choose a smaller --group-size or another rounding",
+            )
+        return {
+            "weight._data._data": (torch.uint8, (-(-groups * width.code_bits // 8), width.group_size)),
+            "weight._scale": (dtype, (groups, 1)),
+            "weight._shift": (dtype, (groups, 1)),
+        }
+
+    def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], width: Width) -> Packed:
+        """The group size is ours to restore, quanto would guess it."""
+        require_package("optimum.quanto", "optimum-quanto", "quanto")
+        from optimum.quanto import WeightQBitsTensor, qint2, qint4
+
+        qtype = {2: qint2, 4: qint4}[width.code_bits]
+        packed = WeightQBitsTensor.load_from_state_dict(
+            dict(tensors), "weight.", qtype, 0, width.group_size, torch.Size(shape), (shape[1], 1), missing_keys=[]
+        )
+        return QuantoWeight(packed, width)
+
+
+QUANTO: Format = QuantoFormat()

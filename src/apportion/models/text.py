@@ -21,11 +21,19 @@ MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Token windows, where they came from, and their digest."""
+class Windows:
+    """Token windows of one length, and where they came from.
+
+    Attributes:
+        windows: token ids, one window a row.
+        source: the file they were cut from, or that the model sampled them itself.
+        bos: whether every window begins with the beginning-of-text token of the model: Gemma's perplexity explodes
+            without it. None where nobody said.
+    """
 
     windows: Int[Tensor, "windows tokens"]
     source: str
+    bos: bool | None = None
 
     @property
     def digest(self) -> str:
@@ -98,25 +106,28 @@ def cut(prefix: list[int], ids: Int[Tensor, " stream"], window_tokens: int) -> I
     return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(count, -1), windows], dim=1)
 
 
-def calibrate(
-    path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int, fewer: bool = False
-) -> Calibration:
-    """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
+def require_windows(available: Int[Tensor, "all tokens"], windows: int, path: Path) -> None:
+    """Refuse a text with fewer windows than asked for.
 
-    Args:
-        fewer: take what there is where the text has fewer windows.
+    Raises:
+        InputError: saying how many there are.
+    """
+    if len(available) < windows:
+        raise InputError(
+            f"--windows {windows}: {path} has only {len(available)} windows of {available.shape[1]} tokens",
+            "give a longer text, fewer --windows or a smaller --window-tokens",
+        )
+
+
+def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
+    """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
 
     Raises:
         InputError: the text has fewer windows than asked for.
     """
     available = windows_of(path, tokenizer, window_tokens)
-    windows = min(windows, len(available)) if fewer else windows
-    if len(available) < windows:
-        raise InputError(
-            f"--windows {windows}: {path} has only {len(available)} windows of {window_tokens} tokens",
-            "give a longer text, fewer --windows or a smaller --window-tokens",
-        )
-    return Calibration(choose(available, windows, seed), str(path))
+    require_windows(available, windows, path)
+    return Windows(choose(available, windows, seed), str(path))
 
 
 def windows_of(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
@@ -145,9 +156,7 @@ def unseen_windows(
 
 
 @torch.inference_mode()
-def sample_calibration(
-    staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int
-) -> Calibration:
+def sample_calibration(staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
     """Windows that the model writes itself: temperature 1, from its own beginning-of-text.
 
     Raises:
@@ -175,7 +184,7 @@ def sample_calibration(
             pad_token_id=start,
             stopping_criteria=[watching(advance)],
         )
-    return Calibration(ids.cpu().contiguous(), "sampled from the model itself")
+    return Windows(ids.cpu().contiguous(), "sampled from the model itself")
 
 
 def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
@@ -188,7 +197,7 @@ def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
     return criterion
 
 
-def save_calibration(calibration: Calibration, path: Path) -> None:
+def save_calibration(calibration: Windows, path: Path) -> None:
     """Write windows as safetensors, with their source and digest as metadata."""
     from safetensors.torch import save
 
@@ -198,7 +207,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     write_bytes(path, save({"windows": calibration.windows.to(torch.int32)}, metadata=metadata))
 
 
-def load_calibration(path: Path) -> Calibration:
+def load_calibration(path: Path) -> Windows:
     """Read windows back.
 
     Raises:
@@ -209,7 +218,7 @@ def load_calibration(path: Path) -> Calibration:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            loaded = Calibration(file.get_tensor("windows").long(), metadata.get("source", ""))
+            loaded = Windows(file.get_tensor("windows").long(), metadata.get("source", ""))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: no readable windows: {error}", "run the samples step again") from error
     if loaded.digest != metadata.get("digest"):

@@ -8,21 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from apportion.bits.apply import PACKAGES
-from apportion.bits.compare.methods import METHODS, Choice, Context, require_methods
+from apportion.bits.compare.methods import DEFAULT, METHODS, Choice, Context, require_methods
 from apportion.bits.compare.optimum import Exhaustive, require_exhaustible
 from apportion.bits.compare.page import write_page
-from apportion.bits.compare.standings import Scoreboard, scoreboard, standings
-from apportion.bits.game.game import MeasuredGame, Values, decode, encode, full_precision_nll
-from apportion.bits.game.players import Assignment, uniform
-from apportion.bits.game.samples import WINDOWS, Samples
-from apportion.bits.game.sampling import take_samples
+from apportion.bits.compare.standings import scoreboard, standings
+from apportion.bits.game import (
+    Assignment,
+    Costs,
+    MeasuredGame,
+    Samples,
+    Values,
+    decode,
+    encode,
+    full_precision_nll,
+    sample,
+)
 from apportion.bits.perplexity import first_windows
-from apportion.bits.plan.budget import Budget, Costs, budget_from_bits
-from apportion.bits.plan.sensitivity import require_alpha, require_estimable
-from apportion.bits.quantize import Quantization, open_table, peak_memory
-from apportion.bits.quantizer import Table
-from apportion.bits.recipe import Sampling, at_least, require_applied
+from apportion.bits.plan import Budget, budget_from_bits, require_alpha, require_estimable
+from apportion.bits.quantize import PACKAGES, QuantizeRequest, open_model
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.recipe import Recipe, at_least
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -34,50 +39,53 @@ from apportion.core.artifact import (
     write_json,
     write_manifest,
 )
+from apportion.core.device import peak_memory
 from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.log import AppendLog
-from apportion.models.text import Calibration, load_calibration
+from apportion.core.output import output_folder
+from apportion.formats import Width
+from apportion.models.identity import source_identity, text_identity
+from apportion.models.text import Windows
 
 CURVE = 15  # evenly spaced budgets of the excess; with 16 equal players, k = 15..1 demoted ones
 AVG_BITS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What is asked of `compare`, besides the samples' settings.
+class CompareRequest:
+    """What is asked of `compare`, besides the recipe.
 
     Attributes:
-        text: held-out text; text_windows: its first so many windows of the samples' window length.
+        text: held-out text; text_windows: its first so many windows of the recipe's window length.
+        methods: by name; all but the exhaustive optimum where nothing is said.
         avg_bits: the grid of budgets. curve: also evaluate the 15 evenly spaced budgets of the excess.
-        apply_rounding: the rounding under which plans are evaluated, if not the one they were made with.
         device, dtype: where everything is measured.
     """
 
     text: Path
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = DEFAULT
     avg_bits: tuple[float, ...] = AVG_BITS
     text_windows: int = 128
     curve: bool = True
-    apply_rounding: str | None = None
     alpha: float = 0.5
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
 
-    def check(self, sampling: Sampling) -> None:
+    def check(self, recipe: Recipe) -> None:
         """Refuse what can be refused without the model, all at once.
 
         Raises:
             InputError: with every offending value.
         """
+        widths = recipe.grid()
         require_all(
             lambda: require_methods(self.methods),
-            *(partial(require_estimable, name, sampling.widths, sampling.permutations) for name in self.methods),
+            *(partial(require_estimable, name, widths, recipe.permutations) for name in self.methods),
             lambda: require_file(self.text),
             lambda: at_least("--text-windows", self.text_windows, 1),
             lambda: require_alpha(self.alpha),
-            lambda: require_grid(self.avg_bits, sampling.widths),
-            lambda: require_applied(sampling.widths, sampling.rounding, self.apply_rounding or sampling.rounding),
+            lambda: require_grid(self.avg_bits, widths),
         )
 
 
@@ -86,20 +94,24 @@ def require_file(path: Path) -> None:
         raise InputError(f"--text {path}: no such file", "give a held-out .txt or .jsonl file")
 
 
-def require_grid(avg_bits: Sequence[float], widths: Sequence[int]) -> None:
-    bad = [bits for bits in avg_bits if not widths[0] <= bits <= widths[-1]]
+def require_grid(avg_bits: Sequence[float], widths: Sequence[Width]) -> None:
+    low, high = widths[0].bits, widths[-1].bits
+    bad = [bits for bits in avg_bits if not low <= bits <= high]
     if bad or not avg_bits:
         raise BudgetError(
-            f"--avg-bits {','.join(map(str, avg_bits))}: expected numbers from {widths[0]} to {widths[-1]}",
+            f"--avg-bits {','.join(map(str, avg_bits))}: expected numbers from {low:g} to {high:g}",
             "choose budgets in this range or other --widths",
         )
 
 
-def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = None, *, resume: bool = False) -> Json:
-    """Compare methods on one model.
+def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = None, *, resume: bool = False) -> Json:
+    """Compare methods of choosing widths on one model, over one grid of budgets, on one set of measured values.
 
     Args:
+        model: local folder or hub name.
         out: folder of samples, logs, one file of plans per method, `result.json`, `table.md` and `compare.png`.
+        ask: methods, budgets and held-out text. recipe: text, widths, players and rounding; plans are judged on the
+            weights of `apply_rounding`, in whose format their bytes are counted.
         resume: continue an interrupted run with the same model, texts and settings; nothing finished is redone.
 
     Returns:
@@ -107,48 +119,78 @@ def compare(model: str, out: Path, ask: Comparison, sampling: Sampling | None = 
 
     Raises:
         ApportionError: see `core.errors`.
+
+    Cost: the coalitions of `recipe.permutations` orders, what methods ask for besides (`evaluations` in the result),
+    and every distinct plan once on the held-out text.
+
+    Source: the comparison of CoopQ (Findings of ACL 2026), with intervals, ties and regret; these are ours.
+
+    >>> ask = CompareRequest(text=HELD_OUT, methods=("coopq", "lim"), avg_bits=(3,), text_windows=4, curve=False)
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> result = compare(MODEL, OUT, ask, recipe)
+    >>> [len(row["budgets"]) for row in result["methods"].values()]
+    [1, 1]
     """
     began = time.monotonic()
-    sampling = sampling or Sampling()
-    sampling.check()
-    ask.check(sampling)
-    out = Path(out)
-    asked = {"model_source": model, **asdict(ask), **asdict(sampling)}
-    if finished(out, asked, resume=resume):
-        read_manifest(out)
-        return {**read_json(out / "result.json"), "out": str(out)}
-    place = Quantization(device=ask.device, dtype=ask.dtype, trust_remote_code=ask.trust_remote_code)
-    table = open_table(model, sampling, place)
+    recipe = (recipe or Recipe()).for_method("coopq")
+    recipe.check()
+    ask.check(recipe)
+    asked = {"kind": "compare", "model_source": model, **asdict(ask), **asdict(recipe)}
+    asked |= {"model": source_identity(model), "texts": [text_identity(recipe.calibration), text_identity(ask.text)]}
+    with output_folder(Path(out), "compare", resume=resume, reads=[model]) as claimed:
+        if finished(claimed, asked, resume=resume):
+            read_manifest(claimed)
+            return {**read_json(claimed / "result.json"), "out": str(claimed)}
+        return compare_into(claimed, model, ask, recipe, {"asked": asked, "began": began})
+
+
+def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run: Json) -> Json:
+    """The work of `compare`, in a folder that is held for it.
+
+    Args:
+        run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds.
+    """
+    place = QuantizeRequest(device=ask.device, dtype=ask.dtype, trust_remote_code=ask.trust_remote_code)
+    quantizer = open_model(model, recipe, place)
     if "optimum" in ask.methods:
-        require_exhaustible(len(table.players), sampling.widths)
-    held_out = Calibration(
-        first_windows(
-            table.tokenizer,
-            ask.text,
-            window_tokens=sampling.window_tokens,
-            windows=ask.text_windows,
-            option="--text-windows",
-        ),
-        str(ask.text),
-    )
-    judging = judging_table(table, ask)  # before the work, so that what this rounding refuses is refused now
-    start(out, asked)
-    samples = take_samples(table, out / "samples", resume=True)
-    context = Context(
-        table, table.bank(), load_calibration(out / "samples" / WINDOWS), samples, out, ask.alpha, sampling.seed
-    )
-    budgets = budgets_of(samples, ask)
-    chosen = {name: chosen_by(name, context, budgets) for name in ask.methods}
-    judged = judge(judging, held_out, wanted(samples, chosen), out)
-    board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, sampling.seed)
-    result = result_of(model, ask, context, chosen, board, judged)
-    result["seconds"] = time.monotonic() - began
+        require_exhaustible(len(quantizer.costs.players), quantizer.costs.widths)
+    held_out = held_out_text(quantizer, ask)
+    judging = judging_quantizer(quantizer)  # before the work, so that what this rounding refuses is refused now
+    start(out, run["asked"])
+    folder = out / "samples"
+    with quantizer.game(folder, resume=True) as game:
+        samples = sample(game, folder, quantizer.orders())
+        context = Context(game, samples, out, ask.alpha, recipe.seed)
+        budgets = budgets_of(samples.costs, ask)
+        chosen = {name: chosen_by(name, context, budgets) for name in ask.methods}
+        exhaustive = context.exhaustive if "optimum" in ask.methods else None
+        execution = game.execution()
+    judged = judge(judging, held_out, wanted(samples.costs, chosen), out)
+    board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, recipe.seed)
+    result = result_of(model, ask, recipe, samples, chosen, standings(board, exhaustive), judged)
+    result |= {
+        "optimum": summary(exhaustive) if exhaustive is not None else None,
+        "execution": {**execution, "embeddings": quantizer.staged.embeddings},
+    }
+    result["seconds"] = time.monotonic() - run["began"]
     return finish(out, result, chosen)
 
 
-def budgets_of(costs: Costs, ask: Comparison) -> list[Budget]:
+def held_out_text(quantizer: Quantizer, ask: CompareRequest) -> Windows:
+    """The first windows of the held-out text."""
+    windows = first_windows(
+        quantizer.tokenizer,
+        ask.text,
+        window_tokens=quantizer.recipe.window_tokens,
+        windows=ask.text_windows,
+        option="--text-windows",
+    )
+    return Windows(windows, str(ask.text))
+
+
+def budgets_of(costs: Costs, ask: CompareRequest) -> list[Budget]:
     """The grid, then the curve."""
-    low, high = costs.widths[0], costs.widths[-1]
+    low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
     steps = range(1, CURVE + 1) if ask.curve else ()
     curve = [low + (high - low) * step / (CURVE + 1) for step in steps]
     return [budget_from_bits(costs, bits) for bits in (*ask.avg_bits, *curve)]
@@ -185,10 +227,10 @@ def choices_of(chosen: Mapping[str, Json]) -> dict[str, list[Choice]]:
     }
 
 
-def wanted(samples: Samples, chosen: Mapping[str, Json]) -> list[Assignment]:
+def wanted(costs: Costs, chosen: Mapping[str, Json]) -> list[Assignment]:
     """Every distinct plan once, and the uniform ones."""
     plans = {item for choices in choices_of(chosen).values() for choice in choices for item in choice}
-    return sorted(plans | {uniform(samples.players, bits) for bits in samples.widths})
+    return sorted(plans | {costs.uniform(column) for column in range(len(costs.widths))})
 
 
 @dataclass(frozen=True)
@@ -201,58 +243,64 @@ class Judged:
     settings: Json = field(default_factory=dict)
 
 
-def judging_table(table: Table, ask: Comparison) -> Table:
-    """The table with the rounding that plans are judged on.
+def judging_quantizer(quantizer: Quantizer) -> Quantizer:
+    """The same model with the rounding that plans are written with, where it is another.
 
     Raises:
         InputError: that rounding cannot hold this model or these widths.
     """
-    rounding = ask.apply_rounding or table.sampling.rounding
-    if rounding == table.sampling.rounding:
-        return table
-    return Table(table.staged, table.tokenizer, replace(table.sampling, rounding=rounding))
+    recipe = quantizer.recipe
+    if recipe.applied == recipe.rounding:
+        return quantizer
+    return Quantizer(quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied))
 
 
-def judge(table: Table, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
+def judge(quantizer: Quantizer, held_out: Windows, plans: list[Assignment], out: Path) -> Judged:
     """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
-    settings = table.settings(held_out)
+    settings = quantizer.settings(held_out)
     with AppendLog(out / "text.log", settings, resume=True) as log:
-        game = MeasuredGame(table.bank(), held_out, log)
+        game = MeasuredGame(quantizer.bank, held_out, log, settings)
         game.values(plans)
-    return Judged(game.known, full_precision_nll(table.staged, held_out), table.rounding.name, settings)
+    full = full_precision_nll(quantizer.staged, held_out)
+    return Judged(game.known, full, quantizer.rounding.name, settings)
 
 
 def result_of(
-    model: str, ask: Comparison, context: Context, chosen: Mapping[str, Json], board: Scoreboard, judged: Judged
+    model: str,
+    ask: CompareRequest,
+    recipe: Recipe,
+    samples: Samples,
+    chosen: Mapping[str, Json],
+    rows: Json,
+    judged: Judged,
 ) -> Json:
     """What is saved and printed."""
-    samples = context.samples
-    exhaustive = context.exhaustive if "optimum" in ask.methods else None
-    rows = standings(board, exhaustive)
     for name, row in rows.items():
         row["evaluations"] = chosen[name]["evaluations"]
         row["seconds"] = chosen[name]["seconds"]
+    costs = samples.costs
     return {
         "model": Path(model).name,
         "settings": samples.settings,
         "text": judged.settings["calibration_source"],
         "text_digest": judged.settings["calibration"],
         "text_windows": ask.text_windows,
-        "window_tokens": context.table.sampling.window_tokens,
-        "calibration_windows": context.table.sampling.windows,
-        "permutations": context.table.sampling.permutations,
+        "window_tokens": recipe.window_tokens,
+        "calibration_windows": recipe.windows,
+        "permutations": recipe.permutations,
         "alpha": ask.alpha,
-        "seed": context.seed,
+        "seed": recipe.seed,
         "rounding": samples.settings["rounding"],
         "apply_rounding": judged.rounding,
         "avg_bits": list(ask.avg_bits),
         "perplexity_fp": float(np.exp(judged.full_precision.mean())),
         "perplexity_uniform": {
-            str(bits): float(np.exp(judged.values[uniform(samples.players, bits)].mean())) for bits in samples.widths
+            width.name: float(np.exp(judged.values[costs.uniform(column)].mean()))
+            for column, width in enumerate(costs.widths)
         },
+        "bits_uniform": {width.name: width.bits for width in costs.widths},
         "samples": {**samples.counts, "coalitions": len(samples.values)},
         "distinct_plans": len(judged.values),
-        "optimum": summary(exhaustive) if exhaustive is not None else None,
         "methods": rows,
         "peak_memory_bytes": peak_memory(),
         "versions": versions(*PACKAGES),

@@ -15,24 +15,16 @@ from jaxtyping import Float
 from apportion.bits.compare.greedy import demotion_path, first_within
 from apportion.bits.compare.optimum import Exhaustive, exhaust
 from apportion.bits.compare.scores import activation, lim, llm_mq, one_at_a_time, zd
-from apportion.bits.game.bank import WeightBank
-from apportion.bits.game.game import Game, MeasuredGame
-from apportion.bits.game.players import Assignment, Player, uniform
-from apportion.bits.game.samples import Samples
-from apportion.bits.plan.allocate import allocate
-from apportion.bits.plan.budget import Budget
-from apportion.bits.plan.plan import spent
-from apportion.bits.plan.search import search
-from apportion.bits.plan.sensitivity import Sensitivity, estimate
-from apportion.bits.quantizer import Table
+from apportion.bits.game import Assignment, Costs, Game, MeasuredGame, Samples
+from apportion.bits.plan import Budget, Sensitivity, allocate, estimate, search
 from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.core.seeds import stream
-from apportion.models.text import Calibration
 
 RANDOM_PLANS = 5
+EXHAUSTIVE = ("optimum",)  # asked for by name only
 Choice = tuple[Assignment, ...]
 """The plan of a method for one budget; several where a method is random."""
 
@@ -42,7 +34,7 @@ class Noting:
 
     def __init__(self, game: Game, asked: set[Assignment]) -> None:
         self.game, self.asked = game, asked
-        self.players: tuple[Player, ...] = game.players
+        self.costs: Costs = game.costs
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """As the game has them."""
@@ -55,8 +47,7 @@ class Context:
     """What every method chooses from: one model, one text, one set of measured values.
 
     Attributes:
-        table: the model set up to be played. bank: its rounded weights.
-        calibration: the text that methods may look at.
+        game: on the text that methods may look at.
         samples: the values of SPQE that all methods share.
         folder: where further values are appended as they are measured.
         alpha: shrinkage of coopq's covariance. seed: of random plans.
@@ -64,9 +55,7 @@ class Context:
         allowed: evaluations that `auto` may ask for, of all budgets.
     """
 
-    table: Table
-    bank: WeightBank
-    calibration: Calibration
+    game: MeasuredGame
     samples: Samples
     folder: Path
     alpha: float = 0.5
@@ -82,15 +71,13 @@ class Context:
         What is asked is noted in `asked`.
         """
         with AppendLog(self.folder / f"{log}.log", self.samples.settings, resume=True) as file:
-            game = MeasuredGame(self.bank, self.calibration, file)
-            game.known = {**self.samples.values, **game.known}
-            yield Noting(game, self.asked)
+            yield Noting(self.game.beside(file, self.samples.values), self.asked)
 
     @cached_property
     def exhaustive(self) -> Exhaustive:
         """The value of every coalition."""
         with self.measuring("optimum") as game:
-            return exhaust(game, self.samples)
+            return exhaust(game, self.samples.costs)
 
 
 Method = Callable[[Context, Sequence[Budget]], list[Choice]]
@@ -119,8 +106,8 @@ def measured_alone(context: Context) -> Sensitivity:
 def greedy(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
     """Greedy demotion by real evaluation."""
     with context.measuring() as game:
-        path = demotion_path(game, context.samples)
-    return [(first_within(path, context.samples, budget),) for budget in budgets]
+        path = demotion_path(game, game.costs)
+    return [(first_within(path, game.costs, budget),) for budget in budgets]
 
 
 def random_plans(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
@@ -130,13 +117,13 @@ def random_plans(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
 
 def random_plan(context: Context, budget: Budget, draw: int) -> Assignment:
     """One draw; the same order for every budget, so that a smaller budget demotes more of the same players."""
-    samples = context.samples
-    widths = list(uniform(samples.players, samples.high))
-    for player in stream(context.seed, "random plan", draw).permutation(len(widths)).tolist():
-        if spent(samples, tuple(widths)) <= budget.player_bytes:
+    costs = context.samples.costs
+    columns = list(costs.uniform(-1))
+    for player in stream(context.seed, "random plan", draw).permutation(len(columns)).tolist():
+        if costs.spent(tuple(columns)) <= budget.player_bytes:
             break
-        widths[player] = samples.low
-    return tuple(widths)
+        columns[player] = 0
+    return tuple(columns)
 
 
 def auto(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
@@ -158,16 +145,20 @@ METHODS: dict[str, Method] = {
     "shapley": surrogate_of(lambda c: estimate(c.samples, "shapley")),
     "one-at-a-time": surrogate_of(measured_alone),
     "greedy": greedy,
-    "llm-mq": surrogate_of(lambda c: llm_mq(c.bank, c.calibration, c.samples)),
-    "lim": surrogate_of(lambda c: lim(c.bank, c.calibration, c.samples)),
-    "zd": surrogate_of(lambda c: zd(c.bank, c.samples)),
-    "zd-two-sided": surrogate_of(lambda c: zd(c.bank, c.samples, two_sided=True)),
-    "activation": surrogate_of(lambda c: activation(c.bank, c.calibration, c.samples)),
+    "llm-mq": surrogate_of(lambda c: llm_mq(c.game.bank, c.game.text, c.samples)),
+    "lim": surrogate_of(lambda c: lim(c.game.bank, c.game.text, c.samples)),
+    "zd": surrogate_of(lambda c: zd(c.game.bank, c.samples)),
+    "zd-two-sided": surrogate_of(lambda c: zd(c.game.bank, c.samples, two_sided=True)),
+    "activation": surrogate_of(lambda c: activation(c.game.bank, c.game.text, c.samples)),
     "random": random_plans,
     "optimum": optimum,
 }
 ISOLATED = ("one-at-a-time", "llm-mq", "lim", "zd", "activation")
 """Baselines that score each player by itself."""
+
+
+DEFAULT = tuple(name for name in METHODS if name not in EXHAUSTIVE)
+"""What is compared where nothing is named."""
 
 
 def require_methods(names: Sequence[str]) -> None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from apportion.bits.plots import canvas, png
 from apportion.core.artifact import Json, write_bytes
+from apportion.core.figures import canvas, png
 
 FILES = ("table.md", "compare.png")
 STYLES = ("-", "--", ":", "-.")
@@ -19,7 +19,7 @@ def write_page(folder: Path, result: Json) -> list[str]:
 def page(result: Json) -> str:
     """The Markdown page."""
     settings = result["settings"]
-    uniform = ", ".join(f"all {bits}-bit {value:.2f}" for bits, value in result["perplexity_uniform"].items())
+    uniform = ", ".join(f"all {name} {value:.2f}" for name, value in result["perplexity_uniform"].items())
     applied = result["apply_rounding"]
     lines = [
         f"# {result['model']}, rounding {result['rounding']}"
@@ -29,7 +29,7 @@ def page(result: Json) -> str:
         f"{result['text']}: full precision {result['perplexity_fp']:.2f}, {uniform}. Values measured on "
         f"{result['calibration_windows']} windows of {settings['calibration_source']}: "
         f"{result['samples']['coalitions']} coalitions of {result['permutations']} permutations; "
-        f"{settings['players']} as players, group {settings['group_size']}, computed in {settings['dtype']}.",
+        f"{settings['players']} as players, computed in {settings['dtype']}.",
         "",
         *table(result),
         "",
@@ -79,10 +79,11 @@ def draw_comparison(result: Json) -> bytes:
             bits, loss, STYLES[index % 4], marker="o", markersize=4, label=name,
             color="black" if black else f"C{index % 10}", linewidth=1 if black else 1.5,
         )  # fmt: skip
-    for bits, value in result["perplexity_uniform"].items():
-        axes.plot([int(bits)], [np.log(value) - fp], "s", color="#888888", markersize=6)
+    for name, value in result["perplexity_uniform"].items():
+        bits = result["bits_uniform"][name]
+        axes.plot([bits], [np.log(value) - fp], "s", color="#888888", markersize=6)
         axes.annotate(
-            f"all {bits}-bit", (int(bits), np.log(value) - fp), textcoords="offset points", xytext=(6, 4),
+            f"all {name}", (bits, np.log(value) - fp), textcoords="offset points", xytext=(6, 4),
             fontsize=8, color="#555555",
         )  # fmt: skip
     lowest = min(cell["nll"] for row in result["methods"].values() for cell in row["budgets"]) - fp

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from apportion.bits.compare.activations import block_flow
 from apportion.bits.compare.gradients import weight_gradients
-from apportion.bits.game.bank import WeightBank
-from apportion.bits.game.game import Game
-from apportion.bits.game.players import Assignment, Player, uniform
-from apportion.bits.game.samples import Samples
-from apportion.bits.plan.sensitivity import Sensitivity, choices_of, surrogate, two_width
+from apportion.bits.game import Assignment, Game, Player, Samples, WeightBank
+from apportion.bits.plan import Sensitivity, choices_of, surrogate, two_width
 from apportion.core.arrays import NDArray
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 Array = NDArray[np.float64]
 
@@ -38,7 +35,7 @@ def isolated(
 
 def by_density(samples: Samples, method: str, density: Float[Array, " players"]) -> Sensitivity:
     """Cost of the lowest width = density times relative size; widths between are interpolated (`two_width`)."""
-    share = samples.player_parameters / samples.player_parameters.mean()
+    share = samples.costs.parameters / samples.costs.parameters.mean()
     return isolated(samples, method, two_width(samples, density * share), {"density": density})
 
 
@@ -47,7 +44,7 @@ def by_block(players: Sequence[Player], values: Float[Array, " blocks"]) -> Floa
     return np.asarray([values[player.block] for player in players], dtype=np.float64)
 
 
-def llm_mq(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensitivity:
+def llm_mq(bank: WeightBank, calibration: Windows, samples: Samples) -> Sensitivity:
     """First-order loss of rounding: s(i, b) = sum over weight tensors of |g . (W - Q_b(W))|, in nats per token.
 
     The absolute value is of each tensor's whole inner product. A choice costs s(i, b) - s(i, highest), so that
@@ -55,35 +52,37 @@ def llm_mq(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sens
     """
     gradients = weight_gradients(bank.staged, calibration.windows)
     table = np.asarray(
-        [[first_order(bank, gradients, player, bits) for bits in samples.widths] for player in samples.players]
+        [
+            [first_order(bank, gradients, player, column) for column in range(len(samples.costs.widths))]
+            for player in samples.costs.players
+        ]
     )
     return isolated(samples, "llm-mq", (table[:, :-1] - table[:, -1:]).ravel(), {"score": table})
 
 
-def first_order(bank: WeightBank, gradients: dict[str, Tensor], player: Player, bits: int) -> float:
+def first_order(bank: WeightBank, gradients: dict[str, Tensor], player: Player, column: int) -> float:
     """|g . (W - Q_b(W))| summed over a player's tensors."""
     total = 0.0
-    for linear in player.linears:
-        path = bank.staged.layout.path(player.block, linear)
+    for path in player.paths(bank.staged.layout):
         gradient = gradients[path]
-        error = bank.staged.originals[path].to(gradient) - bank.weights[path, bits].to(gradient)
+        error = bank.staged.originals[path].to(gradient) - bank.weight(path, column).to(gradient)
         total += abs(float((gradient.double() * error.double()).sum()))
     return total
 
 
-def lim(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensitivity:
+def lim(bank: WeightBank, calibration: Windows, samples: Samples) -> Sensitivity:
     """1 - cosine between a block's input and output: a block that changes its input little matters little.
 
     Source: LIM score of layer-wise quantization (Dumitru et al., 2024): minus the cosine; here shifted by one.
     """
     flow = block_flow(bank.staged, calibration.windows)
-    return by_density(samples, "lim", by_block(samples.players, 1 - flow.cosine))
+    return by_density(samples, "lim", by_block(samples.costs.players, 1 - flow.cosine))
 
 
-def activation(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensitivity:
+def activation(bank: WeightBank, calibration: Windows, samples: Samples) -> Sensitivity:
     """Frobenius norm of the block's output."""
     flow = block_flow(bank.staged, calibration.windows)
-    return by_density(samples, "activation", by_block(samples.players, flow.norm))
+    return by_density(samples, "activation", by_block(samples.costs.players, flow.norm))
 
 
 def zd(bank: WeightBank, samples: Samples, *, two_sided: bool = False) -> Sensitivity:
@@ -91,14 +90,14 @@ def zd(bank: WeightBank, samples: Samples, *, two_sided: bool = False) -> Sensit
 
     Source: ZD score of layer-wise quantization (Dumitru et al., 2024).
     """
-    shares = [share_above(player_weights(bank, player), two_sided) for player in samples.players]
+    shares = [share_above(player_weights(bank, player), two_sided) for player in samples.costs.players]
     return by_density(samples, "zd", 1 - np.asarray(shares))
 
 
 def player_weights(bank: WeightBank, player: Player) -> Float[Tensor, " weights"]:
     """All weights of a player in a row, as they are in the checkpoint."""
     staged = bank.staged
-    return torch.cat([staged.originals[staged.layout.path(player.block, name)].flatten() for name in player.linears])
+    return torch.cat([staged.originals[path].flatten() for path in player.paths(staged.layout)])
 
 
 def share_above(weights: Float[Tensor, " weights"], two_sided: bool) -> float:
@@ -113,13 +112,13 @@ def one_at_a_time(game: Game, samples: Samples) -> Sensitivity:
 
     Cost: players * (widths - 1) evaluations.
     """
-    high = uniform(samples.players, samples.high)
-    choices = choices_of(len(samples.players), len(samples.widths))
-    wanted = [alone(high, player, samples.widths[column]) for player, column in choices.tolist()]
+    costs = samples.costs
+    high = costs.uniform(-1)
+    wanted = [alone(high, player, column) for player, column in choices_of(*costs.bytes.shape).tolist()]
     found = game.values([high, *wanted]).mean(1)
     return isolated(samples, "one-at-a-time", found[1:] - found[0], {"evaluations": len(wanted)})
 
 
-def alone(high: Assignment, player: int, bits: int) -> Assignment:
+def alone(high: Assignment, player: int, column: int) -> Assignment:
     """One player at another width."""
-    return (*high[:player], bits, *high[player + 1 :])
+    return (*high[:player], column, *high[player + 1 :])

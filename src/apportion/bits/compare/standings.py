@@ -8,10 +8,8 @@ from jaxtyping import Float
 
 from apportion.bits.compare.methods import Choice
 from apportion.bits.compare.optimum import Exhaustive, regret
-from apportion.bits.game.game import Values, encode
-from apportion.bits.game.samples import Samples
-from apportion.bits.plan.budget import Budget
-from apportion.bits.plan.plan import average_bits
+from apportion.bits.game import Samples, Values, encode
+from apportion.bits.plan import Budget
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, plain
 from apportion.core.bootstrap import Bootstrap, Interval
@@ -72,7 +70,7 @@ def scoreboard(
     seed: int,
 ) -> Scoreboard:
     """Put measured values beside the plans they belong to."""
-    high = values[(samples.high,) * len(samples.players)]
+    high = values[samples.costs.uniform(-1)]
     return Scoreboard(samples, budgets, grid, choices, values, high, Bootstrap(len(high), seed))
 
 
@@ -103,7 +101,7 @@ def budget_cell(board: Scoreboard, method: str, place: int) -> Json:
     plans = board.choices[method][place]
     own = board.bootstrap.interval(board.nll(method, place))
     each = [float(board.values[item].mean()) for item in plans]
-    bits = [average_bits(item, board.samples.player_parameters) for item in plans]
+    bits = [board.samples.costs.average_bits(item) for item in plans]
     return {
         "asked": board.budgets[place].asked,
         "avg_bits": float(np.mean(bits)),

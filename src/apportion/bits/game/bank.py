@@ -1,179 +1,140 @@
-"""Every linear rounded once per width; swapping between widths is a change of pointer.
+"""Every linear rounded once per width, as codes and scales; decoded when it is put in its place.
 
-Rounding an already rounded weight again is what this avoids: it is slow, and in some libraries silently
-does nothing.
+Rounding an already rounded weight again is what this avoids: it is slow, and in some libraries silently does nothing.
+Decoding every width of every linear beforehand is what limits how large a model can be, so only as many decoded weights
+are kept as the device has room for, and none where a text is so long that decoding costs next to nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from jaxtyping import Int
+import torch
 from torch import Tensor, nn
 
-from apportion.bits.game.players import Assignment, Player
-from apportion.bits.rounding import Moments, Rounding
-from apportion.bits.rounding.sequential import walk
-from apportion.core.errors import InputError
-from apportion.core.progress import progress
-from apportion.formats.packed import Packed, shape_bytes
-from apportion.formats.width import Width, require_groups
+from apportion.bits.game.costs import Costs
+from apportion.bits.game.players import Assignment
+from apportion.formats import Packed, Width
 from apportion.models.staged import StagedModel
+
+GPU_SHARE = 0.5  # of the free memory that decoded weights may take
+CHEAP_TOKENS = 1024  # decoding reads a weight a few times, a block multiplies it with each token
+CPU_BYTES = 256 << 20  # of decoded weights, for texts shorter than that
+Key = tuple[str, Width]
+
+
+@dataclass
+class DecodedCache:
+    """Decoded weights, the latest used ones.
+
+    Attributes:
+        limit: bytes that they may take. reason: why so many.
+        whole: everything fits, so that a weight's place in memory never changes (what a CUDA graph needs).
+        decodings: how often a weight was decoded.
+    """
+
+    limit: int
+    whole: bool
+    reason: str
+    decodings: int = 0
+    held: int = 0
+    weights: OrderedDict[Key, Tensor] = field(default_factory=OrderedDict)
+
+    def get(self, key: Key, packed: Packed, staged: StagedModel) -> Tensor:
+        """The weight in the compute dtype, on the compute device."""
+        if key in self.weights:
+            self.weights.move_to_end(key)
+            return self.weights[key]
+        self.decodings += 1
+        weight = packed.dequantize(staged.compute_dtype).to(staged.placement.device)
+        if weight.nbytes <= self.limit:
+            self.weights[key] = weight
+            self.held += weight.nbytes
+            while self.held > self.limit:
+                self.held -= self.weights.popitem(last=False)[1].nbytes
+        return weight
+
+    def drop(self, reason: str) -> None:
+        """Keep nothing from now on."""
+        self.weights.clear()
+        self.limit, self.held, self.whole, self.reason = 0, 0, False, reason
 
 
 @dataclass(frozen=True)
 class WeightBank:
-    """Dequantized weights in the compute dtype, by (linear path, bits)."""
+    """A model with its linears rounded to every width.
+
+    Attributes:
+        rounded: by (linear path, width).
+        cache: what of it is kept decoded; see `choose_cache`.
+    """
 
     staged: StagedModel
-    players: tuple[Player, ...]
-    weights: Mapping[tuple[str, int], Tensor]
+    costs: Costs
+    rounded: Mapping[Key, Packed]
+    cache: DecodedCache = field(default_factory=lambda: DecodedCache(0, False, "nothing is kept decoded"))
 
     @cached_property
     def parameters(self) -> tuple[tuple[tuple[str, nn.Parameter], ...], ...]:
         """Path and weight of every player's linears: looking them up by name costs more than a swap."""
+        layout, model = self.staged.layout, self.staged.model
         return tuple(
-            tuple((path, self.staged.model.get_submodule(path).weight) for path in player_paths(self.staged, player))
-            for player in self.players
+            tuple((path, model.get_submodule(path).weight) for path in player.paths(layout))
+            for player in self.costs.players
         )
 
-    def put(self, player: int, bits: int) -> None:
+    def weight(self, path: str, column: int) -> Tensor:
+        """A linear's decoded weight at a width."""
+        key = (path, self.costs.widths[column])
+        return self.cache.get(key, self.rounded[key], self.staged)
+
+    def put(self, player: int, column: int) -> None:
         """Give one player's linears their weights at this width."""
         for path, parameter in self.parameters[player]:
-            parameter.data = self.weights[path, bits]
+            parameter.data = self.weight(path, column)
 
     def put_all(self, assignment: Assignment) -> None:
         """Give every player its width."""
-        for player, bits in enumerate(assignment):
-            self.put(player, bits)
+        for player, column in enumerate(assignment):
+            self.put(player, column)
 
     @cached_property
     def inside(self) -> tuple[tuple[int, ...], ...]:
         """Players of every block."""
         blocks = range(self.staged.layout.block_count)
-        return tuple(tuple(i for i, player in enumerate(self.players) if player.block == block) for block in blocks)
+        players = self.costs.players
+        return tuple(tuple(i for i, player in enumerate(players) if player.block == block) for block in blocks)
 
-    def put_block(self, block: int, widths: Assignment) -> None:
+    def put_block(self, block: int, columns: Assignment) -> None:
         """Give one block's players their widths, in the players' order."""
-        for player, bits in zip(self.inside[block], widths, strict=True):
-            self.put(player, bits)
+        for player, column in zip(self.inside[block], columns, strict=True):
+            self.put(player, column)
+
+    def clear_block(self, block: int) -> None:
+        """Take the checkpoint's own weights back, so that nothing decoded outlives its use; free where all is kept."""
+        if not self.cache.whole:
+            for player in self.inside[block]:
+                for path, parameter in self.parameters[player]:
+                    parameter.data = self.staged.own_weight(path)
+
+    def choose_cache(self, tokens: int) -> None:
+        """Decide how much is kept decoded for a text of so many tokens."""
+        needed = (
+            sum(self.staged.originals[path].numel() for path, _ in self.rounded) * self.staged.compute_dtype.itemsize
+        )
+        self.cache.limit, self.cache.whole, self.cache.reason = cache_room(self.staged.placement.device, needed, tokens)
 
 
-def player_paths(staged: StagedModel, player: Player) -> list[str]:
-    """Module paths of a player's linears."""
-    return [staged.layout.path(player.block, linear) for linear in player.linears]
-
-
-def linear_columns(staged: StagedModel) -> dict[str, int]:
-    """Columns (input features) of every linear, by path."""
-    return {path: weight.shape[1] for path, weight in staged.originals.items()}
-
-
-def round_all(
-    staged: StagedModel,
-    rounding: Rounding,
-    widths: Iterable[int],
-    group_size: int,
-    windows: Int[Tensor, "windows tokens"] | None = None,
-) -> dict[tuple[str, int], Packed]:
-    """Round every linear of every block to every width, each from the checkpoint's own weight.
-
-    Args:
-        windows: text for roundings that need moments of the inputs. A bank serves plans of all widths, so its
-            moments are taken where everything before is at the highest width; `round_plan` takes a plan's own.
-
-    Raises:
-        InputError: the group size does not divide some linears; all of them are listed, before any work.
-    """
-    widths = tuple(sorted(widths))
-    return round_linears(staged, rounding, dict.fromkeys(staged.originals, widths), group_size, windows)
-
-
-def round_plan(
-    staged: StagedModel,
-    rounding: Rounding,
-    bits: Mapping[str, int],
-    group_size: int,
-    windows: Int[Tensor, "windows tokens"] | None = None,
-) -> dict[str, Packed]:
-    """Round every linear to its own width, in sequence: each sees what the plan made of the ones before it.
-
-    Args:
-        bits: width of every linear, by module path.
-        windows: text for roundings that need moments of the inputs.
-    """
-    jobs = {path: (own,) for path, own in bits.items()}
-    found = round_linears(staged, rounding, jobs, group_size, windows)
-    return {path: rounded for (path, _), rounded in found.items()}
-
-
-def round_linears(
-    staged: StagedModel,
-    rounding: Rounding,
-    widths: Mapping[str, tuple[int, ...]],
-    group_size: int,
-    windows: Int[Tensor, "windows tokens"] | None,
-) -> dict[tuple[str, int], Packed]:
-    """Round linears to their widths; what comes after sees the last width of each."""
-    require_groups(linear_columns(staged), group_size)
-    found: dict[tuple[str, int], Packed] = {}
-
-    def visit(path: str, moments: Moments | None) -> Tensor:
-        weight = staged.originals[path].to(staged.placement.device)
-        for bits in widths[path]:
-            found[path, bits] = rounding.round(weight, Width(bits, group_size), moments)
-        return found[path, widths[path][-1]].dequantize(staged.compute_dtype)
-
-    if rounding.needs_hessian:
-        walk(staged, require_text(rounding.name, windows), visit)
-        return found
-    with progress(f"rounding ({rounding.name})", len(widths), "linears") as advance:
-        for path in widths:
-            visit(path, None)
-            advance()
-    return found
-
-
-def require_text(rounding: str, windows: Tensor | None) -> Tensor:
-    """The windows, or a refusal.
-
-    Raises:
-        InputError: there are none.
-    """
-    if windows is None:
-        raise InputError(f"--rounding {rounding}: needs calibration text", "give its windows, or round with nearest")
-    return windows
-
-
-@contextmanager
-def in_place(staged: StagedModel, rounded: Mapping[str, Packed]) -> Iterator[None]:
-    """The model with a plan's weights, by module path; with the checkpoint's own again afterwards."""
-    try:
-        for path, item in rounded.items():
-            weight = item.dequantize(staged.compute_dtype).to(staged.placement.device)
-            staged.model.get_submodule(path).weight.data = weight
-        yield
-    finally:
-        staged.restore()
-
-
-def bank_of(staged: StagedModel, players: tuple[Player, ...], rounded: Mapping[tuple[str, int], Packed]) -> WeightBank:
-    """Decode rounded weights into the compute dtype, ready to be swapped."""
-    device, dtype = staged.placement.device, staged.compute_dtype
-    return WeightBank(staged, players, {key: item.dequantize(dtype).to(device) for key, item in rounded.items()})
-
-
-def player_bytes(staged: StagedModel, player: Player, rounding: Rounding, bits: int, group_size: int) -> int:
-    """Bytes of a player's saved tensors at a width."""
-    total = 0
-    for linear in player.linears:
-        weight = staged.originals[staged.layout.path(player.block, linear)]
-        rows, columns = weight.shape
-        total += shape_bytes(rounding.shapes(rows, columns, Width(bits, group_size), weight.dtype))
-    return total
-
-
-def player_parameters(staged: StagedModel, player: Player) -> int:
-    """Number of weights of a player."""
-    return sum(staged.originals[staged.layout.path(player.block, linear)].numel() for linear in player.linears)
+def cache_room(device: str, needed: int, tokens: int) -> tuple[int, bool, str]:
+    """Bytes for decoded weights, whether that is all of them, and why."""
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        limit = int(GPU_SHARE * free)
+        if needed <= limit:
+            return needed, True, f"all {needed:,} bytes of decoded weights fit in half of the GPU's {free:,} free bytes"
+        return limit, False, f"of {needed:,} bytes of decoded weights the GPU holds half of its {free:,} free bytes"
+    if tokens >= CHEAP_TOKENS:
+        return 0, False, f"decoding costs next to nothing beside {tokens:,} tokens, so nothing is kept decoded"
+    limit = min(needed, CPU_BYTES)
+    return limit, limit == needed, f"the text has only {tokens:,} tokens, so up to {limit:,} bytes are kept decoded"

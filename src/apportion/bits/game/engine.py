@@ -3,10 +3,9 @@
 A small block takes a GPU a quarter of a millisecond and Python twice that to launch. Along the trie the input
 of block i always lies at depth i, so each depth has one buffer, and every (block, widths) pair is recorded at its
 first use as a CUDA graph from buffer i to buffer i + 1; so is the head. Every value comes from a replay, so that
-it does not depend on what was run before.
+it does not depend on what was run before. Graphs need weights that stay where they are: all of them decoded.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.players import Assignment
-from apportion.models.staged import Embedded, StagedModel
+from apportion.models.embedded import Embedded
+from apportion.models.staged import StagedModel
 
 MOST_GRAPHS = 4096  # the rest of a finer game is run plainly
 Key = tuple[int, Assignment] | str
@@ -30,11 +30,19 @@ class Engine(Protocol):
 
     Attributes:
         start: hidden states before block 0.
+        mode: `plain` or `replay`, and why where it is not the faster one.
+        recorded: CUDA graphs that were recorded.
     """
 
     start: Tensor
 
-    def block(self, block: int, widths: Assignment, hidden: Tensor) -> Tensor:
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def recorded(self) -> int: ...
+
+    def block(self, block: int, columns: Assignment, hidden: Tensor) -> Tensor:
         """The block's output; valid until the same block runs again."""
         ...
 
@@ -44,10 +52,12 @@ class Engine(Protocol):
 
 
 def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> Engine:
-    """Replay for a small model on a CUDA device, plain calls otherwise."""
+    """Replay for a small model on a CUDA device that holds all its decoded weights, plain calls otherwise."""
     plain = PlainEngine(bank, embedded, windows)
     if embedded.hidden.is_cuda and embedded.hidden.nbytes <= REPLAY_BYTES:
-        return ReplayEngine(plain)
+        if bank.cache.whole:
+            return ReplayEngine(plain)
+        plain.reason = f" (no CUDA graphs: {bank.cache.reason})"
     return plain
 
 
@@ -58,10 +68,18 @@ class PlainEngine:
         self.bank, self.embedded, self.windows = bank, embedded, windows
         self.staged: StagedModel = bank.staged
         self.start: Tensor = embedded.hidden
+        self.recorded = 0
+        self.reason = ""
 
-    def block(self, block: int, widths: Assignment, hidden: Tensor) -> Tensor:
-        self.bank.put_block(block, widths)
-        return self.staged.run_block(block, hidden, self.embedded)
+    @property
+    def mode(self) -> str:
+        return f"plain{self.reason}"
+
+    def block(self, block: int, columns: Assignment, hidden: Tensor) -> Tensor:
+        self.bank.put_block(block, columns)
+        out = self.staged.run_block(block, hidden, self.embedded)
+        self.bank.clear_block(block)
+        return out
 
     def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
         return self.staged.device_nll(hidden, self.windows)
@@ -72,7 +90,7 @@ class ReplayEngine:
 
     Attributes:
         recorded: how many graphs there are.
-        failure: why nothing more is recorded; empty while recording works.
+        failure: why nothing more is recorded; empty while recording works. It is in `mode`, and so in the result.
     """
 
     def __init__(self, plain: PlainEngine) -> None:
@@ -90,11 +108,15 @@ class ReplayEngine:
     def recorded(self) -> int:
         return len(self.graphs)
 
+    @property
+    def mode(self) -> str:
+        return f"replay until: {self.failure}" if self.failure else "replay"
+
     @torch.inference_mode()
-    def block(self, block: int, widths: Assignment, hidden: Tensor) -> Tensor:
+    def block(self, block: int, columns: Assignment, hidden: Tensor) -> Tensor:
         source, target = self.buffers[block], self.buffers[block + 1]
         assert hidden.data_ptr() == source.data_ptr(), "a block reads the buffer of its depth"
-        self._run((block, widths), lambda: target.copy_(self.plain.block(block, widths, source)))
+        self._run((block, columns), lambda: target.copy_(self.plain.block(block, columns, source)))
         return target
 
     @torch.inference_mode()
@@ -113,7 +135,7 @@ class ReplayEngine:
             work()
 
     def _record(self, key: Key, work: Work) -> None:
-        """Record on a side stream; a model that cannot be recorded is run plainly, and it is said once."""
+        """Record on a side stream; a model that cannot be recorded is run plainly from then on, and `mode` says so."""
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())
         try:
@@ -127,8 +149,7 @@ class ReplayEngine:
                     graph.capture_end()
             self.graphs[key] = graph
         except RuntimeError as error:
-            self.failure = str(error).splitlines()[0]
-            print(
-                f"coalitions: {key} cannot be recorded as a CUDA graph ({self.failure}); run plainly", file=sys.stderr
-            )
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.failure = f"{key} cannot be recorded as a CUDA graph ({str(error).splitlines()[0]})"
         torch.cuda.current_stream().wait_stream(self.stream)

@@ -7,7 +7,7 @@ where it differs. Every edge of the trie is one block forward; memory is bounded
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,14 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.game.bank import WeightBank
+from apportion.bits.game.costs import Costs
 from apportion.bits.game.engine import Engine, engine_for
-from apportion.bits.game.players import Assignment, Player
+from apportion.bits.game.players import Assignment, Player, decode, encode
 from apportion.core.arrays import NDArray
+from apportion.core.artifact import Json
+from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 Values = dict[Assignment, NDArray[np.float64]]
 Read = Callable[[], NDArray[np.float64]]
@@ -34,7 +37,7 @@ IN_FLIGHT = {"cuda": 8}  # coalitions queued on a GPU before the first is read; 
 class Game(Protocol):
     """Assignments in, values out; known values are not measured again."""
 
-    players: tuple[Player, ...]
+    costs: Costs
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """NLL per window in nats per token, one row for each assignment."""
@@ -53,8 +56,8 @@ class Counts:
 def block_states(players: Sequence[Player], blocks: int, assignment: Assignment) -> tuple[Assignment, ...]:
     """The widths inside each block: the trie's labels along an assignment's path."""
     inside: list[list[int]] = [[] for _ in range(blocks)]
-    for player, bits in zip(players, assignment, strict=True):
-        inside[player.block].append(bits)
+    for player, column in zip(players, assignment, strict=True):
+        inside[player.block].append(column)
     return tuple(map(tuple, inside))
 
 
@@ -78,44 +81,101 @@ def shared(first: tuple[Assignment, ...], second: tuple[Assignment, ...]) -> int
 
 
 class MeasuredGame:
-    """The game on a real model and real text.
+    """The game on a real model and real text: one for all that a run asks of them.
 
     Args:
         bank: the model with its rounded weights.
-        calibration: the windows on which values are measured.
+        text: the windows on which values are measured.
         log: where values are appended as they come; its records are known from the start.
+        settings: what the values depend on, by digest and by name.
+
+    Attributes:
+        known: values so far. resumed: those of an earlier run.
     """
 
-    def __init__(self, bank: WeightBank, calibration: Calibration, log: AppendLog | None = None) -> None:
-        self.bank, self.calibration, self.log = bank, calibration, log
-        self.players = bank.players
+    def __init__(
+        self, bank: WeightBank, text: Windows, log: AppendLog | None = None, settings: Json | None = None
+    ) -> None:
+        self.bank, self.text, self.log = bank, text, log
+        self.costs = bank.costs
+        self.settings: Json = settings or {}
         self.counts = Counts()
-        self.known: Values = {}
-        for record in log.records if log else []:
-            self.known[decode(record["widths"])] = np.asarray(record["nll"], dtype=np.float64)
+        self.known: Values = known_values(log)
         self.resumed = frozenset(self.known)
         self._engine: Engine | None = None
+
+    def beside(self, log: AppendLog, known: Values) -> "MeasuredGame":
+        """The same game with values of its own, sharing the embedded text and everything recorded.
+
+        Args:
+            known: values to begin with, besides the log's.
+        """
+        other = MeasuredGame(self.bank, self.text, log, self.settings)
+        other.known = {**known, **other.known}
+        other._engine = self._start()
+        return other
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """NLL per window of each assignment, measuring those not known yet in trie order.
 
         Raises:
             NumericError: a value is NaN or infinite; the coalition is named.
+            OutOfMemoryError: a single window does not fit the device.
         """
         staged = self.bank.staged
-        asked = sum(item not in self.resumed for item in assignments)
+        asked = sum(item not in self.known for item in assignments)  # repetitions in one request are naive work too
         self.counts.naive_block_forwards += asked * staged.layout.block_count
         pending = {self._path(item): item for item in assignments if item not in self.known}
         if pending:
             try:
                 with progress("coalitions", trie_edges(pending), "block forwards") as advance:
-                    self._walk(sorted(pending), pending, advance)
+                    self._walk_within_memory(pending, advance)
             finally:
                 staged.restore()
         return np.stack([self.known[item] for item in assignments])
 
+    def execution(self) -> Json:
+        """How values were measured: counts, engine, decoded weights, and what memory made it give up."""
+        engine = self._engine
+        return {
+            **asdict(self.counts),
+            "engine": engine.mode if engine else "not needed",
+            "graphs": engine.recorded if engine else 0,
+            "decoded_cache": self.bank.cache.reason,
+            "decodings": self.bank.cache.decodings,
+            "memory": list(self.bank.staged.given_up),
+        }
+
     def _path(self, assignment: Assignment) -> tuple[Assignment, ...]:
-        return block_states(self.players, self.bank.staged.layout.block_count, assignment)
+        return block_states(self.costs.players, self.bank.staged.layout.block_count, assignment)
+
+    def _walk_within_memory(
+        self, pending: dict[tuple[Assignment, ...], Assignment], advance: Callable[[int], None]
+    ) -> None:
+        """Walk; where memory runs out give up speed step by step, and go on with what is left."""
+        while True:
+            left = sorted(path for path, item in pending.items() if item not in self.known)
+            try:
+                return self._walk(left, pending, advance)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._engine = None  # let go of its buffers before the next try; the error's frames go with it
+            self._give_up_something()
+
+    def _give_up_something(self) -> None:
+        """The next cheaper way: no decoded weights and no graphs, then ever fewer windows at once.
+
+        Raises:
+            OutOfMemoryError: nothing is left to give up.
+        """
+        cache, staged = self.bank.cache, self.bank.staged
+        if cache.limit:
+            cache.drop("memory ran out, so nothing is kept decoded")
+            staged.given_up.append("decoded weights are not kept")
+            free_memory(staged.placement.device)
+        else:
+            staged.shrink(self.text.windows)
 
     def _walk(
         self,
@@ -123,7 +183,7 @@ class MeasuredGame:
         assignments: dict[tuple[Assignment, ...], Assignment],
         advance: Callable[[int], None],
     ) -> None:
-        engine = self._engine or self._start()
+        engine = self._start()
         states: list[Tensor] = [engine.start]
         previous = None
         waiting: deque[tuple[Assignment, Read]] = deque()
@@ -143,8 +203,12 @@ class MeasuredGame:
 
     def _start(self) -> Engine:
         """Embed the text and choose how blocks are run; kept for later calls."""
-        windows = self.calibration.windows.to(self.bank.staged.placement.device)
-        self._engine = engine_for(self.bank, self.bank.staged.embed(windows), windows)
+        if self._engine is None:
+            staged = self.bank.staged
+            if not staged.given_up:
+                self.bank.choose_cache(self.text.windows.numel())
+            windows = self.text.windows.to(staged.placement.device)
+            self._engine = engine_for(self.bank, staged.embed(self.text.windows), windows)
         return self._engine
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
@@ -153,7 +217,13 @@ class MeasuredGame:
         self.counts.evaluations += 1
         self.known[assignment] = nll
         if self.log is not None:
-            self.log.append({"widths": encode(assignment), "nll": nll})
+            self.log.append({"assignment": encode(assignment), "nll": nll})
+
+
+def known_values(log: AppendLog | None) -> Values:
+    """The values that a log holds."""
+    records = log.records if log else []
+    return {decode(record["assignment"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
 
 
 def require_finite(whose: str, nll: NDArray[np.float64], remedy: str) -> None:
@@ -182,21 +252,7 @@ def reading(values: Tensor) -> Read:
     return read
 
 
-def encode(assignment: Assignment) -> str:
-    """One digit per player.
-
-    >>> encode((2, 4, 4))
-    '244'
-    """
-    return "".join(map(str, assignment))
-
-
-def decode(text: str) -> Assignment:
-    """The assignment of its digits."""
-    return tuple(map(int, text))
-
-
-def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray[np.float64]:
+def full_precision_nll(staged: StagedModel, calibration: Windows) -> NDArray[np.float64]:
     """NLL per window of the checkpoint's own weights.
 
     Raises:
@@ -209,7 +265,7 @@ def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray
     return nll
 
 
-def naive_values(bank: WeightBank, calibration: Calibration, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
+def naive_values(bank: WeightBank, calibration: Windows, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
     """Mean NLL of each assignment by whole-model forward passes: the reference that `MeasuredGame` must equal."""
     found = []
     staged = bank.staged

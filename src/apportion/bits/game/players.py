@@ -1,14 +1,16 @@
 """The players of the game: blocks, or linears, tied where servers need equal widths."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.models.structure import Layout
+from apportion.models.structure import Layout, fused
 
-TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 KINDS = ("blocks", "linears")
 Assignment = tuple[int, ...]
-"""Bits of every player, in the players' order (model order)."""
+"""For every player, in model order, the index of its width in a rising list of widths: 0 is the lowest."""
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +21,52 @@ class Player:
     block: int
     linears: tuple[str, ...]
 
+    def paths(self, layout: Layout) -> list[str]:
+        """Module paths of its linears."""
+        return [layout.path(self.block, linear) for linear in self.linears]
+
+
+def player_from(item: dict[str, Any]) -> Player:
+    """A player from its JSON."""
+    return Player(item["name"], item["block"], tuple(item["linears"]))
+
 
 def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> tuple[Player, ...]:
-    """The players in model order.
+    """Players in model order.
 
     Args:
-        kind: `blocks` (one player per block) or `linears` (one per linear, with q/k/v and gate/up tied).
-        untie: leave every linear free; servers that fuse q/k/v and gate/up cannot load such a plan.
+        kind: `blocks` (one per decoder block, as in the paper) or `linears`.
+        untie: leave q/k/v and gate/up free of each other; servers that fuse them then cannot load the result.
 
     Raises:
         InputError: unknown kind.
     """
     require_kind(kind)
     if kind == "blocks":
-        return tuple(Player(f"block {i}", i, linears) for i, linears in enumerate(layout.linears))
+        return tuple(Player(f"block {i}", i, linears) for i, linears in enumerate(layout.linears) if linears)
     return tuple(
-        Player(f"block {block} {'/'.join(name.rsplit('.', 1)[-1] for name in group)}", block, group)
+        Player(f"block {block} {name}", block, group)
         for block, linears in enumerate(layout.linears)
-        for group in (singly(linears) if untie else tied(linears))
+        for name, group in named([(linear,) for linear in linears] if untie else fused(linears))
     )
+
+
+def named(groups: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Groups of a block with the names of their linears: the last part, or all of it where two would be called alike.
+
+    >>> [name for name, _ in named([("attn.q_proj", "attn.k_proj"), ("attn.key",), ("mlp.key",), ("m.experts.0.w1",)])]
+    ['q_proj/k_proj', 'attn.key', 'mlp.key', 'm.experts']
+    """
+    short = ["/".join(linear.rsplit(".", 1)[-1] for linear in group) for group in groups]
+    found = []
+    for name, group in zip(short, groups, strict=True):
+        head, expert, _ = group[0].partition("experts.")
+        if expert:
+            name = f"{head}experts"
+        elif short.count(name) > 1:
+            name = "/".join(group)
+        found.append((name, group))
+    return found
 
 
 def require_kind(kind: str) -> None:
@@ -50,25 +79,19 @@ def require_kind(kind: str) -> None:
         raise InputError(f"--players {kind}: unknown", f"choose from {', '.join(KINDS)}")
 
 
-def singly(linears: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [(name,) for name in linears]
+def encode(assignment: Assignment) -> str:
+    """One digit per player, to the base 36.
 
-
-def tied(linears: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Group linears of one parent that servers fuse; the others stay alone; order by first member.
-
-    >>> tied(("a.q_proj", "a.k_proj", "a.v_proj", "a.o_proj"))
-    [('a.q_proj', 'a.k_proj', 'a.v_proj'), ('a.o_proj',)]
+    >>> encode((0, 2, 10))
+    '02a'
     """
-    groups: dict[tuple[str, int], list[str]] = {}
-    for name in linears:
-        parent, _, leaf = name.rpartition(".")
-        family = next((i for i, names in enumerate(TIED) if leaf in names), None)
-        key = (parent, family) if family is not None else (name, -1)
-        groups.setdefault(key, []).append(name)
-    return [tuple(group) for group in groups.values()]
+    return "".join(DIGITS[index] for index in assignment)
 
 
-def uniform(players: tuple[Player, ...], bits: int) -> Assignment:
-    """Every player at the same width."""
-    return (bits,) * len(players)
+def decode(text: str) -> Assignment:
+    """The assignment of its digits.
+
+    >>> decode("02a")
+    (0, 2, 10)
+    """
+    return tuple(DIGITS.index(digit) for digit in text)

@@ -7,18 +7,19 @@ A folder: `values.log` (append-only, one checksummed line per coalition, safe ag
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.bits.game.game import Values, decode, encode
-from apportion.bits.game.players import Assignment, Player, uniform
+from apportion.bits.game.costs import Costs, costs_from
+from apportion.bits.game.game import Values
+from apportion.bits.game.players import Assignment, decode, encode
 from apportion.bits.game.spqe import asked_by
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.errors import ArtifactCorruptError
 from apportion.core.log import read_log
+from apportion.models.text import Windows, load_calibration
 
 VALUES = "values.log"
 WINDOWS = "windows.safetensors"
@@ -30,11 +31,8 @@ class Samples:
     """What was measured, on what.
 
     Attributes:
-        players: in model order.
-        widths: bits that players may have, rising.
-        player_bytes: [players, widths] bytes of each player's saved tensors.
-        player_parameters: [players] number of weights.
-        fixed_bytes: bytes of the checkpoint's tensors that are never quantized.
+        costs: players, widths and what they cost.
+        windows: the text that values were measured on.
         orders: [permutations, players] the permutations of SPQE.
         values: NLL per window of every measured coalition, in nats per token.
         nll_fp: NLL per window of the checkpoint's own weights.
@@ -42,24 +40,13 @@ class Samples:
         counts: evaluations, block forwards, naive block forwards, seconds.
     """
 
-    players: tuple[Player, ...]
-    widths: tuple[int, ...]
-    player_bytes: Int[NDArray[np.int64], "players widths"]
-    player_parameters: Int[NDArray[np.int64], " players"]
-    fixed_bytes: int
+    costs: Costs
+    windows: Windows
     orders: Int[NDArray[np.int64], "permutations players"]
     values: Values
     nll_fp: Float[NDArray[np.float64], " windows"]
     settings: Json
     counts: Json
-
-    @property
-    def low(self) -> int:
-        return self.widths[0]
-
-    @property
-    def high(self) -> int:
-        return self.widths[-1]
 
     def mean(self, assignment: Assignment) -> float:
         """Mean NLL of a measured coalition."""
@@ -71,23 +58,19 @@ class Samples:
 
     @property
     def nll_high(self) -> float:
-        return self.mean(uniform(self.players, self.high))
+        return self.mean(self.costs.uniform(-1))
 
     @property
     def nll_low(self) -> float:
-        return self.mean(uniform(self.players, self.low))
+        return self.mean(self.costs.uniform(0))
 
 
 def save_samples(samples: Samples, folder: Path) -> None:
-    """Write `samples.json` beside the log that already holds the values; its existence means completeness."""
+    """Write `samples.json` beside log and windows, which are there already; its existence means completeness."""
     write_json(
         folder / SAMPLES,
         {
-            "players": samples.players,
-            "widths": samples.widths,
-            "player_bytes": samples.player_bytes,
-            "player_parameters": samples.player_parameters,
-            "fixed_bytes": samples.fixed_bytes,
+            "costs": samples.costs,
             "orders": samples.orders,
             "nll_fp": samples.nll_fp,
             "settings": samples.settings,
@@ -106,29 +89,27 @@ def load_samples(folder: Path) -> Samples:
     """
     content = read_json(folder / SAMPLES)
     _, records, _ = read_log(folder / VALUES)
-    known = {decode(record["widths"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
+    windows = load_calibration(folder / WINDOWS)
     try:
-        return samples_from(content, known)
+        known = {decode(record["assignment"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
+        return samples_from(content, windows, known)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactCorruptError(
             f"{folder}: field or coalition {error} is missing or malformed",
-            f"delete {SAMPLES} and run the step with --resume: what the log holds is not measured again",
+            "take the samples again into another --out",
         ) from error
 
 
-def samples_from(content: Json, known: Values) -> Samples:
+def samples_from(content: Json, windows: Windows, known: Values) -> Samples:
     """The saved fields, and of the known values those that the permutations asked for, in the order measured."""
-    widths, players = tuple(content["widths"]), tuple(player_from(item) for item in content["players"])
-    orders = np.asarray(content["orders"], dtype=np.int64).reshape(-1, len(players))
-    wanted = asked_by(orders, widths[0], widths[-1])
+    costs = costs_from(content["costs"])
+    orders = np.asarray(content["orders"], dtype=np.int64).reshape(-1, len(costs.players))
+    wanted = asked_by(orders, 0, costs.high)
     for item in wanted - known.keys():
         raise KeyError(encode(item))
     return Samples(
-        players=players,
-        widths=widths,
-        player_bytes=np.asarray(content["player_bytes"], dtype=np.int64),
-        player_parameters=np.asarray(content["player_parameters"], dtype=np.int64),
-        fixed_bytes=content["fixed_bytes"],
+        costs=costs,
+        windows=windows,
         orders=orders,
         values=only(known, wanted),
         nll_fp=np.asarray(content["nll_fp"], dtype=np.float64),
@@ -140,8 +121,3 @@ def samples_from(content: Json, known: Values) -> Samples:
 def only(values: Values, wanted: Collection[Assignment]) -> Values:
     """Some of the values, in the order measured: what others asked for must not change an estimate."""
     return {item: nll for item, nll in values.items() if item in wanted}
-
-
-def player_from(item: dict[str, Any]) -> Player:
-    """A player from its JSON."""
-    return Player(item["name"], item["block"], tuple(item["linears"]))

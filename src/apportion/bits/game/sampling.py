@@ -1,111 +1,59 @@
-"""checkpoint + text -> Samples: set up the game, ask it for SPQE's coalitions, save what came back."""
+"""Game -> Samples: ask for SPQE's coalitions, save what came back."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
-from apportion.bits.game.bank import (
-    player_parameters,
-)
 from apportion.bits.game.game import Counts, MeasuredGame, full_precision_nll
-from apportion.bits.game.players import uniform
-from apportion.bits.game.samples import SAMPLES, VALUES, WINDOWS, Samples, load_samples, only, save_samples
-from apportion.bits.game.spqe import asked_by, coalitions, draw_permutations
-from apportion.bits.quantizer import Table
+from apportion.bits.game.players import Assignment
+from apportion.bits.game.samples import SAMPLES, Samples, load_samples, only, save_samples
+from apportion.bits.game.spqe import asked_by, coalitions
 from apportion.core.arrays import NDArray
-from apportion.core.artifact import Json, claim_folder, require_same
-from apportion.core.log import AppendLog, read_log
-from apportion.models.text import (
-    Calibration,
-    calibrate,
-    load_calibration,
-    sample_calibration,
-    save_calibration,
-)
+from apportion.core.artifact import Json
 
 STOP_BATCH = 5  # permutations between two looks of a sampling that may stop by itself
+Orders = Int[NDArray[np.int64], "permutations players"]
+Stop = Callable[[Samples], bool]
 
 
-def calibration_for(table: Table, folder: Path) -> Calibration:
-    """The windows asked for; windows sampled by the model itself are sampled once and kept.
-
-    Kept windows without values belong to a run that ended before it measured, perhaps of another text or model: they
-    are made anew, so that what is measured later is measured on the text that the values' log names.
-
-    Raises:
-        ArtifactMismatchError: kept are windows of another number or length.
-    """
-    sampling, saved, log = table.sampling, folder / WINDOWS, folder / VALUES
-    count, length, seed = sampling.windows, sampling.window_tokens, sampling.seed
-    keep = saved.exists() and log.exists() and bool(read_log(log)[0])
-    if sampling.calibration is not None:
-        found = calibrate(sampling.calibration, table.tokenizer, windows=count, window_tokens=length, seed=seed)
-    elif keep:
-        found = load_calibration(saved)
-        kept, asked = ({"windows": n, "window_tokens": t} for n, t in (found.windows.shape, (count, length)))
-        require_same(kept, asked, saved)
-    else:
-        found = sample_calibration(table.staged, table.tokenizer, windows=count, window_tokens=length, seed=seed)
-    if not keep:
-        save_calibration(found, saved)
-    return found
-
-
-def orders_of(table: Table) -> Int[NDArray[np.int64], "permutations players"]:
-    """The permutations asked for; none at all for methods that choose their own assignments."""
-    sampling, players = table.sampling, len(table.players)
-    if sampling.permutations == 0:
-        return np.zeros((0, players), dtype=np.int64)
-    return draw_permutations(players, sampling.permutations, sampling.seed, antithetic=sampling.antithetic)
-
-
-def take_samples(
-    table: Table, folder: Path, *, resume: bool = False, stop: Callable[[Samples], bool] | None = None
-) -> Samples:
+def sample(game: MeasuredGame, folder: Path, orders: Orders, *, stop: Stop | None = None) -> Samples:
     """Measure the coalitions of SPQE and save them; a finished folder is read, not measured again.
 
     Args:
-        folder: where values are appended as they come, so that a kill loses only what was in flight.
-        resume: continue what is there.
+        game: on the text that values are to be measured on, with its log open in the folder.
+        folder: where the game's log and windows lie; `samples.json` is written there last.
+        orders: [permutations, players] permutations drawn by `spqe.draw_permutations`; none for methods that choose
+            their own assignments, which then begin with all players at the highest and all at the lowest width.
         stop: asked after every few permutations whether they are enough; all are used if None.
 
+    Returns:
+        The samples; values of the folder's log that these permutations did not ask for are left out.
+
     Raises:
-        InputError, ArtifactMismatchError, NumericError, as their steps say.
+        NumericError: a loss is not finite. ArtifactError, ArtifactMismatchError: the folder's files.
+
+    Cost: `players` coalitions a permutation, fewer where prefixes or coalitions are shared.
     """
     began = time.monotonic()
-    claim_folder(folder, resume=resume)
-    calibration = calibration_for(table, folder)
-    settings = table.settings(calibration)
-    table.staged.verify(calibration.windows)
-    sampling = table.sampling
-    orders = orders_of(table)
-    with AppendLog(folder / VALUES, settings, resume=resume) as log:
-        if (folder / SAMPLES).exists():
-            saved = load_samples(folder)
-            same = np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders)
-            if same and (stop is not None or len(saved.orders) == len(orders)):  # others may have stopped early
-                return saved
-        nll_fp = full_precision_nll(table.staged, calibration)
-        game = MeasuredGame(table.bank(), calibration, log)
-        ends = [uniform(table.players, sampling.widths[-1]), uniform(table.players, sampling.widths[0])]
-        game.values([ends[0]] if len(orders) else ends)
-        samples = Samples(
-            players=table.players,
-            widths=sampling.widths,
-            player_bytes=table.costs.player_bytes,
-            player_parameters=np.asarray([player_parameters(table.staged, p) for p in table.players], dtype=np.int64),
-            fixed_bytes=table.costs.fixed_bytes,
-            orders=orders[:0],
-            values=only(game.known, asked_by(orders[:0], sampling.widths[0], sampling.widths[-1])),
-            nll_fp=nll_fp,
-            settings=settings,
-            counts={"asked": len(orders)},
-        )
-        samples = play(samples, game, orders, stop)
+    if (folder / SAMPLES).exists() and (saved := load_samples(folder)) and answers(saved, orders, stop):
+        return saved
+    nll_fp = full_precision_nll(game.bank.staged, game.text)
+    ends = [game.costs.uniform(-1), game.costs.uniform(0)]
+    game.values(ends[:1] if len(orders) else ends)
+    samples = Samples(
+        costs=game.costs,
+        windows=game.text,
+        orders=orders[:0],
+        values=only(game.known, asked_by(orders[:0], 0, game.costs.high)),
+        nll_fp=nll_fp,
+        settings=game.settings,
+        counts={"asked": len(orders)},
+    )
+    samples = play(samples, game, orders, stop)
     counts = {
         "asked": len(orders),
         "permutations": len(samples.orders),
@@ -120,36 +68,45 @@ def take_samples(
     return samples
 
 
-def play(
-    samples: Samples,
-    game: MeasuredGame,
-    orders: Int[NDArray[np.int64], "permutations players"],
-    stop: Callable[[Samples], bool] | None,
-) -> Samples:
+def answers(saved: Samples, orders: Orders, stop: Stop | None) -> bool:
+    """Whether a finished folder holds what is asked for; others may have stopped early."""
+    same = np.array_equal(saved.orders, orders[: len(saved.orders)]) and saved.counts["asked"] == len(orders)
+    return same and (stop is not None or len(saved.orders) == len(orders))
+
+
+def play(samples: Samples, game: MeasuredGame, orders: Orders, stop: Stop | None) -> Samples:
     """Measure all permutations, or batch after batch until they are enough."""
+    high = samples.costs.high
     step = len(orders) if stop is None else STOP_BATCH
     for count in range(step, len(orders) + step, step) if len(orders) else ():
         taken = orders[:count]
-        fresh = coalitions(orders[count - step : count], samples.low, samples.high)
+        fresh = coalitions(orders[count - step : count], 0, high)
         game.values(fresh[1:])  # the first of them, all at the highest width, is known
-        asked = asked_by(taken, samples.low, samples.high)  # a resumed log may already know later ones
-        samples = replace(samples, orders=taken, values=only(game.known, asked))
+        # a resumed log may already know later ones
+        samples = replace(samples, orders=taken, values=only(game.known, asked_by(taken, 0, high)))
         if stop is not None and stop(samples):
             break
     return samples
 
 
-def measure(table: Table, samples: Samples, folder: Path, assignments: list[tuple[int, ...]]) -> Samples:
+def measure(game: MeasuredGame, samples: Samples, assignments: Sequence[Assignment]) -> Samples:
     """Measure further assignments on the samples' own text, appending them to the same log."""
-    calibration = load_calibration(folder / WINDOWS)
-    with AppendLog(folder / VALUES, samples.settings, resume=True) as log:
-        game = MeasuredGame(table.bank(), calibration, log)
-        earlier = len((set(assignments) & game.known.keys()) - samples.values.keys())
-        game.values(assignments)
-    return replace(samples, values=game.known, counts=added(samples.counts, game.counts, resumed=earlier))
+    before = replace(game.counts)
+    earlier = len((set(assignments) & game.resumed) - samples.values.keys())
+    game.values(assignments)
+    return replace(samples, values=dict(game.known), counts=added(samples.counts, since(game.counts, before), earlier))
 
 
-def added(counts: Json, more: Counts, *, resumed: int = 0) -> Json:
+def since(now: Counts, before: Counts) -> Counts:
+    """What was counted between two moments."""
+    return Counts(
+        now.evaluations - before.evaluations,
+        now.block_forwards - before.block_forwards,
+        now.naive_block_forwards - before.naive_block_forwards,
+    )
+
+
+def added(counts: Json, more: Counts, resumed: int) -> Json:
     """Counts of the samples and of further measurements together.
 
     Args:

@@ -40,8 +40,8 @@ def draw_permutations(
 def chain(order: Sequence[int], low: int, high: int) -> list[Assignment]:
     """The coalitions along one permutation, from all high to all low.
 
-    >>> chain([1, 0], low=2, high=4)
-    [(4, 4), (4, 2), (2, 2)]
+    >>> chain([1, 0], low=0, high=2)
+    [(2, 2), (2, 0), (0, 0)]
     """
     widths = [high] * len(order)
     found = [tuple(widths)]

@@ -10,9 +10,9 @@ from itertools import product
 
 import numpy as np
 
-from apportion.bits.game.players import Assignment
+from apportion.bits.game import Assignment
 from apportion.bits.plan.budget import Budget
-from apportion.bits.plan.plan import Plan, average_bits, spent
+from apportion.bits.plan.plan import Plan
 from apportion.bits.plan.sensitivity import Sensitivity
 from apportion.core.arrays import NDArray
 from apportion.core.errors import BudgetError
@@ -32,12 +32,28 @@ def allocate(
     """The plan of least predicted loss within a budget.
 
     Args:
+        sensitivity: of `estimate`. budget: of `budget_from_bits` or `budget_from_bytes`.
         exclude: assignments that are not to be chosen again (for the next best plans).
         seconds: time limit of the solver; a plan that is not proved optimal by then says so. Where none was found
             by then, the first that is found later.
 
+    Returns:
+        The plan; `optimal` where the solver proved it. Of plans with equal loss the one with more bytes.
+
     Raises:
         BudgetError: nothing fits.
+
+    Cost: a second or less up to some fifty players with all pairs; `seconds` at most beyond.
+
+    Source: CoopQ, allocation: min a'q + q'Kq with products linearised, solved by SCIP; here for any number of widths
+    and in exact bytes.
+
+    >>> from apportion import Recipe, budget_from_bits, estimate, open_model, take_samples
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> sensitivity = estimate(take_samples(open_model(MODEL, recipe), OUT))
+    >>> plan = allocate(sensitivity, budget_from_bits(sensitivity.costs, 3))
+    >>> sorted(plan.by_name().values()), plan.optimal  # two blocks, one at each width
+    (['w2g32', 'w4g32'], True)
     """
     assignment, gap = solve(sensitivity, budget.player_bytes, exclude, seconds)
     return plan_of(sensitivity, budget, assignment, gap)
@@ -45,15 +61,15 @@ def allocate(
 
 def plan_of(sensitivity: Sensitivity, budget: Budget, assignment: Assignment, gap: float = 0.0) -> Plan:
     """A plan with its costs and its predicted loss."""
-    bytes_spent = spent(sensitivity, assignment)
+    costs = sensitivity.costs
+    bytes_spent = costs.spent(assignment)
     assert bytes_spent <= budget.player_bytes, "the solver left the budget"
     return Plan(
-        players=sensitivity.players,
-        widths=sensitivity.widths,
+        costs=costs,
         assignment=assignment,
-        avg_bits=average_bits(assignment, sensitivity.player_parameters),
+        avg_bits=costs.average_bits(assignment),
         player_bytes=bytes_spent,
-        total_bytes=bytes_spent + sensitivity.fixed_bytes,
+        total_bytes=bytes_spent + costs.fixed_bytes,
         budget_bytes=budget.player_bytes,
         asked=budget.asked,
         method=sensitivity.method,
@@ -66,7 +82,7 @@ def plan_of(sensitivity: Sensitivity, budget: Budget, assignment: Assignment, ga
 
 def savings_of(sensitivity: Sensitivity) -> NDArray[np.int64]:
     """Bytes that each choice saves against the highest width."""
-    table = sensitivity.player_bytes
+    table = sensitivity.costs.bytes
     players, columns = sensitivity.choices.T
     found: NDArray[np.int64] = table[players, -1] - table[players, columns]
     return found
@@ -78,7 +94,7 @@ def solve(
     """Assignment and relative gap (0 if proved optimal)."""
     from pyscipopt import Model, quicksum
 
-    largest = int(sensitivity.player_bytes[:, -1].sum())
+    largest = sensitivity.costs.spent(sensitivity.costs.uniform(-1))
     must_save = largest - budget_bytes
     savings = savings_of(sensitivity)
     unit = max(float(np.abs(sensitivity.linear).max()), float(np.abs(sensitivity.pair).max()), 1e-300)
@@ -89,7 +105,7 @@ def solve(
     model.setParam("limits/gap", 0.0)
     model.setParam("randomization/randomseedshift", 0)
     x = [model.addVar(vtype="B") for _ in linear]
-    for player in range(len(sensitivity.players)):
+    for player in range(len(sensitivity.costs.players)):
         own = [x[k] for k in np.flatnonzero(sensitivity.choices[:, 0] == player)]
         if len(own) > 1:
             model.addCons(quicksum(own) <= 1)
@@ -124,16 +140,17 @@ def solve(
 
 def assignment_of(sensitivity: Sensitivity, taken: NDArray[np.bool_]) -> Assignment:
     """The assignment that makes these choices."""
-    widths = [sensitivity.widths[-1]] * len(sensitivity.players)
+    columns = list(sensitivity.costs.uniform(-1))
     for player, column in sensitivity.choices[taken].tolist():
-        widths[player] = sensitivity.widths[column]
-    return tuple(widths)
+        columns[player] = column
+    return tuple(columns)
 
 
 def every_assignment(sensitivity: Sensitivity, budget_bytes: int) -> Iterator[Assignment]:
     """All assignments within a budget."""
-    for assignment in product(sensitivity.widths, repeat=len(sensitivity.players)):
-        if spent(sensitivity, assignment) <= budget_bytes:
+    costs = sensitivity.costs
+    for assignment in product(range(len(costs.widths)), repeat=len(costs.players)):
+        if costs.spent(assignment) <= budget_bytes:
             yield assignment
 
 

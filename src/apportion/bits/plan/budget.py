@@ -3,36 +3,13 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
 
-from apportion.core.arrays import NDArray
+from apportion.bits.game import Costs
 from apportion.core.errors import BudgetError, InputError
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-@runtime_checkable
-class Costs(Protocol):
-    """What a budget needs to know: samples and sensitivities both have it."""
-
-    @property
-    def widths(self) -> tuple[int, ...]: ...
-    @property
-    def player_bytes(self) -> Int[NDArray[np.int64], "players widths"]: ...
-    @property
-    def fixed_bytes(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class CostTable:
-    """What every width of every player costs, before anything is measured."""
-
-    widths: tuple[int, ...]
-    player_bytes: Int[NDArray[np.int64], "players widths"]
-    fixed_bytes: int
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,52 +23,83 @@ class Budget:
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as 24MB (10^6) or 24MiB (2^20).
 
-    >>> parse_bytes("24MB"), parse_bytes("1.5 KiB"), parse_bytes("1.001KB")
-    (24000000, 1536, 1001)
+    >>> parse_bytes("24MB"), parse_bytes("1.5 KiB"), parse_bytes("1.001KB"), parse_bytes("5G"), parse_bytes("2,300,000")
+    (24000000, 1536, 1001, 5000000000, 2300000)
 
     Raises:
         InputError: not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in UNITS:
-        raise InputError(f"--max-bytes {text}: not a size", "write it like 24MB, 1.5GiB or 24000000")
-    return int(Decimal(match[1]) * UNITS[match[2].upper()])
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+)\s*([A-Za-z]*)\s*", text)
+    unit = match[2].upper().removesuffix("B") if match else ""
+    if not match or unit not in UNITS:
+        raise InputError(f"--max-bytes {text}: not a size", "write it like 24MB, 5G, 1.5GiB, 24000000 or 24,000,000")
+    return int(Decimal(match[1].replace(",", "")) * UNITS[unit])
 
 
 def budget_from_bits(costs: Costs, average_bits: float) -> Budget:
     """The paper's budget: B(b) = B_low + (b - low) / (high - low) * (B_high - B_low), rounded down.
 
+    Args:
+        costs: of samples, a sensitivity or a quantizer.
+        average_bits: mean bits over the quantized weights, scales not counted.
+
+    Returns:
+        Bytes that the players' tensors may take, scales included.
+
     Raises:
         BudgetError: outside [lowest width, highest width].
+
+    Cost: none worth naming.
+
+    Source: CoopQ (Findings of ACL 2026), memory budget; in exact bytes here.
+
+    >>> from apportion import Recipe, open_model
+    >>> costs = open_model(MODEL, Recipe(group_size=32)).costs
+    >>> smallest, largest = (budget_from_bits(costs, bits).player_bytes for bits in (2, 4))
+    >>> budget_from_bits(costs, 3).player_bytes == (smallest + largest) // 2
+    True
     """
-    low, high = costs.widths[0], costs.widths[-1]
+    low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
     if not low <= average_bits <= high:
         raise BudgetError(
-            f"--avg-bits {average_bits}: expected from {low} (all at the lowest width) to {high}",
+            f"--avg-bits {average_bits}: expected from {low:g} (all at the lowest width) to {high:g}",
             "choose a budget in this range or other --widths",
         )
-    smallest, largest = (int(costs.player_bytes[:, column].sum()) for column in (0, -1))
-    spend = smallest + (average_bits - low) / (high - low) * (largest - smallest)
+    smallest, largest = costs.spent(costs.uniform(0)), costs.spent(costs.uniform(-1))
+    share = (average_bits - low) / (high - low) if high > low else 1.0  # w2g64 and w2g32 differ in bytes alone
+    spend = smallest + share * (largest - smallest)
     return Budget(int(np.floor(spend + 1e-6)), f"{average_bits:g} bits on average")
 
 
 def budget_from_bytes(costs: Costs, max_bytes: int) -> Budget:
     """A budget of the weight file(s) on disk, everything in them counted.
 
+    Args:
+        costs: of samples, a sensitivity or a quantizer.
+        max_bytes: size of all weight files together.
+
+    Returns:
+        Bytes that the players' tensors may take. A budget above the largest plan is the largest plan's; the room that
+        is left is told by the plan (`Plan.asked`).
+
     Raises:
-        BudgetError: below the smallest or above the largest plan (difference in bytes).
+        BudgetError: below the smallest plan (difference in bytes).
+
+    Cost: none worth naming.
+
+    >>> from apportion import Recipe, open_model
+    >>> costs = open_model(MODEL, Recipe(group_size=32)).costs
+    >>> budget_from_bytes(costs, costs.largest() + 5).asked.endswith("5 more than the largest plan takes")
+    True
     """
-    smallest, largest = (int(costs.player_bytes[:, column].sum()) + costs.fixed_bytes for column in (0, -1))
+    smallest, largest = costs.smallest(), costs.largest()
     if max_bytes < smallest:
         raise BudgetError(
             f"--max-bytes {max_bytes:,}: {smallest - max_bytes:,} bytes short of the smallest plan ({smallest:,}: "
-            f"all at {costs.widths[0]} bits, {costs.fixed_bytes:,} of it never quantized)",
+            f"all at {costs.widths[0].name}, {costs.fixed_bytes:,} of it never quantized)",
             f"give at least {smallest:,} bytes, or a lower width",
         )
+    asked = f"{max_bytes:,} bytes on disk"
     if max_bytes > largest:
-        raise BudgetError(
-            f"--max-bytes {max_bytes:,}: {max_bytes - largest:,} bytes above the largest plan ({largest:,}: all at "
-            f"{costs.widths[-1]} bits)",
-            f"give at most {largest:,} bytes, or a higher width",
-        )
-    return Budget(max_bytes - costs.fixed_bytes, f"{max_bytes:,} bytes on disk")
+        asked += f", {max_bytes - largest:,} more than the largest plan takes"
+    return Budget(min(max_bytes, largest) - costs.fixed_bytes, asked)

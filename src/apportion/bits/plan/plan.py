@@ -2,12 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from apportion.bits.game.players import Assignment, Player
-from apportion.bits.game.samples import player_from
-from apportion.bits.plan.budget import Costs
-from apportion.core.arrays import NDArray
+from apportion.bits.game import Assignment, Costs, costs_from
 from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactCorruptError
 
@@ -17,7 +12,8 @@ class Plan:
     """Widths and their evidence.
 
     Attributes:
-        assignment: bits of every player.
+        costs: players, widths and what they cost.
+        assignment: for every player the index of its width.
         avg_bits: mean bits over all quantized weights.
         player_bytes: bytes of the players' tensors.
         total_bytes: bytes of the weight files, exact after saving, an upper bound before.
@@ -33,8 +29,7 @@ class Plan:
             search's own best, but best as written).
     """
 
-    players: tuple[Player, ...]
-    widths: tuple[int, ...]
+    costs: Costs
     assignment: Assignment
     avg_bits: float
     player_bytes: int
@@ -52,20 +47,9 @@ class Plan:
     judged_on: str = ""
     judged_nll: float | None = None
 
-    def by_name(self) -> dict[str, int]:
+    def by_name(self) -> dict[str, str]:
         """Width by player's name."""
-        return {player.name: bits for player, bits in zip(self.players, self.assignment, strict=True)}
-
-
-def spent(costs: Costs, assignment: Assignment) -> int:
-    """Bytes of the players' tensors under an assignment."""
-    columns = [costs.widths.index(bits) for bits in assignment]
-    return int(costs.player_bytes[np.arange(len(columns)), columns].sum())
-
-
-def average_bits(assignment: Assignment, parameters: NDArray[np.int64]) -> float:
-    """Mean bits over all quantized weights."""
-    return float(np.dot(assignment, parameters) / parameters.sum())
+        return self.costs.by_name(self.assignment)
 
 
 def plan_from(content: Json) -> Plan:
@@ -78,18 +62,17 @@ def plan_from(content: Json) -> Plan:
         plan = Plan(
             **{
                 **content,
-                "players": tuple(player_from(item) for item in content["players"]),
-                "widths": tuple(content["widths"]),
+                "costs": costs_from(content["costs"]),
                 "assignment": tuple(content["assignment"]),
                 "tried": tuple(content["tried"]),
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactCorruptError(f"plan: {error} is missing or unknown", "make the plan again") from error
-    if len(plan.assignment) != len(plan.players) or not set(plan.assignment) <= set(plan.widths):
+    players, widths = len(plan.costs.players), len(plan.costs.widths)
+    if len(plan.assignment) != players or not set(plan.assignment) <= set(range(widths)):
         raise ArtifactCorruptError(
-            f"plan: assignment {list(plan.assignment)}: expected one of the widths {list(plan.widths)} for each of "
-            f"{len(plan.players)} players",
+            f"plan: assignment {list(plan.assignment)}: expected an index below {widths} for each of {players} players",
             "make the plan again",
         )
     return plan

@@ -20,12 +20,9 @@ from itertools import count
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.bits.game.game import Game, Values
-from apportion.bits.game.players import Assignment, uniform
-from apportion.bits.game.samples import Samples
+from apportion.bits.game import Assignment, Costs, Game, Samples, Values
 from apportion.bits.plan.allocate import allocate
-from apportion.bits.plan.budget import Budget, Costs
-from apportion.bits.plan.plan import spent
+from apportion.bits.plan.budget import Budget
 from apportion.bits.plan.regression import PAIR_PENALTIES, Prior, fit_quadratic
 from apportion.bits.plan.sensitivity import Sensitivity, choices_of, shares, surrogate
 from apportion.core.arrays import NDArray
@@ -67,7 +64,7 @@ class Search:
     """Values asked for so far, within a limit.
 
     Attributes:
-        game: where values are measured. samples: players, widths, bytes. limit: evaluations allowed.
+        game: where values are measured. samples: players, widths, costs. limit: evaluations allowed.
         seen: values of this search, in the order asked. sources: which step asked first.
     """
 
@@ -95,7 +92,7 @@ class Search:
 
     def within(self, budget: Budget) -> list[Assignment]:
         """Measured plans that fit a budget, best first."""
-        fits = [item for item in self.seen if spent(self.samples, item) <= budget.player_bytes]
+        fits = [item for item in self.seen if self.samples.costs.spent(item) <= budget.player_bytes]
         return sorted(fits, key=self.mean)
 
 
@@ -124,10 +121,10 @@ def search(
     Raises:
         InputError: fewer evaluations than players and widths.
     """
-    players, widths = len(samples.players), len(samples.widths)
+    players, widths = len(samples.costs.players), len(samples.costs.widths)
     require_evaluations(evaluations, players, widths)
     state = Search(game, samples, evaluations, seed)
-    state.ask([uniform(samples.players, bits) for bits in samples.widths], "uniform")
+    state.ask([samples.costs.uniform(column) for column in range(widths)], "uniform")
     prior = alone(state)
     explore(state, prior, budgets)
     found = []
@@ -140,18 +137,18 @@ def search(
 
 def alone(state: Search) -> Float[NDArray[np.float64], "players widths"]:
     """Cost of every player alone at every width, in nats; unmeasured middle widths are interpolated."""
-    samples = state.samples
-    players, columns = len(samples.players), len(samples.widths)
-    high = uniform(samples.players, samples.high)
+    table = state.samples.costs
+    players, columns = len(table.players), len(table.widths)
+    high = table.uniform(-1)
     every = players * (columns - 1)
     measured = range(columns - 1) if state.left >= 2.5 * every else [0]
-    single = {(p, w): (*high[:p], samples.widths[w], *high[p + 1 :]) for p in range(players) for w in measured}
+    single = {(p, w): (*high[:p], w, *high[p + 1 :]) for p in range(players) for w in measured}
     state.ask(list(single.values()), "alone")
     costs = np.zeros((players, columns))
     for (player, column), assignment in single.items():
         costs[player, column] = state.mean(assignment) - state.mean(high)
     if len(measured) == 1:
-        costs[:, :-1] = costs[:, :1] * shares(samples.widths)
+        costs[:, :-1] = costs[:, :1] * shares(table.widths)
     return costs
 
 
@@ -165,13 +162,13 @@ def explore(state: Search, costs: Float[NDArray[np.float64], "players widths"], 
         plans = []
         for _ in range(quota):
             target = float(budgets[int(rng.integers(len(budgets)))].player_bytes)
-            target += rng.normal() * JITTER_BITS * bytes_per_bit(state.samples)
+            target += rng.normal() * JITTER_BITS * bytes_per_bit(state.samples.costs)
             noisy = (
                 floor
                 * np.exp(noise * rng.normal(size=(len(floor), 1)))
                 * np.exp(noise / 2 * rng.normal(size=floor.shape))
             )
-            plans.append(relaxed(noisy, state.samples, int(target)))
+            plans.append(relaxed(noisy, state.samples.costs.bytes, int(target)))
         state.ask(plans, "random")
         if index + 1 < len(ROUNDS):
             floor = positive(linear_table(fit(state, costs, None)))
@@ -187,20 +184,23 @@ def positive(costs: Float[NDArray[np.float64], "players widths"]) -> Float[NDArr
 
 def bytes_per_bit(costs: Costs) -> float:
     """Bytes of players for one more bit on average."""
-    table = costs.player_bytes
-    return float(table[:, -1].sum() - table[:, 0].sum()) / (costs.widths[-1] - costs.widths[0])
+    low, high = costs.uniform(0), costs.uniform(-1)
+    bits = costs.average_bits(high) - costs.average_bits(low)
+    return float(costs.spent(high) - costs.spent(low)) / (bits or costs.stored_bits(high) - costs.stored_bits(low))
 
 
-def relaxed(costs: Float[NDArray[np.float64], "players widths"], table: Costs, budget_bytes: int) -> Assignment:
+def relaxed(
+    costs: Float[NDArray[np.float64], "players widths"],
+    table: Int[NDArray[np.int64], "players widths"],
+    budget_bytes: int,
+) -> Assignment:
     """Near-optimal widths for additive costs: a Lagrange multiplier by bisection, then the slack is spent.
 
     >>> import numpy as np
-    >>> from apportion.bits.plan.budget import CostTable
-    >>> table = CostTable((2, 4), np.asarray([[10, 20], [10, 20]]), 0)
-    >>> relaxed(np.asarray([[1.0, 0.0], [3.0, 0.0]]), table, 30)
-    (2, 4)
+    >>> relaxed(np.asarray([[1.0, 0.0], [3.0, 0.0]]), np.asarray([[10, 20], [10, 20]]), 30)
+    (0, 1)
     """
-    sizes = table.player_bytes.astype(np.float64)
+    sizes = table.astype(np.float64)
     rows = np.arange(len(sizes))
     low, high = 0.0, float(costs.max() / max(np.diff(sizes, axis=1).min(), 1.0)) * 4 + 1e-12
     columns = np.zeros(len(sizes), dtype=np.int64)
@@ -211,7 +211,7 @@ def relaxed(costs: Float[NDArray[np.float64], "players widths"], table: Costs, b
             columns, high = trial, price
         else:
             low = price
-    return tuple(np.asarray(table.widths)[spend_slack(columns, costs, sizes, budget_bytes)].tolist())
+    return tuple(spend_slack(columns, costs, sizes, budget_bytes).tolist())
 
 
 def spend_slack(
@@ -235,7 +235,7 @@ def spend_slack(
 
 def linear_table(found: Sensitivity) -> Float[NDArray[np.float64], "players widths"]:
     """A fit's linear costs as a table, the highest width free."""
-    table = np.zeros((len(found.players), len(found.widths)))
+    table = np.zeros(found.costs.bytes.shape)
     table[found.choices[:, 0], found.choices[:, 1]] = found.linear
     return table
 
@@ -248,15 +248,14 @@ def fit(
 ) -> Sensitivity:
     """Regress all that was measured, near a budget if one is given, shrinking towards the prior."""
     samples = state.samples
-    choices = choices_of(len(samples.players), len(samples.widths))
+    choices = choices_of(len(samples.costs.players), len(samples.costs.widths))
     assignments = list(state.seen)
-    table = np.asarray(assignments)
-    x = (table[:, choices[:, 0]] == np.asarray(samples.widths)[choices[:, 1]]).astype(np.float64)
+    x = (np.asarray(assignments)[:, choices[:, 0]] == choices[:, 1]).astype(np.float64)
     y = np.asarray([state.mean(item) for item in assignments])
     weights = None
     if budget is not None:
-        sizes = np.asarray([spent(samples, item) for item in assignments], dtype=np.float64)
-        distance = (sizes - budget.player_bytes) / bytes_per_bit(samples)
+        sizes = np.asarray([samples.costs.spent(item) for item in assignments], dtype=np.float64)
+        distance = (sizes - budget.player_bytes) / bytes_per_bit(samples.costs)
         weights = np.exp(-0.5 * (distance / NEAR_BITS) ** 2) + 1e-3
     prior = costs[choices[:, 0], choices[:, 1]]
     spread = np.abs(prior) + 0.25 * float(np.abs(prior).mean()) + 1e-9
@@ -280,9 +279,10 @@ def fit(
 
 def pair_mask(samples: Samples, choices: Int[NDArray[np.int64], "choices 2"]) -> NDArray[np.bool_]:
     """Which interactions are fitted."""
-    if len(samples.players) <= FULL_PAIRS:
+    players = samples.costs.players
+    if len(players) <= FULL_PAIRS:
         return np.ones((len(choices), len(choices)), dtype=bool)
-    blocks = np.asarray([samples.players[player].block for player in choices[:, 0].tolist()])
+    blocks = np.asarray([players[player].block for player in choices[:, 0].tolist()])
     return np.asarray(blocks[:, None] == blocks[None, :])
 
 
@@ -312,30 +312,28 @@ def promising(found: Sensitivity, state: Search, plan: Assignment, budget: Budge
 
     A neighbour raises one player by one width, lowers one by one width, or both.
     """
-    widths = found.widths
-    columns = [widths.index(bits) for bits in plan]
-    moves = [(p, c + d) for p, c in enumerate(columns) for d in (-1, 1) if 0 <= c + d < len(widths)]
-    singles = [changed(plan, [move], widths) for move in moves]
+    moves = [(p, c + d) for p, c in enumerate(plan) for d in (-1, 1) if 0 <= c + d <= found.costs.high]
+    singles = [changed(plan, [move]) for move in moves]
     doubles = [
-        changed(plan, [one, other], widths)
+        changed(plan, [one, other])
         for one in moves
         for other in moves
-        if one[1] > columns[one[0]] and other[1] < columns[other[0]] and one[0] != other[0]
+        if one[1] > plan[one[0]] and other[1] < plan[other[0]] and one[0] != other[0]
     ]
     near = [
         item
         for item in dict.fromkeys(singles + doubles)
-        if item not in state.seen and spent(state.samples, item) <= budget.player_bytes
+        if item not in state.seen and state.samples.costs.spent(item) <= budget.player_bytes
     ]
     predicted = predict_all(found, near)
     return [near[index] for index in np.argsort(predicted, kind="stable").tolist()]
 
 
-def changed(plan: Assignment, moves: Sequence[tuple[int, int]], widths: tuple[int, ...]) -> Assignment:
+def changed(plan: Assignment, moves: Sequence[tuple[int, int]]) -> Assignment:
     """A plan with some players at other widths."""
     new = list(plan)
     for player, column in moves:
-        new[player] = widths[column]
+        new[player] = column
     return tuple(new)
 
 
@@ -343,8 +341,7 @@ def predict_all(found: Sensitivity, assignments: Sequence[Assignment]) -> Float[
     """Predicted losses of many assignments."""
     if not assignments:
         return np.zeros(0)
-    table = np.asarray(assignments)[:, found.choices[:, 0]]
-    x = (table == np.asarray(found.widths)[found.choices[:, 1]]).astype(np.float64)
+    x = (np.asarray(assignments)[:, found.choices[:, 0]] == found.choices[:, 1]).astype(np.float64)
     return np.asarray(found.intercept + x @ found.linear + ((x @ found.pair) * x).sum(1) / 2)
 
 

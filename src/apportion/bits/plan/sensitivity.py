@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.bits.game.players import Assignment, Player
-from apportion.bits.game.samples import Samples, player_from
+from apportion.bits.game import Assignment, Costs, Samples, costs_from
 from apportion.bits.game.spqe import marginals
 from apportion.bits.plan.regression import fit_quadratic
 from apportion.core.arrays import NDArray
-from apportion.core.artifact import Json
+from apportion.core.artifact import Json, plain
 from apportion.core.errors import ArtifactCorruptError, InputError
+from apportion.formats.width import Width, listed
 
 METHODS = ("coopq", "regression", "shapley")
 FEWEST_PERMUTATIONS = {"coopq": 2, "regression": 1, "shapley": 1}  # a covariance needs two
@@ -32,8 +32,8 @@ class Sensitivity:
         linear: [choices] cost in nats per token.
         pair: [choices, choices] cost of two choices together, symmetric, zero diagonal.
         intercept: value with every player at the highest width.
-        details: method-specific arrays as JSON (phi and its standard errors, C, K, a; the ridge chosen).
-        widths, players, player_bytes, player_parameters, fixed_bytes, settings: as in the samples.
+        costs, settings: as in the samples.
+        details: method-specific values as JSON has them (phi and its standard errors, C, K, a; the ridge chosen).
     """
 
     method: str
@@ -41,18 +41,13 @@ class Sensitivity:
     linear: Float[NDArray[np.float64], " choices"]
     pair: Float[NDArray[np.float64], "choices choices"]
     intercept: float
-    widths: tuple[int, ...]
-    players: tuple[Player, ...]
-    player_bytes: Int[NDArray[np.int64], "players widths"]
-    player_parameters: Int[NDArray[np.int64], " players"]
-    fixed_bytes: int
+    costs: Costs
     settings: Json
     details: Json = field(default_factory=dict)
 
     def chosen(self, assignment: Assignment) -> NDArray[np.bool_]:
         """Which choices an assignment makes."""
-        widths = np.asarray(self.widths)[self.choices[:, 1]]
-        return np.asarray(np.asarray(assignment)[self.choices[:, 0]] == widths)
+        return np.asarray(np.asarray(assignment)[self.choices[:, 0]] == self.choices[:, 1])
 
     def predict(self, assignment: Assignment) -> float:
         """Predicted NLL in nats per token."""
@@ -75,7 +70,7 @@ def require_alpha(alpha: float) -> None:
         raise InputError(f"--alpha {alpha}: expected a number from 0 to 1")
 
 
-def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -> None:
+def require_estimable(method: str, widths: tuple[Width, ...], permutations: int) -> None:
     """Refuse a method that SPQE's values cannot feed; methods of other files need none of them.
 
     Raises:
@@ -87,8 +82,8 @@ def require_estimable(method: str, widths: tuple[int, ...], permutations: int) -
         raise InputError(f"--permutations {permutations}: {method} needs at least {needed}", "sample more permutations")
     if method == "regression" and len(widths) > 2:
         raise InputError(
-            f"--method regression: SPQE measures only {widths[0]} and {widths[-1]} bits of --widths "
-            + ",".join(map(str, widths)),
+            f"--method regression: SPQE measures only {widths[0].name} and {widths[-1].name} of --widths "
+            + listed(widths),
             "use auto, which measures all widths, leave regression out of --methods, or give two widths",
         )
 
@@ -97,17 +92,32 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     """Estimate the surrogate of a method on measured values.
 
     Args:
+        samples: of `take_samples`.
         method: `coopq` (the paper: Shapley means and shrunk covariance), `shapley` (means alone) or
             `regression` (ridge on all measured values, ours).
         alpha: shrinkage of the covariance towards its diagonal, in [0, 1] (paper: 0.5).
 
+    Returns:
+        What each width of each player costs in nats per token, alone and beside each other one.
+
     Raises:
         InputError: unknown method, alpha outside [0, 1], or fewer permutations than the method needs.
+
+    Cost: no evaluation of the model; `regression` decomposes a matrix of coalitions by pairs of choices.
+
+    Source: CoopQ (Findings of ACL 2026, arXiv 2509.15455) for `coopq` and `shapley`; `regression` is ours.
+
+    >>> from apportion import Recipe, open_model, take_samples
+    >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
+    >>> samples = take_samples(open_model(MODEL, recipe), OUT)
+    >>> means = estimate(samples, "shapley")
+    >>> bool(abs(means.linear.sum() - (samples.nll_low - samples.nll_high)) < 1e-9)  # efficiency
+    True
     """
     if method not in METHODS:
         raise InputError(f"--method {method}: unknown", f"choose from {', '.join(METHODS)}")
     require_alpha(alpha)
-    require_estimable(method, samples.widths, len(samples.orders))
+    require_estimable(method, samples.costs.widths, len(samples.orders))
     return regress(samples) if method == "regression" else shapley(samples, method, alpha)
 
 
@@ -118,9 +128,9 @@ def shapley(samples: Samples, method: str, alpha: float) -> Sensitivity:
     K = (1 - alpha) C + alpha diag(C); a_i = phi_i - sum over j != i of K_ij; objective a'q + q'Kq.
     Source: CoopQ, sections on SPQE and on allocation. With q binary, K_ii joins a_i.
     """
-    D = marginals(samples.orders, samples.means(), samples.low, samples.high)
+    D = marginals(samples.orders, samples.means(), 0, samples.costs.high)
     phi = D.mean(0)
-    players = len(samples.players)
+    players = len(samples.costs.players)
     C = np.cov(D, rowvar=False, ddof=1).reshape(players, players) if len(D) > 1 else np.zeros((players, players))
     K = (1 - alpha) * C + alpha * np.diag(np.diag(C))
     a = phi - (K.sum(1) - np.diag(K))
@@ -146,17 +156,17 @@ def two_width(samples: Samples, linear: NDArray[np.float64]) -> NDArray[np.float
     SPQE measures the lowest against the highest width only. An intermediate width's squared error lies a
     factor 4 per bit below, so its share of the cost is (4^-b - 4^-high) / (4^-low - 4^-high). [ours]
     """
-    return np.asarray(np.outer(linear, shares(samples.widths)).ravel(), dtype=np.float64)
+    return np.asarray(np.outer(linear, shares(samples.costs.widths)).ravel(), dtype=np.float64)
 
 
 def two_width_pairs(samples: Samples, pair: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pair costs with intermediate widths interpolated as in `two_width`."""
-    return np.asarray(np.kron(pair, np.outer(shares(samples.widths), shares(samples.widths))))
+    return np.asarray(np.kron(pair, np.outer(shares(samples.costs.widths), shares(samples.costs.widths))))
 
 
-def shares(widths: tuple[int, ...]) -> NDArray[np.float64]:
+def shares(widths: tuple[Width, ...]) -> NDArray[np.float64]:
     """Share of the lowest width's cost, for every width below the highest."""
-    error = 4.0 ** -np.asarray(widths, dtype=np.float64)
+    error = 4.0 ** -np.asarray([width.bits for width in widths], dtype=np.float64)
     return np.asarray((error[:-1] - error[-1]) / (error[0] - error[-1]), dtype=np.float64)
 
 
@@ -166,10 +176,9 @@ def regress(samples: Samples) -> Sensitivity:
     The covariance of marginals is in nats squared and is not the pairwise interaction; this is, and it costs
     no further evaluation.
     """
-    choices = choices_of(len(samples.players), len(samples.widths))
+    choices = choices_of(len(samples.costs.players), len(samples.costs.widths))
     assignments = list(samples.values)
-    widths = np.asarray(samples.widths)[choices[:, 1]]
-    x = (np.asarray(assignments)[:, choices[:, 0]] == widths).astype(np.float64)
+    x = (np.asarray(assignments)[:, choices[:, 0]] == choices[:, 1]).astype(np.float64)
     y = np.asarray([samples.mean(item) for item in assignments])
     fit = fit_quadratic(x, y, choices[:, 0])
     details = {
@@ -191,17 +200,13 @@ def surrogate(
 ) -> Sensitivity:
     return Sensitivity(
         method=method,
-        choices=choices_of(len(samples.players), len(samples.widths)),
+        choices=choices_of(len(samples.costs.players), len(samples.costs.widths)),
         linear=linear,
         pair=pair,
         intercept=samples.nll_high if intercept is None else intercept,
-        widths=samples.widths,
-        players=samples.players,
-        player_bytes=samples.player_bytes,
-        player_parameters=samples.player_parameters,
-        fixed_bytes=samples.fixed_bytes,
+        costs=samples.costs,
         settings=samples.settings,
-        details=details,
+        details=plain(details),
     )
 
 
@@ -219,11 +224,7 @@ def sensitivity_from(content: Json) -> Sensitivity:
             linear=np.asarray(content["linear"], dtype=np.float64),
             pair=np.asarray(content["pair"], dtype=np.float64).reshape(choices, choices),
             intercept=float(content["intercept"]),
-            widths=tuple(content["widths"]),
-            players=tuple(player_from(item) for item in content["players"]),
-            player_bytes=np.asarray(content["player_bytes"], dtype=np.int64),
-            player_parameters=np.asarray(content["player_parameters"], dtype=np.int64),
-            fixed_bytes=int(content["fixed_bytes"]),
+            costs=costs_from(content["costs"]),
             settings=content["settings"],
             details=content["details"],
         )

@@ -6,8 +6,7 @@ Criterion: the plans at all budgets asked about are the same after each of PATIE
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from apportion.bits.game.players import Assignment
-from apportion.bits.game.samples import Samples
+from apportion.bits.game import Assignment, Samples
 from apportion.bits.plan.allocate import allocate
 from apportion.bits.plan.budget import Budget
 from apportion.bits.plan.sensitivity import Sensitivity

@@ -27,9 +27,7 @@ from torch import Tensor
 from apportion.bits.rounding.moments import Moments, require_moments
 from apportion.bits.rounding.nearest import search_scale
 from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
-from apportion.formats.compressed_tensors import FORMAT, GridWeight, grid_shapes
-from apportion.formats.packed import Shapes
-from apportion.formats.width import BITS, Width
+from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Width
 
 BLOCK = 128
 TINY = 1e-30
@@ -47,8 +45,7 @@ class Gptq:
     """
 
     name: ClassVar[str] = "gptq"
-    bits: ClassVar[tuple[int, ...]] = BITS
-    format: ClassVar[str] = FORMAT
+    format: ClassVar[Format] = COMPRESSED_TENSORS
     needs_hessian: ClassVar[bool] = True
 
     dampings: tuple[float, ...] = (0.01, 0.03)
@@ -80,10 +77,7 @@ class Gptq:
             "error_share_loop": looped,
             "error_share": error_share(target, codes, scale, hessian),
         }
-        return GridWeight(codes.to(torch.int8), scale.to(weight.dtype), width, evidence)
-
-    def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
-        return grid_shapes(rows, columns, width, dtype)
+        return GridWeight.of(codes.to(torch.int8), scale.to(weight.dtype), width, evidence)
 
     def _best_loop(self, target: Tensor, scale: Tensor, hessian: Tensor, width: Width) -> tuple[float, Tensor]:
         """The damping of least error, and its codes."""

@@ -13,9 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.rounding.moments import Moments
-from apportion.formats.compressed_tensors import FORMAT, GridWeight, encode, grid_shapes
-from apportion.formats.packed import Shapes
-from apportion.formats.width import BITS, Width
+from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Width
 
 FACTORS = 29
 SMALLEST_FACTOR = {2: 0.30, 3: 0.45, 4: 0.55, 8: 0.90}
@@ -27,8 +25,7 @@ class Nearest:
     """`--rounding nearest`."""
 
     name: ClassVar[str] = "nearest"
-    bits: ClassVar[tuple[int, ...]] = BITS
-    format: ClassVar[str] = FORMAT
+    format: ClassVar[Format] = COMPRESSED_TENSORS
     needs_hessian: ClassVar[bool] = False
 
     def round(
@@ -40,10 +37,7 @@ class Nearest:
         step = max(1, CHUNK_ELEMENTS // weight.shape[1])
         parts = [self._round_rows(part, width) for part in weight.split(step)]
         codes, scales = (torch.cat(column) for column in zip(*parts, strict=True))
-        return GridWeight(codes, scales, width)
-
-    def shapes(self, rows: int, columns: int, width: Width, dtype: torch.dtype) -> Shapes:
-        return grid_shapes(rows, columns, width, dtype)
+        return GridWeight.of(codes, scales, width)
 
     def _round_rows(self, weight: Tensor, width: Width) -> tuple[Tensor, Tensor]:
         grouped = weight.float().view(weight.shape[0], -1, width.group_size)
@@ -72,7 +66,7 @@ def search_scale(
     best = torch.zeros_like(largest)
     error = (importance * grouped**2).sum(-1)
     min_max = -width.lowest / width.highest
-    for factor in [*torch.linspace(SMALLEST_FACTOR[width.bits], 1.0, FACTORS - 1).tolist(), min_max]:
+    for factor in [*torch.linspace(SMALLEST_FACTOR[width.code_bits], 1.0, FACTORS - 1).tolist(), min_max]:
         for sign in (1.0, -1.0):
             best, error = keep_better(grouped, importance, width, largest * (sign * factor), best, error, dtype)
     for _ in range(REFINEMENTS):
@@ -96,3 +90,11 @@ def keep_better(
     candidate = (importance * (encode(grouped, stored, width) * stored[..., None] - grouped) ** 2).sum(-1)
     better = candidate < error
     return torch.where(better, stored, best), torch.where(better, candidate, error)
+
+
+def encode(
+    grouped: Float[Tensor, "rows groups size"], scale: Float[Tensor, "rows groups"], width: Width
+) -> Float[Tensor, "rows groups size"]:
+    """Nearest codes for given scales, as floats; a zero scale gives zero codes."""
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)[..., None]
+    return (grouped / divisor).round_().clamp_(width.lowest, width.highest)

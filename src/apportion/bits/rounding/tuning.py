@@ -16,11 +16,9 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 from torch.func import functional_call
 
-from apportion.bits.game.bank import in_place
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
-from apportion.formats.compressed_tensors import FORMAT, GridWeight
-from apportion.formats.packed import Packed
+from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel, token_nll
 
 RATE = 0.01  # of Adam, in log gain
@@ -37,18 +35,18 @@ class Tuned:
     """A plan's weights after tuning.
 
     Attributes:
-        rounded: as the plan was written, with other scales. steps: after how many steps they were best, 0 if never
+        packed: as the plan was written, with other scales. steps: after how many steps they were best, 0 if never
             better than untuned.
         before, after: cross-entropy to full precision on the windows kept aside, nats per token.
     """
 
-    rounded: Mapping[str, GridWeight]
+    packed: Mapping[str, GridWeight]
     steps: int
     before: float
     after: float
 
 
-def require_tunable(rounding: str, form: str, steps: int) -> None:
+def require_tunable(rounding: str, form: Format, steps: int) -> None:
     """Refuse to tune what has no plain scales.
 
     Raises:
@@ -56,7 +54,7 @@ def require_tunable(rounding: str, form: str, steps: int) -> None:
     """
     if steps < 0:
         raise InputError(f"--tune {steps}: expected 0 (not at all) or a number of steps, e.g. 100")
-    if steps and form != FORMAT:
+    if steps and form is not COMPRESSED_TENSORS:
         raise InputError(f"--tune: {rounding} has no plain scales to tune", "round with nearest or gptq")
 
 
@@ -202,5 +200,5 @@ def loss_of(
     teacher: Float[Tensor, "windows tokens hidden"],
 ) -> float:
     """Mean cross-entropy to the teacher with these weights in place."""
-    with in_place(staged, weights):
+    with staged.in_place(weights):
         return float(staged.window_nll(windows, teacher=teacher).mean())
