@@ -116,25 +116,31 @@ def collect(given: argparse.Namespace) -> None:
     questions = read_questions(given.data / "questions.jsonl")
     tables: dict[str, Any] = {}
     for name, corpus in CORPORA.items():
-        index = open_index(given.data, given.work, corpus)
-        log = read_log(given.work / f"{name}.parquet.log")
+        path = given.work / f"{name}.parquet.log"
+        if not path.is_file():
+            tables[name] = {"not_run": f"{path.name} is not there"}
+            continue
+        index, log = open_index(given.data, given.work, corpus), read_log(path)
         llm: LLM = Recorded(given.llm or log["header"]["model"])
         measured = Measured()
         for record in log["records"]:
             measured.add(record)
         model = fit_latency(measured.alone())
-        rows = [row for one in questions for row in measured.outcomes(one, model) if row.error is None]
+        whole = [one for one in questions if measured.count([one], STRATEGIES) == len(STRATEGIES)]
+        rows = [row for one in whole for row in measured.outcomes(one, model)]
         source = replace(Setup(llm, index, load_prompts(given.prompts), K).source(), latency=str(model))
         source = replace(source, prompts=log["header"]["prompts"], corpus=log["header"]["corpus"])
         for half in ("learn", "judge"):
             chosen = [row for row in rows if data["halves"][f"{row.dataset}/{row.question_id}"] == half]
             write_profile(given.out / f"{name}_{half}.parquet", [without_texts(row) for row in chosen], source)
         tables[name] = {
+            "questions_of_all": [len(whole), len(questions)],
+            "timed_alone": len(measured.alone()),
             "sets": {one: by_pipeline([row for row in rows if row.dataset == one]) for one in data["questions"]},
             "all": by_pipeline(rows),
             "answer_in_top_k": dict(in_passages(questions, index)),
             "latency": str(model),
-            "report": read_json(given.work / f"{name}_report.json"),
+            "report": read_report(given.work / f"{name}_report.json"),
         }
     counted = {key: value for key, value in data.items() if key not in ("halves", "without_gold")}
     command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -146,6 +152,11 @@ def read_log(path: Path) -> dict[str, Any]:
     """Header and records, whatever they were made from."""
     lines = [json.loads(line[9:]) for line in path.read_text(encoding="utf-8").splitlines()]
     return {"header": lines[0], "records": lines[1:]}
+
+
+def read_report(path: Path) -> Any:
+    """What `run` said at its end; nothing of a run that was cut."""
+    return read_json(path) if path.is_file() else None
 
 
 def without_texts(row: Outcome) -> Outcome:

@@ -50,7 +50,7 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 def index(
     out: Annotated[Path, typer.Option("--out", help="Folder of the index.")],
     corpus: Annotated[
-        Path | None, typer.Argument(help="A .jsonl, .parquet, .md or .txt file, or a folder of them.")
+        Path | None, typer.Argument(help="A .jsonl, .json, .csv, .parquet, .md or .txt file, or a folder of them.")
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add CORPUS to the index that --out holds.")] = False,
     delete: Annotated[
@@ -71,13 +71,15 @@ def index(
         index_size_bytes,
         read_corpus,
     )
+    from apportion.route.index.corpus import Skipped
 
     if corpus is None and not delete and not dense:
         raise InputError("index: no CORPUS was given", "give a CORPUS, --delete ID, or --dense MODEL")
     if add and corpus is None:
         raise InputError("index --add: no CORPUS was given", "name the passages to add")
+    skipped = Skipped()
     if corpus is not None:
-        passages = read_corpus(corpus, max_chars=max_chars)
+        passages = read_corpus(corpus, max_chars=max_chars, skipped=skipped)
         made = add_passages(out, passages) if add else build_index(passages, out)
     else:
         made = Bm25Index.open(out)
@@ -88,11 +90,21 @@ def index(
 
         sync_dense(out, SentenceEncoder(dense))
     stats = made.collection
-    value = {"out": str(out), **stats.to_json(), "dense": dense, "bytes": index_size_bytes(out)}
+    value = {
+        "out": str(out),
+        **stats.to_json(),
+        "dense": dense,
+        "skipped": skipped.count,
+        "bytes": index_size_bytes(out),
+    }
     text = (
         f"{out}: {stats.passages} passages, {stats.tokens} words, {value['bytes'] / 1e6:.1f} MB, "
         f"corpus {stats.digest[:16]}"
     )
+    if skipped.count:
+        text += f"\n  {skipped.count} passages without text were left out, first: {'; '.join(skipped.places)}"
+    if stats.without_terms:
+        text += f"\n  {stats.without_terms} passages hold no word that can be searched for; they are never found"
     emit(value, as_json=json, text=text)
 
 

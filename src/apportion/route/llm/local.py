@@ -12,7 +12,7 @@ from apportion.models.identity import model_identity
 from apportion.route.llm.cut import fit
 from apportion.route.llm.engine import Engine, Generation
 from apportion.route.llm.generate import Row
-from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request, split_thinking
+from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request, before_stop, split_thinking
 
 DEFAULT_CONTEXT = 2048  # for a configuration that does not say
 ROUNDS = 4  # batches in one call: as a sequence ends the next begins, so a longer queue keeps the batch full
@@ -228,16 +228,6 @@ class LocalLLM:
         if self._think_end is not None and self._think_end in tokens:
             return len(tokens) - list(reversed(tokens)).index(self._think_end)
         return len(tokens) if self._think_end is not None and self._is_thinking(tokens, opened) else 0
-
-
-def before_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop sequence in it.
-
-    >>> before_stop("Bern\\nQuestion: more", ["\\nQuestion:"])
-    'Bern'
-    """
-    ends = [at for one in stop if (at := text.find(one)) >= 0]
-    return text[: min(ends)].rstrip() if ends else text
 
 
 def _token_id(tokenizer: Any, text: str) -> int | None:

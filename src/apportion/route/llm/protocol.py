@@ -53,6 +53,7 @@ class Completion:
         attempts: calls made until this one succeeded.
         tokens_measured: False when the server reported no usage, so both counts are characters / 4.
         cached_tokens: of the prompt tokens, those that were computed before; None where that is not known.
+        raw_text: all that a server sent as content, marks of thinking included; empty for a model in this process.
         weaker: what made this a weaker answer than was asked for (a setting that the server refuses), if anything.
     """
 
@@ -68,6 +69,7 @@ class Completion:
     tokens_measured: bool = True
     cached_tokens: int | None = None
     margin: float | None = None
+    raw_text: str = ""
     weaker: tuple[str, ...] = ()
 
 
@@ -142,3 +144,13 @@ def split_thinking(text: str, *, opened: bool = False) -> tuple[str, str]:
     if opened or text.lstrip().startswith(THINK_START):
         return text.replace(THINK_START, "").strip(), ""
     return "", text.strip()
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop sequence in it.
+
+    >>> before_stop("Bern\\nQuestion: more", ["\\nQuestion:"])
+    'Bern'
+    """
+    ends = [at for one in stop if (at := text.find(one)) >= 0]
+    return text[: min(ends)].rstrip() if ends else text
