@@ -204,7 +204,7 @@ def _demo(work: Path) -> "tuple[Routing, Backend]":
     from apportion.demo import model_path, prompts_path, write_corpus
     from apportion.demo.recorded import recorded
     from apportion.serve.opening import Opening, open_backend, open_routing
-    from apportion.serve.routing import learn, write_index
+    from apportion.serve.routing_files import learn, write_index
 
     if not (work / "index" / "manifest.json").exists():
         print("indexing the passages of the demonstration ...", file=sys.stderr)
