@@ -21,6 +21,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from command_line import own_command
+
+TITLE = "What the server costs: 32 at once, answers of 50 tokens, a stub upstream, forced direct, two shared cores"
 TOKENS = 50
 PACE_S = 0.02  # 50 tokens a second, as a small model on a GPU
 QUESTION = {"model": "direct", "messages": [{"role": "user", "content": "Who founded the city of Bern, and when?"}]}
@@ -116,16 +119,18 @@ def measure(given: argparse.Namespace) -> None:
         places = {"stub": upstream, "apportion": f"http://127.0.0.1:{proxy_port}/v1"}
         if given.litellm:
             places["litellm"] = given.litellm
-        found: dict[str, Any] = {"load_average_before": os.getloadavg()[0], "cores": os.cpu_count()}
+        rows = []
         for kind in ("plain", "stream", "paced stream"):
-            found[kind] = {name: load(url, kind, given.seconds) for name, url in places.items()}
-            print(kind, json.dumps(found[kind]), flush=True)
+            for name, url in places.items():
+                busy = os.getloadavg()[0]
+                rows.append({"asked": kind, "server": name, **load(url, kind, given.seconds), "load_average": busy})
+                print(json.dumps(rows[-1]), flush=True)
+        saved = {"title": TITLE, "command": own_command(), "rows": rows}
         if given.requests:
-            found["memory"] = memory(proxy.pid, places["apportion"], given.requests)
-            print("memory", json.dumps(found["memory"]), flush=True)
-        found["load_average_after"] = os.getloadavg()[0]
+            saved["memory"] = memory(proxy.pid, places["apportion"], given.requests)
+            print(json.dumps(saved["memory"]), flush=True)
         if given.out:
-            given.out.write_text(json.dumps(found, indent=1) + "\n")
+            given.out.write_text(json.dumps(saved, indent=1) + "\n")
     finally:
         proxy.terminate()
         stub.terminate()
