@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["apportion", "serve", "--port", "0", *map(str, arguments)])
+        monkeypatch.setattr("apportion.serve.run.run", lambda *_: pytest.fail("it was started"))
         with pytest.raises(SystemExit) as stop:
             main()
         return int(stop.value.code or 0), capsys.readouterr().err
@@ -89,7 +90,7 @@ def test_a_port_in_use_is_refused(command: Command, folders: tuple[str, ...]) ->
     [
         (("--concurrency", 0), "--concurrency 0"),
         (("--queue", -1), "--queue -1"),
-        (("--token-weight", "-1"), "token"),
+        (("--token-weight", "-1"), "--token-weight -1"),
         (("--log-level", "loud"), "--log-level loud"),
         (("--llm", "ftp://x"), "ftp://x"),
     ],
