@@ -24,6 +24,7 @@ from typing import Any
 from command_line import own_command
 
 TITLE = "What the server costs: 32 at once, answers of 50 tokens, a stub upstream, forced direct, two shared cores"
+KEY = "sk-load-test-0123456789abcdef"  # of a LiteLLM proxy that is measured beside ours; ours and the stub need none
 TOKENS = 50
 PACE_S = 0.02  # 50 tokens a second, as a small model on a GPU
 QUESTION = {"model": "direct", "messages": [{"role": "user", "content": "Who founded the city of Bern, and when?"}]}
@@ -144,7 +145,7 @@ def load(url: str, kind: str, seconds: int) -> dict[str, float]:
     if kind == "paced stream":
         body["messages"] = [{"role": "user", "content": "paced: who founded Bern?"}]
     command = ["hey", "-z", f"{seconds}s", "-c", "32", "-m", "POST", "-T", "application/json"]
-    command += ["-H", "Authorization: Bearer sk-none", "-d", json.dumps(body), f"{url}/chat/completions"]
+    command += ["-H", f"Authorization: Bearer {KEY}", "-d", json.dumps(body), f"{url}/chat/completions"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     statuses = {int(code): int(count) for code, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", said)}
     quantiles = {int(share): 1000 * float(took) for share, took in re.findall(r"(\d+)%+ in ([\d.]+) secs", said)}
