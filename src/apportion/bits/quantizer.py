@@ -43,6 +43,7 @@ from apportion.models.text import (
     Windows,
     choose,
     load_calibration,
+    prefix_of,
     require_windows,
     sample_calibration,
     save_calibration,
@@ -103,7 +104,8 @@ class Quantizer:
             length, seed = recipe.window_tokens, recipe.seed
             return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed)
         require_windows(self.available, count, recipe.calibration)
-        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration))
+        bos = bool(prefix_of(self.tokenizer))
+        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration), bos)
 
     @cached_property
     def rounding_text(self) -> Int[Tensor, "windows tokens"]:
