@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apportion.bits.checkpoint import unquantized, write_checkpoint
+from apportion.bits.quantize import QuantizeRequest, quantize
+from apportion.bits.recipe import Recipe
 from apportion.bits.rounding import round_all, rounding_named
 from apportion.bits.written import account_of, reloaded
 from apportion.core.device import place
@@ -210,8 +213,8 @@ def test_a_blockwise_fp8_checkpoint_is_decoded_tile_by_tile(checkpoint: Make, tm
     [
         ("BERT", "fills in masked words"),
         ("T5", "an encoder with a decoder"),
-        ("GPT-2", "linear modules"),
-        ("gpt-oss", "experts"),
+        ("GPT-2", "linear modules .*Conv1D"),
+        ("gpt-oss", "keeps its experts in tensors of three dimensions"),
         ("Gemma-4 E", "something of the text besides hidden states"),
     ],
 )
@@ -233,3 +236,18 @@ def test_a_window_that_the_model_cannot_read_is_refused(tiny: Callable[[str], Pa
         staged.window_nll(torch.zeros(1, 300, dtype=torch.long))
     with pytest.raises(InputError, match="token 160, and the model's embedding has 160 rows"):
         staged.window_nll(torch.full((1, 20), 160))
+
+
+def test_a_linear_that_no_group_divides_stays_as_it_is_and_is_named(tmp_path: Path, text_file: Path) -> None:
+    """Mamba's time step is made of 8 numbers: one linear of 8 columns in every block."""
+    source = make("Mamba", tmp_path / "model", time_step_rank=8)
+    ask = QuantizeRequest(avg_bits=3.0, method="shapley", device="cpu")
+    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, permutations=1, group_size=32)
+    with pytest.raises(InputError, match=r"does not divide backbone\.layers\.0\.mixer\.dt_proj \(8 columns\)"):
+        quantize(str(source), tmp_path / "out", ask, replace(recipe, strict=True))
+    made = quantize(str(source), tmp_path / "out", ask, recipe)
+    reason = "columns that groups of 32 do not divide"
+    assert made["account"]["kept"] == [[f"backbone.layers.{block}.mixer.dt_proj", reason] for block in range(2)]
+    assert "backbone.layers.0.mixer.dt_proj.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    assert made["loads_in"]["transformers"] != ""  # what it cannot load is said, and ours can
+    assert made["reload_difference"] == 0

@@ -245,12 +245,26 @@ def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
     Raises:
         InputError: a group size divides not every linear's columns; all of them are listed.
     """
-    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
     widths = recipe.grid()
-    for size in dict.fromkeys(width.group_size for width in widths):
-        require_groups(columns, size)
+    leave_undivided(staged, widths, strict=recipe.strict)
     players = players_of(staged.layout, recipe.kind, untie=recipe.untie)
     return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
+
+
+def leave_undivided(staged: StagedModel, widths: tuple[Width, ...], *, strict: bool) -> None:
+    """Leave linears as they are whose columns a width's groups do not divide; the result names them.
+
+    Raises:
+        InputError: `strict`, or most of the weights would be left: all of them are listed.
+    """
+    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
+    for size in dict.fromkeys(width.group_size for width in widths):
+        left = [path for path, count in columns.items() if count % size]
+        weights = sum(staged.originals[path].numel() for path in left)
+        if strict or 2 * weights > sum(weight.numel() for weight in staged.originals.values()):
+            require_groups(columns, size)
+        staged.keep(left, f"columns that groups of {size} do not divide")
+        columns = {path: count for path, count in columns.items() if path not in left}
 
 
 def take_samples(
