@@ -126,6 +126,28 @@ def test_experts_are_linears_and_come_back_under_the_files_names(tiny: Callable[
     assert "experts" in found.loads_in["transformers"]  # and it is said that stock transformers does not fill them
 
 
+def test_experts_that_the_file_holds_in_one_tensor_are_written_one_by_one(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As the files of Qwen3.5-MoE have them: the same tensors as the class."""
+    source = Path(shutil.copytree(tiny("Qwen3.5-MoE"), tmp_path / "fused"))
+    tensors = load_file(source / "model.safetensors")
+    for block in range(2):
+        prefix = f"model.language_model.layers.{block}.mlp.experts"
+        own = [{k: tensors.pop(f"{prefix}.{e}.{k}_proj.weight") for k in ("gate", "up", "down")} for e in range(4)]
+        tensors[f"{prefix}.gate_up_proj"] = torch.stack([torch.cat([one["gate"], one["up"]]) for one in own])
+        tensors[f"{prefix}.down_proj"] = torch.stack([one["down"] for one in own])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    staged, widths, packed = written(source, tmp_path / "out")
+    assert staged.verify(IDS) <= 1e-5
+    assert f"{prefix}.3.up_proj" in widths
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert f"{prefix}.3.up_proj.weight_packed" in after
+    assert f"{prefix}.gate_up_proj" not in after
+    account_of(tmp_path / "out", staged)
+    assert reloaded(tmp_path / "out", staged, packed, COMPRESSED_TENSORS).difference == 0
+
+
 def test_a_folder_of_ours_loads_decoded_in_every_half(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     for form in (COMPRESSED_TENSORS, HQQ):
         out = tmp_path / form.name

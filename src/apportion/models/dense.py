@@ -197,8 +197,9 @@ def origin_of(model: Any, source: Source) -> Origin:
     """Where the model's tensors lie, with its experts as linears of their own where the files have them so."""
     names = names_of(model, source.tensors)
     widen(model, source, names)
+    experts, source = take_apart(model, source, names)
     found = origin_of_folder(source, names)
-    return replace(found, paths={**found.paths, **take_apart(model, source, names)})
+    return replace(found, paths={**found.paths, **experts})
 
 
 def widen(model: Any, source: Source, names: Names) -> None:

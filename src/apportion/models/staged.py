@@ -89,7 +89,9 @@ class StagedModel:
         self.originals: dict[str, Tensor] = own_weights(model, self.origin, self.layout.paths())
         cast_parameters(self.model.to(device=placement.device), compute)
         self.compute_dtype: torch.dtype = compute
-        self._full: dict[str, Tensor] = {path: self.model.get_submodule(path).weight.data for path in self.originals}
+        self._full: dict[str, Tensor] = {
+            path: self.model.get_parameter(f"{path}.weight").data for path in self.originals
+        }
         kind = torch.device(placement.device).type
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
         self.embeddings = 0
