@@ -18,10 +18,13 @@ from apportion.bits.written import account_of, reloaded
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, InputError, ModelStructureError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, Format, Packed, Width, grid_width
+from apportion.models.experts import LinearExperts
 from apportion.models.load import load_full, load_model, load_staged
 from apportion.models.source import open_source
 from apportion.models.staged import StagedModel
 from benchmarks.tiny_architectures import make
+from tests.integration.tiny_gguf import write_gguf
+from tests.integration.tiny_model import make_tiny_model
 
 CPU = place("cpu", "float32")
 IDS = torch.randint(2, 150, (3, 20), generator=torch.Generator().manual_seed(3))
@@ -110,17 +113,16 @@ def test_a_changed_byte_is_found_before_a_folder_is_complete(tiny: Callable[[str
 
 def test_experts_are_linears_and_come_back_under_the_files_names(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     staged, widths, packed = written(tiny("Mixtral"), tmp_path / "out")
-    fused = load_model(str(tiny("Mixtral")), CPU).model  # experts taken apart there too
+    fused = load_model(str(tiny("Mixtral")), CPU).model  # not taken apart where it is only run
+    assert not any(isinstance(module, LinearExperts) for module in fused.modules())
     assert sum(".experts." in path for path in widths) == 2 * 4 * 3
     assert "model.layers.0.mlp.experts.3.w2" in widths
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert "model.layers.0.block_sparse_moe.experts.3.w2.weight_packed" in after
     assert "model.layers.0.block_sparse_moe.gate.weight" in after  # the router stays
-    from transformers import MixtralForCausalLM
-
-    own = MixtralForCausalLM.from_pretrained(tiny("Mixtral"), dtype=torch.float32).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(fused(input_ids=IDS).logits, own(input_ids=IDS).logits, rtol=1e-5, atol=1e-5)
+        one, other = (model(input_ids=IDS).logits for model in (fused, staged.model))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     found = reloaded(tmp_path / "out", staged, packed, COMPRESSED_TENSORS)
     assert found.difference == 0
     assert "experts" in found.loads_in["transformers"]  # and it is said that stock transformers does not fill them
@@ -273,3 +275,31 @@ def test_a_linear_that_no_group_divides_stays_as_it_is_and_is_named(tmp_path: Pa
     assert "backbone.layers.0.mixer.dt_proj.weight" in load_file(tmp_path / "out" / "model.safetensors")
     assert made["loads_in"]["transformers"] != ""  # what it cannot load is said, and ours can
     assert made["reload_difference"] == 0
+
+
+def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(tmp_path: Path) -> None:
+    import gguf
+
+    folder = make_tiny_model(tmp_path / "hf")
+    file = write_gguf(folder, tmp_path / "model.gguf")
+    staged, tokenizer = load_full(str(file), CPU)
+    own = load_model(str(folder), CPU)
+    ids = torch.arange(2, 42).view(2, 20)
+    with torch.inference_mode():
+        torch.testing.assert_close(staged.model(input_ids=ids).logits, own.model(input_ids=ids).logits)
+    assert tokenizer("Paris is the capital").input_ids == own.tokenizer("Paris is the capital").input_ids
+    assert staged.verify(ids) <= 1e-5
+    low = tmp_path / "low.gguf"
+    writer = gguf.GGUFWriter(low, "qwen3")
+    writer.add_tensor(
+        "blk.0.attn_q.weight", torch.zeros(4, 18, dtype=torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.Q4_0
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match=r"holds tensors below 8 bits \(1 x Q4_0\)"):
+        load_full(str(low), CPU)
+    (tmp_path / "no.gguf").write_bytes(b"GGUX")
+    with pytest.raises(InputError, match="is no GGUF file that can be read"):
+        load_full(str(tmp_path / "no.gguf"), CPU)
