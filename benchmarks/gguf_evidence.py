@@ -26,7 +26,7 @@ from torch import Tensor
 from apportion.bits.divergence import Reference, TokenDivergence, divergence_of, summarize
 from apportion.bits.divergence.summary import kl_difference
 from apportion.bits.gguf.ladders import DEFAULT_TYPES
-from apportion.bits.gguf.quantize import plan_of, write_file
+from apportion.bits.gguf.plan import plan_of, write_file
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.search import FileSearch, falling, search_file
 from apportion.bits.gguf.workshop import Text, Workshop

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int8
 from torch import Tensor
 
+from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.formats.compressed_tensors import GridWeight
 from apportion.formats.ggml import GgmlWeight, ggml_width
@@ -52,12 +53,12 @@ def as_ggml(weight: GridWeight, where: str = "weight") -> GgmlWeight:
     return GgmlWeight(torch.from_numpy(stored), ggml_width("Q4_0" if small else "Q8_0"))
 
 
-def nibble_halves(blocks: Int8[Tensor, "rows blocks 32"]) -> np.ndarray:  # type: ignore[type-arg]
+def nibble_halves(blocks: Int8[Tensor, "rows blocks 32"]) -> NDArray[np.uint8]:
     """Codes from -8 to 7, the first half of a block in the low nibbles.
 
     >>> nibble_halves(torch.tensor([[[-8] * 16 + [7] * 16]], dtype=torch.int8))[0, 0, :2].tolist()
     [240, 240]
     """
     raised = (blocks + 8).to(torch.uint8)
-    found: np.ndarray = (raised[..., :16] | (raised[..., 16:] << 4)).numpy()  # type: ignore[type-arg]
+    found: NDArray[np.uint8] = (raised[..., :16] | (raised[..., 16:] << 4)).numpy()
     return found
