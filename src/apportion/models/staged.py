@@ -117,6 +117,14 @@ class StagedModel:
         self.layout = self.layout.without(paths, reason)
         self.originals = {path: weight for path, weight in self.originals.items() if path not in paths}
 
+    def forget_texts(self) -> None:
+        """Embed texts anew from now on: what was embedded before was so with another embedding."""
+        self._embedded.clear()
+
+    def embed_anew(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
+        """As `embed`, with the embedding that is in place now, and nothing kept."""
+        return self._embed(windows)
+
     def own_weight(self, path: str) -> Tensor:
         """A linear's weight as the checkpoint has it, in the compute dtype on the compute device."""
         return self._full[path]

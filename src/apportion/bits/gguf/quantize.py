@@ -1,0 +1,174 @@
+"""The whole way: a model, a text and a number of bytes in; the GGUF file that loses least and its evidence out."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from apportion.bits.divergence import divergence_of, reference_of, summarize
+from apportion.bits.gguf.bank import GgufBank
+from apportion.bits.gguf.importance import IMPORTANCE, save_imatrix
+from apportion.bits.gguf.ladders import require_budget
+from apportion.bits.gguf.page import page
+from apportion.bits.gguf.plan import COSTS, VALUES, FilePlan, find_plan, plan_again, write_file
+from apportion.bits.gguf.recipe import FileRequest
+from apportion.bits.gguf.workshop import Workshop, open_workshop
+from apportion.core.artifact import (
+    RUN,
+    Json,
+    finished,
+    plain,
+    read_json,
+    read_manifest,
+    start,
+    versions,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
+from apportion.core.errors import ArtifactExistsError, InputError
+from apportion.core.log import AppendLog
+
+EVIDENCE = ".apportion"  # appended to the file's name
+
+
+def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool = False) -> Json:
+    """Write the GGUF file that loses least within a budget.
+
+    Args:
+        model: a Hugging Face folder or hub name, or a GGUF file of f16, bf16, f32 or q8_0.
+        out: the file to write; its evidence goes to the folder `out` + `.apportion`.
+        request: the budget and how much is spent on the search.
+        resume: continue an interrupted run; plans that were measured are not measured again.
+
+    Returns:
+        What is written as `result.json`: bytes, bits per weight, types, fallbacks, divergence on text kept aside, and
+        the seconds of each step.
+
+    Raises:
+        InputError: options, architecture, tokenizer or source that cannot be used; by name, before any work.
+        BudgetError: below the smallest file, whose composition is told.
+        ArtifactError: the disk is full or refuses; nothing half-written is left under the file's name.
+
+    Cost: encoding every matrix in every type of its ladder; `sequences` backward passes; `evaluations` forward passes
+    (less what plans share).
+    """
+    request.check()
+    folder = require_out(model, out)
+    asked = {"model": model, **plain(request)}
+    if finished(folder, asked, resume=resume):
+        return read_json(folder / "result.json")
+    began = time.monotonic()
+    if request.reuse is not None:
+        read_manifest(request.reuse)
+    shop = open_workshop(model, request)
+    max_bytes = request.budget(sum(int(np.prod(shape)) for shape in shop.source.shapes.values()))
+    require_budget(shop.ladders, max_bytes)
+    start(folder, asked)
+    loaded = time.monotonic()
+    plan, search = found_plan(shop, max_bytes, folder, resume=resume)
+    searched = time.monotonic()
+    size = write_file(shop, plan, out)
+    encoding, costs = shop.bank.seconds, search.get("costs_seconds", 0.0)
+    seconds = {
+        "loading": loaded - began,
+        "encoding": encoding,
+        "costs alone": costs,
+        "search": searched - loaded - costs - (0.0 if request.reuse else encoding),
+        "writing": time.monotonic() - searched - (encoding if request.reuse else 0.0),
+    }
+    result = described(shop, plan, search, size, seconds)
+    write_json(folder / "plan.json", plan)
+    return finish(folder, out, shop, result)
+
+
+def found_plan(shop: Workshop, max_bytes: int, folder: Path, *, resume: bool) -> tuple[FilePlan, Json]:
+    """The plan, and what is to be said of how it was found; what was measured is saved as it comes."""
+    request, ladders = shop.request, shop.ladders
+    if request.reuse is not None:
+        plan = plan_again(shop, max_bytes, request.reuse)
+        shop.only(plan.types)
+        return plan, {"evaluations": 0, "misfit": None, "reused": str(request.reuse)}
+    header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
+    with AppendLog(folder / VALUES, header, resume=resume) as log:
+        bank, began = shop.bank, time.monotonic()
+        fisher = shop.fisher
+        costs_seconds = time.monotonic() - began
+        write_json(folder / COSTS, {"tensors": ladders.names, "types": ladders.types, **plain(fisher)})
+        save_imatrix(folder / IMPORTANCE, shop.importance, Path(shop.text.measured.source).name)
+        plan, state = find_plan(shop, max_bytes, log)
+    assert bank.ladders is ladders
+    return plan, {"evaluations": len(state.seen), "misfit": state.misfit, "costs_seconds": costs_seconds}
+
+
+def require_out(model: str, out: Path) -> Path:
+    """The evidence's folder; refuses a file that is there and names that no one would recognise.
+
+    Raises:
+        InputError: another suffix. ArtifactExistsError: the file exists and has no evidence beside it, or is read.
+    """
+    if out.suffix != ".gguf":
+        raise InputError(
+            f"--out {out}: expected a file name that ends in .gguf", f"e.g. --out {out.with_suffix('.gguf')}"
+        )
+    folder = out.with_name(out.name + EVIDENCE)
+    if out.exists() and (not folder.exists() or Path(model).resolve() == out.resolve()):
+        raise ArtifactExistsError(f"--out {out}: exists", "choose another --out, or delete it")
+    return folder
+
+
+def judged(bank: GgufBank, plan: FilePlan, windows: Int[Tensor, "windows tokens"]) -> Json:
+    """Divergence of the written weights on text that nothing was chosen on."""
+    bank.restore()
+    bank.staged.forget_texts()
+    reference = reference_of(bank.staged, windows, bank.original_logits)
+    with bank.in_place(plan.assignment):
+        found: Json = plain(summarize(divergence_of(reference, bank.staged)))
+    return found
+
+
+def described(shop: Workshop, plan: FilePlan, search: Json, size: int, seconds: Mapping[str, float]) -> Json:
+    """The result."""
+    weights = sum(int(np.prod(shape)) for shape in shop.source.shapes.values())
+    counted: Counter[str] = Counter(plan.types[name] for name in shop.ladders.names)
+    return {
+        "bytes": size,
+        "max_bytes": plan.max_bytes,
+        "weights": weights,
+        "bits_per_weight": 8 * size / weights,
+        "types": dict(counted),
+        "fallbacks": {name: own for name, own in shop.ladders.fallbacks.items() if own},
+        "unquantized_matrices": [name for name in shop.ladders.fixed if len(shop.source.shapes[name]) == 2],
+        "kl_predicted": plan.predicted,
+        "kl_measured": plan.measured,
+        "source": plan.source,
+        "evaluations": search["evaluations"],
+        "misfit": search["misfit"],
+        "reused": search.get("reused"),
+        "divergence": judged(shop.bank, plan, shop.text.judged),
+        "judged_on": f"{len(shop.text.judged)} windows of the calibration text that nothing was chosen on",
+        "calibration": Path(shop.text.measured.source).name,
+        "seconds": dict(seconds),
+        "plan_digest": plan.digest,
+    }
+
+
+def finish(folder: Path, out: Path, shop: Workshop, result: Json) -> Json:
+    """Result, page and, last, the manifest."""
+    result = plain({**result, "out": str(out)})
+    write_json(folder / "result.json", result)
+    write_bytes(folder / "report.md", page(result, read_json(folder / "plan.json")).encode())
+    placement = shop.staged.placement
+    about = {
+        "kind": "gguf file",
+        "model": shop.staged.digest,
+        "placement": {"device": placement.device, "dtype": placement.dtype, "reason": placement.reason},
+        "versions": versions("torch", "transformers", "gguf", "libggml-python"),
+    }
+    measured = [] if shop.request.reuse else [VALUES, COSTS, IMPORTANCE]
+    write_manifest(folder, about, [RUN, *measured, "plan.json", "result.json", "report.md"])
+    return result
