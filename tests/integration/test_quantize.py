@@ -363,7 +363,7 @@ def test_applying_again_is_resumed_and_another_plan_is_refused(checkpoint, text_
     assert apply(model, plan, tmp_path / "out", resume=True) == first
     with pytest.raises(ArtifactMismatchError, match="another plan"):
         apply(model, other, tmp_path / "out", resume=True)
-    with pytest.raises(ArtifactMismatchError, match="another alpha"):
+    with pytest.raises(ArtifactExistsError, match="holds a run of 'apply'"):
         quantize(str(checkpoint()), tmp_path / "out", paper(avg_bits=3.0), small(text_file), resume=True)
     with pytest.raises(InputError, match="--rounding-windows 0"):
         apply(model, plan, tmp_path / "x", recipe=Recipe(rounding_windows=0))

@@ -352,6 +352,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "judged_on": plan.judged_on,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
+        "bos": samples.windows.bos,
         **samples.counts,
         "execution": run["execution"],
         "seconds": time.monotonic() - run["began"],
