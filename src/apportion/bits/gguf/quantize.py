@@ -59,6 +59,13 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
 
     Cost: encoding every matrix in every type of its ladder; `sequences` backward passes; `evaluations` forward passes
     (less what plans share).
+
+    Example:
+        >>> small = {"windows": 2, "judged_windows": 2, "importance_windows": 4, "sequences": 4, "evaluations": 6}
+        >>> request = FileRequest(bits_per_weight=10, calibration=TEXT, window_tokens=32, device="cpu", **small)
+        >>> result = quantize_gguf(MODEL, OUT / "model.gguf", request)
+        >>> result["bytes"] == (OUT / "model.gguf").stat().st_size <= result["max_bytes"]
+        True
     """
     request.check()
     folder = require_out(model, out)
