@@ -50,6 +50,7 @@ class Tuned:
         learned: `scales`, `codes and scales`, or what memory allowed of it and why.
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
+        diverged: the look at which the loss was not finite any more, and tuning ended; None where it never was.
     """
 
     packed: Mapping[str, GridWeight]
@@ -59,6 +60,7 @@ class Tuned:
     learned: str = "scales"
     batch: int = 0
     moved: float = 0.0
+    diverged: int | None = None
 
 
 def require_tunable(rounding: str, form: Format, steps: int) -> None:
@@ -134,10 +136,14 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
         for step, batch in enumerate(batches(len(lesson.windows), size, lesson.steps, lesson.seed), start=1):
             if step <= descent.done:
                 continue
-            descent.step(gradient, batch)
+            loss = descent.step(gradient, batch)
             advance()
-            if step in look.steps:
-                look.take(step)
+            if step not in look.steps:
+                continue
+            if not loss.isfinite():
+                look.best = replace(look.best, diverged=step)
+                break
+            look.take(step)
     best = look.best
     return replace(best, learned=learned, batch=descent.micro.windows, moved=moved_share(start, best.packed))
 
