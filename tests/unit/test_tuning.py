@@ -9,8 +9,10 @@ from torch.func import functional_call
 from apportion.bits.rounding import distil, round_plan, tuning
 from apportion.bits.rounding.descent import Descent, batches
 from apportion.bits.rounding.latent import Latents, Start, StraightThrough
+from apportion.bits.rounding.lesson import lesson_of, loss_of
+from apportion.bits.rounding.looks import CHECKS
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.rounding.tuning import CHECKS, lesson_of, loss_of, require_tunable, tune
+from apportion.bits.rounding.tuning import require_tunable, tune
 from apportion.core.device import place
 from apportion.core.errors import InputError, OutOfMemoryError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, grid_width
