@@ -30,7 +30,7 @@ from apportion.bits.game.spqe import coalitions, draw_permutations
 from apportion.bits.plan import Sensitivity, estimate
 from apportion.core.arrays import NDArray
 from apportion.formats import grid_width
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 METHODS = ("coopq", "shapley", "regression")
 MEASURED = ("one-at-a-time", "greedy")  # they choose what they measure; no permutations, nothing random
@@ -74,7 +74,7 @@ class Everything:
         asked = set(coalitions(orders, 0, costs.high))
         values = {item: self.values[index_of(item), windows] for item in sorted(asked)}
         count = self.values[:, windows].shape[1]
-        text = Calibration(torch.zeros((count, 2), dtype=torch.long), "values that were measured before")
+        text = Windows(torch.zeros((count, 2), dtype=torch.long), "values that were measured before")
         return Samples(costs, text, orders, values, nll_fp=np.zeros(count), settings={}, counts={})
 
     def places(self, method: str, orders: NDArray[np.int64], windows: slice = slice(None)) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ from apportion.core.artifact import write_json
 from apportion.core.bootstrap import Bootstrap
 from apportion.formats import Packed, Width
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration, load_calibration
+from apportion.models.text import Windows, load_calibration
 
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
 
@@ -323,7 +323,7 @@ def work_off(asked: argparse.Namespace) -> None:
         write_json(asked.written, {**job, "found": found})
 
 
-def losses(staged: StagedModel, packed: Mapping[str, Packed], judges: Calibration, text: Tensor) -> Measured:
+def losses(staged: StagedModel, packed: Mapping[str, Packed], judges: Windows, text: Tensor) -> Measured:
     """Loss on the judging windows, and NLL per held-out window."""
     with staged.in_place(packed):
         judged = float(staged.window_nll(judges.windows).mean())

@@ -66,9 +66,9 @@ def ours(asked: argparse.Namespace, windows: dict[str, torch.Tensor]) -> dict[st
     from apportion.bits.rounding import round_plan, rounding_named
     from apportion.core.device import place
     from apportion.formats import grid_width
-    from apportion.models.pretrained import load_model
+    from apportion.models.load import load_staged
 
-    staged = load_model(asked.model, place("cpu", "float32"))
+    staged = load_staged(asked.model, place("cpu", "float32"))
     began = time.monotonic()
     widths = dict.fromkeys(staged.originals, grid_width(asked.bits, GROUP))
     packed = round_plan(staged, rounding_named("gptq"), widths, windows["calibration"])

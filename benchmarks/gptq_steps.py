@@ -22,7 +22,8 @@ from apportion.bits.rounding.sequential import walk
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
 from apportion.formats import grid_width
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import calibrate, windows_of
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", default="0/1")
     asked = parser.parse_args()
-    staged, tokenizer = load_model(asked.model, place("auto", "float32")), load_tokenizer(asked.model)
+    staged, tokenizer = load_staged(asked.model, place("auto", "float32")), load_tokenizer(asked.model)
     drawn = calibrate(asked.calibration, tokenizer, windows=POOL, window_tokens=TOKENS, seed=1).windows
     drawn = drawn[torch.randperm(POOL, generator=torch.Generator().manual_seed(0))]
     held, pool = drawn[:HELD], drawn[HELD:]

@@ -27,7 +27,8 @@ from apportion.bits.rounding.looks import Looks
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
 from apportion.formats import GridWeight, grid_width
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import choose, sample_calibration, windows_of
 
@@ -227,7 +228,7 @@ def main() -> None:
 
 
 def bench_of(asked: argparse.Namespace) -> Bench:
-    staged, tokenizer = load_model(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
+    staged, tokenizer = load_staged(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
     available = windows_of(asked.calibration, tokenizer, 512)
     text = choose(available, min(asked.windows, len(available)), 0)
     kept: dict[str, Any] = {}

@@ -23,9 +23,9 @@ from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 
 def options() -> argparse.Namespace:
@@ -56,7 +56,7 @@ def main() -> None:
     asked = options()
     with tempfile.TemporaryDirectory() as folder:
         path = asked.model or random_model(Path(folder))
-        staged = load_model(str(path), place())
+        staged = load_staged(str(path), place())
         result = compare(staged, asked)
     result["model"] = str(asked.model.name if asked.model else "random weights, 16 blocks, hidden 384")
     write_json(asked.out / "prefix_sharing.json", result)
@@ -75,7 +75,7 @@ def compare(staged: StagedModel, asked: argparse.Namespace) -> Json:
     costs, bank = quantizer.costs, quantizer.bank
     vocabulary = staged.model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (asked.windows, asked.window_tokens), generator=torch.Generator().manual_seed(0))
-    text = Calibration(ids, "random tokens")
+    text = Windows(ids, "random tokens")
     wanted = coalitions(draw_permutations(len(costs.players), asked.permutations, seed=0), 0, costs.high)
     timed = np.random.default_rng(0).choice(len(wanted), max(8, round(asked.naive_share * len(wanted))), replace=False)
     sample = [wanted[index] for index in sorted(timed.tolist())]

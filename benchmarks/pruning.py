@@ -16,7 +16,7 @@ from apportion.bits.game.spqe import coalitions, draw_permutations, marginals
 from apportion.bits.quantize import open_model
 from apportion.bits.recipe import Recipe
 from apportion.core.arrays import NDArray
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 LOW, HIGH = 0, 1
 SKIPPED = -1  # in place of the index of a width: the block is left out
@@ -29,7 +29,7 @@ class SkippingEngine(PlainEngine):
         return hidden if columns == (SKIPPED,) else super().block(block, columns, hidden)
 
 
-def skipping_game(bank: WeightBank, windows: Calibration) -> MeasuredGame:
+def skipping_game(bank: WeightBank, windows: Windows) -> MeasuredGame:
     """The game in which players have the high width or are left out."""
     game = MeasuredGame(bank, windows)
     bank.choose_cache(windows.windows.numel())

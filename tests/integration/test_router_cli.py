@@ -103,7 +103,7 @@ def test_a_router_of_another_model_is_refused(
     [
         (["train-router", "none.parquet", "--out", "x"], "no such file"),
         (["train-router", "none.parquet", "--out", "x", "--index", "nowhere"], "--index nowhere"),
-        (["evaluate-router", "none.parquet", "--out", "."], "exists and is not empty"),
+        (["evaluate-router", "none.parquet", "--out", "."], "names the current folder"),
     ],
 )
 def test_bad_input_is_one_line_and_a_remedy(

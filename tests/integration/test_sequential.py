@@ -14,7 +14,7 @@ from apportion.bits.rounding.sequential import stages_of, walk
 from apportion.core.device import place
 from apportion.core.errors import InputError
 from apportion.formats import GridWeight, Width, grid_width
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
 
 WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ WINDOWS = torch.randint(2, 160, (6, 24), generator=torch.Generator().manual_seed
 
 @pytest.fixture(params=["llama", "gemma2", "qwen3"])
 def staged(checkpoint: Callable[..., Path], request: pytest.FixtureRequest) -> StagedModel:
-    return load_model(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
+    return load_staged(str(checkpoint(request.param, blocks=2)), place("cpu", "float32"))
 
 
 def inputs_of_model(staged: StagedModel, path: str) -> Tensor:

@@ -15,7 +15,7 @@ from apportion.bits.plan.sensitivity import estimate, sensitivity_from, shares
 from apportion.core.artifact import plain
 from apportion.core.errors import InputError
 from apportion.formats import grid_width
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 from tests.known_games import costs_table
 
 
@@ -31,7 +31,7 @@ def samples_of(value, players: int, permutations: int, seed: int = 0, antithetic
     sizes = [[10 + i, 20 + 2 * i] for i in range(players)]
     return Samples(
         costs=costs_table(sizes, parameters=[40] * players, fixed_bytes=7),
-        windows=Calibration(torch.zeros(1, 2, dtype=torch.long), "test"),
+        windows=Windows(torch.zeros(1, 2, dtype=torch.long), "test"),
         orders=orders,
         values={item: np.asarray([value(np.asarray(item) == 0)]) for item in wanted},
         nll_fp=np.asarray([3.0]),

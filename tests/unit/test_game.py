@@ -26,18 +26,18 @@ from apportion.core.device import place
 from apportion.core.errors import NumericError, OutOfMemoryError
 from apportion.core.log import AppendLog
 from apportion.formats import COMPRESSED_TENSORS, grid_width
-from apportion.models.pretrained import load_model
-from apportion.models.text import Calibration
+from apportion.models.load import load_staged
+from apportion.models.text import Windows
 from tests.tiny_models import KINDS
 
 
-def text(count: int = 5, tokens: int = 20) -> Calibration:
+def text(count: int = 5, tokens: int = 20) -> Windows:
     ids = torch.randint(2, 150, (count, tokens), generator=torch.Generator().manual_seed(3))
-    return Calibration(ids, "test")
+    return Windows(ids, "test")
 
 
 def bank_for(folder, kind: str = "blocks", bits: tuple[int, ...] = (2, 4)) -> WeightBank:
-    staged = load_model(str(folder), place("cpu", "float32"))
+    staged = load_staged(str(folder), place("cpu", "float32"))
     widths = tuple(grid_width(one, 32) for one in bits)
     costs = costs_of(staged, players_of(staged.layout, kind), widths, COMPRESSED_TENSORS, 0)
     return WeightBank(staged, costs, round_all(staged, Nearest(), widths))

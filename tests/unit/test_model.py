@@ -11,7 +11,7 @@ from torch import nn
 
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError, ModelStructureError
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from apportion.models.staged import HEAD_BYTES, StagedModel
 from apportion.models.structure import find_layout
 from tests.tiny_models import KINDS, tiny_config
@@ -25,7 +25,7 @@ def windows(count: int = 5, tokens: int = 24) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_staged_loss_equals_the_models_own(checkpoint, kind):
-    staged = load_model(str(checkpoint(kind)), CPU)
+    staged = load_staged(str(checkpoint(kind)), CPU)
     ids = windows()
     own = [float(staged.model(input_ids=row[None], labels=row[None]).loss) for row in ids]
     np.testing.assert_allclose(staged.window_nll(ids), own, rtol=1e-5)
@@ -33,7 +33,7 @@ def test_staged_loss_equals_the_models_own(checkpoint, kind):
 
 
 def test_soft_capping_and_sliding_window_are_really_in_use(checkpoint):
-    staged = load_model(str(checkpoint("gemma2")), CPU)
+    staged = load_staged(str(checkpoint("gemma2")), CPU)
     logits = staged.logits(staged.embed(windows()).hidden * 100)
     assert float(logits.abs().max()) <= 4.0
     calls = staged.embed(windows()).calls[5]
@@ -44,21 +44,21 @@ def test_soft_capping_and_sliding_window_are_really_in_use(checkpoint):
 
 @pytest.mark.parametrize("limit", [1 << 12, 1 << 14, HEAD_BYTES["cpu"]])
 def test_chunked_logits_do_not_change_the_loss(checkpoint, monkeypatch, limit):
-    staged = load_model(str(checkpoint("llama")), CPU)
+    staged = load_staged(str(checkpoint("llama")), CPU)
     expected = staged.window_nll(windows())
     staged.head_bytes = limit
     np.testing.assert_allclose(staged.window_nll(windows()), expected, rtol=1e-6)
 
 
 def test_a_block_that_the_forward_skips_is_refused(checkpoint):
-    staged = load_model(str(checkpoint("llama")), CPU)
+    staged = load_staged(str(checkpoint("llama")), CPU)
     staged.model.config.num_hidden_layers = 3  # the forward pass now stops before the last block
     with pytest.raises(ModelStructureError, match="called 3 blocks of 4"):
         staged.embed(windows())
 
 
 def test_a_model_that_does_more_between_blocks_is_refused(checkpoint):
-    staged = load_model(str(checkpoint("llama")), CPU)
+    staged = load_staged(str(checkpoint("llama")), CPU)
     staged.window_nll = lambda ids: np.asarray([0.5])  # stands for a staged pass that went another way
     with pytest.raises(ModelStructureError, match="block by block"):
         staged.verify(windows())
@@ -89,32 +89,35 @@ def test_several_lists_of_blocks_are_refused():
 
 def test_missing_folder_and_no_causal_lm(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        load_model(str(tmp_path / "absent"), CPU)
+        load_staged(str(tmp_path / "absent"), CPU)
     with pytest.raises(InputError, match=r"no config\.json"):
-        load_model(str(tmp_path), CPU)
+        load_staged(str(tmp_path), CPU)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
-    with pytest.raises(InputError, match="cannot load a causal LM"):
-        load_model(str(tmp_path), CPU)
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        load_staged(str(tmp_path), CPU)
+    save_file({"shared.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="an encoder with a decoder"):
+        load_staged(str(tmp_path), CPU)
 
 
 def test_broken_weight_files_are_refused_and_never_filled_in_at_random(checkpoint, tmp_path):
     whole, broken = checkpoint("llama"), tmp_path / "broken"
     with pytest.raises(InputError, match="is a file, expected a folder"):
-        load_model(str(whole / "config.json"), CPU)
+        load_staged(str(whole / "config.json"), CPU)
     shutil.copytree(whole, broken)
     tensors = load_file(whole / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_model(str(broken), CPU)
+        load_staged(str(broken), CPU)
     cut = (whole / "model.safetensors").read_bytes()[:5000]
     (broken / "model.safetensors").write_bytes(cut)
-    with pytest.raises(InputError, match="cannot load a causal LM"):
-        load_model(str(broken), CPU)
+    with pytest.raises(InputError, match=r"model\.safetensors: has 5,000 bytes, .* it was cut"):
+        load_staged(str(broken), CPU)
 
 
 def test_a_text_is_embedded_anew_when_the_embedding_has_changed(checkpoint):
-    staged, ids = load_model(str(checkpoint("qwen3")), CPU), windows()
+    staged, ids = load_staged(str(checkpoint("qwen3")), CPU), windows()
     embedding = staged.model.get_input_embeddings().weight
     first = staged.embed(ids).hidden.clone()
     assert staged.embed(ids.clone()) is staged.embed(ids)
@@ -134,7 +137,7 @@ def test_devices_that_are_not_here_are_refused(device):
 
 
 def test_restore_puts_back_the_checkpoints_own_weights(checkpoint):
-    staged = load_model(str(checkpoint("qwen3")), CPU)
+    staged = load_staged(str(checkpoint("qwen3")), CPU)
     before = staged.window_nll(windows())
     for path in staged.originals:
         staged.model.get_submodule(path).weight.data = torch.zeros_like(staged.model.get_submodule(path).weight)
@@ -144,8 +147,8 @@ def test_restore_puts_back_the_checkpoints_own_weights(checkpoint):
 
 
 def test_digest_follows_every_byte(checkpoint):
-    first = load_model(str(checkpoint("llama")), CPU)
-    again = load_model(str(checkpoint("llama")), Placement("cpu", "bfloat16", "asked for"))
+    first = load_staged(str(checkpoint("llama")), CPU)
+    again = load_staged(str(checkpoint("llama")), Placement("cpu", "bfloat16", "asked for"))
     assert first.digest == again.digest
     changed = first.model
     with torch.no_grad():
@@ -155,7 +158,7 @@ def test_digest_follows_every_byte(checkpoint):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_to_a_teacher_is_the_cross_entropy_to_its_predictions_and_least_for_itself(checkpoint, kind):
-    staged, ids = load_model(str(checkpoint(kind)), place("cpu", "float32")), windows()
+    staged, ids = load_staged(str(checkpoint(kind)), place("cpu", "float32")), windows()
     with torch.inference_mode():
         theirs = staged.model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
     teacher = staged.last_hidden(ids)
@@ -176,7 +179,7 @@ def test_the_head_makes_no_attention_mask(checkpoint, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a mask was made")
 
-    staged = load_model(str(checkpoint("gemma2")), CPU)
+    staged = load_staged(str(checkpoint("gemma2")), CPU)
     hidden = staged.last_hidden(windows())
     expected = staged.model(input_ids=windows()).logits
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "eager", refuse)

@@ -16,7 +16,7 @@ from apportion.bits.rounding.tuning import require_tunable, tune
 from apportion.core.device import place
 from apportion.core.errors import InputError, OutOfMemoryError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, grid_width
-from apportion.models.pretrained import load_model
+from apportion.models.load import load_staged
 from tests.tiny_models import KINDS
 
 WINDOWS = torch.randint(2, 150, (96, 24), generator=torch.Generator().manual_seed(5))
@@ -28,7 +28,7 @@ def rounded_to(staged, bits: int):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpoint, kind):
-    staged = load_model(str(checkpoint(kind)), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint(kind)), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     own = staged.window_nll(WINDOWS).copy()
     tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 24))
@@ -48,7 +48,7 @@ def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpo
 
 
 def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monkeypatch):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 4)
     monkeypatch.setattr("apportion.bits.rounding.latent.GAIN_RATE", 3.0)  # far too fast
     tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 4))
@@ -59,7 +59,7 @@ def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monke
 
 @pytest.mark.parametrize("codes", [False, True])
 def test_the_same_seed_gives_the_same_weights(checkpoint, codes):
-    staged = load_model(str(checkpoint("qwen3")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("qwen3")), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     first, again = (tune(staged, rounded, lesson_of(staged, WINDOWS, 6, seed=3, codes=codes)).packed for _ in range(2))
     assert same_weights(first, again)
@@ -73,7 +73,7 @@ def same_weights(first, second) -> bool:
 
 
 def test_learned_codes_beat_tuned_scales_on_unseen_text(checkpoint):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     scales, codes = (tune(staged, rounded, lesson_of(staged, WINDOWS, 48, codes=learn)) for learn in (False, True))
     unseen = torch.randint(2, 150, (8, 24), generator=torch.Generator().manual_seed(6))
@@ -85,7 +85,7 @@ def test_learned_codes_beat_tuned_scales_on_unseen_text(checkpoint):
 
 
 def test_every_linear_keeps_to_its_own_width_and_group_size(checkpoint):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     mixed = [grid_width(2, 32), grid_width(3, 16), grid_width(4, 32)]
     widths = {path: mixed[place % 3] for place, path in enumerate(staged.originals)}
     tuned = tune(staged, round_plan(staged, Nearest(), widths), lesson_of(staged, WINDOWS, 8, codes=True))
@@ -97,7 +97,7 @@ def test_every_linear_keeps_to_its_own_width_and_group_size(checkpoint):
 
 
 def test_before_the_first_step_the_weights_are_those_that_were_rounded(checkpoint):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
     latents = Latents(rounded, staged.originals, "cpu", StraightThrough)
     decoded = latents.weights(torch.float32, 0.0)
@@ -126,7 +126,7 @@ def start_at(codes):
 def test_the_loss_and_its_gradient_are_those_of_the_whole_model(checkpoint, monkeypatch, vocabulary_bytes):
     """In parts of one token and in one: as autograd through the model's own forward pass has it."""
     monkeypatch.setitem(distil.LOGIT_BYTES, "cpu", vocabulary_bytes)
-    staged = load_model(str(checkpoint("gemma2")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("gemma2")), place("cpu", "float32"))
     windows, teacher = WINDOWS[:2], staged.last_hidden(WINDOWS[:2]).clone()
     path = next(iter(staged.originals))
     changed = staged.own_weight(path) * 0.5
@@ -142,7 +142,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_model(checkpoint, monk
 
 @pytest.mark.parametrize("codes", [False, True])
 def test_a_killed_run_goes_on_from_its_last_look_to_the_same_weights(checkpoint, tmp_path, monkeypatch, codes):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8, codes=codes)
     whole = tune(staged, rounded, lesson)
     taken = []
@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_from_its_last_look_to_the_same_weights(checkpoint,
 
 
 def test_what_was_kept_for_other_weights_is_not_gone_on_from(checkpoint, tmp_path):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     lesson = lesson_of(staged, WINDOWS, 4)
     tune(staged, rounded_to(staged, 2), lesson, tmp_path)
     kept = tune(staged, rounded_to(staged, 3), lesson, tmp_path)
@@ -172,7 +172,7 @@ def test_what_was_kept_for_other_weights_is_not_gone_on_from(checkpoint, tmp_pat
 
 
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(checkpoint, monkeypatch):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 3)
     whole = tune(staged, rounded, lesson)
 
@@ -219,7 +219,7 @@ def test_tuning_that_diverges_ends_with_the_best_state_and_says_where(checkpoint
 
 
 def test_without_the_memory_for_codes_scales_are_tuned_and_the_result_says_so(checkpoint, monkeypatch):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     monkeypatch.setattr(tuning, "free_bytes", lambda device: 1000)
     tuned = tune(staged, rounded_to(staged, 2), lesson_of(staged, WINDOWS, 2, codes=True))
     assert tuned.learned.startswith("scales: learning codes needs ")
@@ -236,6 +236,6 @@ def test_what_cannot_be_tuned_is_refused(checkpoint):
         require_tunable("hqq", HQQ, 10)
     with pytest.raises(InputError, match="steps"):
         require_tunable("nearest", COMPRESSED_TENSORS, -1)
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     with pytest.raises(InputError, match="fewer than two windows"):
         lesson_of(staged, WINDOWS[:1], 2)

@@ -1,5 +1,6 @@
 """The last step alone: round a model as a plan says and write the checkpoint."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,17 +8,17 @@ from apportion.bits.checkpoint import require_fusable, write_checkpoint
 from apportion.bits.game import widths_by_path
 from apportion.bits.game.costs import costs_of
 from apportion.bits.plan import Plan
-from apportion.bits.quantize import PACKAGES
+from apportion.bits.quantize import PACKAGES, WORK
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe, applied_named
 from apportion.bits.rounding import require_tunable, require_windows
+from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
     Json,
     digest_of,
     finished,
     read_manifest,
-    require_free,
     start,
     versions,
     write_json,
@@ -25,11 +26,12 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
+from apportion.core.output import output_folder
 from apportion.formats import Format
 from apportion.formats.width import require_bits
 from apportion.models.load import load_full
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 
 def apply(
@@ -81,6 +83,7 @@ def apply(
         rounding,
         recipe,
         resume=resume,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -93,18 +96,37 @@ def apply_to(
     recipe: Recipe | None = None,
     *,
     resume: bool = False,
+    trust_remote_code: bool = False,
 ) -> Json:
     """`apply` for a model that is loaded already."""
+    with output_folder(out, "apply", resume=resume, reads=[staged.source] if staged.source else []):
+        recipe = recipe or Recipe()
+        return write_plan(
+            staged, tokenizer, plan, out, rounding, recipe, resume=resume, trust_remote_code=trust_remote_code
+        )
+
+
+def write_plan(
+    staged: StagedModel,
+    tokenizer: object,
+    plan: Plan,
+    out: Path,
+    rounding: str | None,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    trust_remote_code: bool,
+) -> Json:
+    """The work of `apply`, in a folder that is held for it."""
     require_made_for(plan, staged)
     backend = applied_named(rounding or plan.settings["apply_rounding"])
     require_bits(plan.costs.widths, backend.format.bits, backend.name)
     widths = widths_by_path(staged, plan.costs, plan.assignment)
     require_fusable(widths, backend.format)
-    recipe = recipe_of(plan, recipe or Recipe(), backend.name)
+    recipe = recipe_of(plan, recipe, backend.name)
     recipe.check()
     plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend.format, backend.name))
-    require_free(out, resume=resume)
-    require_tunable(backend.name, backend.format, recipe.tune)
+    require_tunable(backend.name, backend.format, recipe.tune or 0)
     quantizer = Quantizer(staged, tokenizer, recipe)
     if recipe.tune:
         require_windows(quantizer.tuning_text)
@@ -113,17 +135,20 @@ def apply_to(
         "tuned on": quantizer.tuning_text if recipe.tune else None,
     }
     asked = {
+        "kind": "apply",
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
-        "tune": recipe.tune,
-        **{name: Calibration(text, "").digest if text is not None else None for name, text in texts.items()},
+        "tune": [recipe.tune or 0, recipe.codes],
+        **{name: Windows(text, "").digest if text is not None else None for name, text in texts.items()},
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])
     start(out, asked)
+    quantizer.work = out / WORK
     weights = quantizer.write(widths)
     weight_bytes, files = write_checkpoint(out, staged, widths, weights.packed, tokenizer, backend.format)
+    proof = proven(out, staged, weights.packed, backend.format, trust_remote_code=trust_remote_code)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     result = {
@@ -133,6 +158,7 @@ def apply_to(
         "apply_rounding": backend.name,
         "format": backend.format.name,
         "servers": list(backend.format.servers),
+        **proof,
         "tuned": weights.tuned,
         "plan": plan.by_name(),
         "out": str(out),
@@ -142,6 +168,7 @@ def apply_to(
         {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
         [*files, RUN, "plan.json"],
     )
+    shutil.rmtree(out / WORK, ignore_errors=True)
     return result
 
 

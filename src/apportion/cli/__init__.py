@@ -12,7 +12,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main() -> None:
     """Entry point of the `apportion` command."""
-    from apportion.cli import bits, compare, demo, route, router  # noqa: F401  each module adds its commands to app
+    # each module adds its commands to app
+    from apportion.cli import bits, compare, demo, divergence, route, router, serve  # noqa: F401
 
     try:
         code = app(standalone_mode=False)  # outside of standalone mode an exit code is returned, Ctrl-C's among them
@@ -39,4 +40,6 @@ def how_to_go_on(arguments: list[str]) -> str:
     options = {option.name for option in running.params} if running is not None else set()
     if "resume" in options:
         return "finished work is saved; run the same command with --resume to go on"
-    return "run the same command again" + ("; if it refuses the --out that it left, delete that" * ("out" in options))
+    return "run the same command again" + (
+        "; if it refuses the --out that it left, choose another" * ("out" in options)
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from apportion.cli.base import app, emit
+from apportion.cli.gguf import FileOptions, file_text, quantize_file
 from apportion.cli.options import (
     Alpha,
     ApplyRounding,
@@ -25,8 +26,10 @@ from apportion.cli.options import (
     Seed,
     Text,
     Tune,
+    TuneScales,
     TuneWindows,
     WindowTokens,
+    tuning,
     with_groups,
 )
 
@@ -45,13 +48,18 @@ def quantize(
     evaluations: Annotated[int, typer.Option(help="Plans that auto may measure.")] = 500,
     finalists: Annotated[int, typer.Option(help="Plans that auto writes and measures again.")] = 3,
     apply_rounding: ApplyRounding = None,
-    tune: Tune = 0,
+    tune: Tune = None,
+    tune_scales: TuneScales = None,
     tune_windows: TuneWindows = 1024,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="As quick as can be: nearest codes, untuned, unless asked otherwise.")
+    ] = False,
     alpha: Alpha = 0.5,
     until_stable: Annotated[
         bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing (not with auto).")
     ] = False,
     recipe: RecipeOptions,
+    file: FileOptions,
     place: PlaceOptions,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -59,7 +67,13 @@ def quantize(
     """Quantize a checkpoint to a memory budget; rounded by nearest or gptq, stock transformers loads the result.
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
+    One file for llama.cpp: apportion quantize ./Llama-3.2-3B --format gguf --max-bytes 1.5GB --out model.gguf
     """
+    if file.is_gguf():
+        written = quantize_file(model, out, file, max_bytes, recipe, place, resume=resume)
+        emit(written, as_json=as_json, text=file_text(written))
+        return
+
     from apportion.bits.plan import parse_bytes
     from apportion.bits.quantize import QuantizeRequest
     from apportion.bits.quantize import quantize as run
@@ -71,19 +85,21 @@ def quantize(
         alpha=alpha,
         evaluations=evaluations,
         finalists=finalists,
+        fast=fast,
         until_stable=until_stable,
         device=place.device,
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,
     )
-    asked = recipe.recipe(apply_rounding=apply_rounding, tune=tune, tune_windows=tune_windows)
+    ways = tuning(tune, tune_scales)
+    asked = recipe.recipe(apply_rounding=apply_rounding, tune_windows=tune_windows, **ways)
     result = run(model, out, ask, asked, resume=resume)
     emit(result, as_json=as_json, text=quantize_text(result))
 
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
-    from apportion.bits.report import tuning_note
+    from apportion.bits.report import choice_note, tuning_note
 
     resumed = result["resumed_evaluations"]
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
@@ -94,6 +110,7 @@ def quantize_text(result: dict[str, Any]) -> str:
         f"highest width, {result['nll_plan']:.4f} this plan\n"
         f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
         f"(naive: {result['naive_block_forwards']:,}), {result['seconds']:.0f} s\n"
+        + (choice_note(result["choice"]) + "\n" if result["choice"] else "")
         + (tuning_note(result["tuned"]) + "\n" if result["tuned"] else "")
         + f"report: {result['out']}/report/report.md"
     )
@@ -122,7 +139,7 @@ def samples(
 
     asked = recipe.recipe(apply_rounding=apply_rounding)
     require_tied(asked)
-    require_free(out, resume=resume)
+    require_free(out, resume=resume, kind="samples")
     taken = take_samples(open_model(model, asked, place.ask()), out, resume=resume)
     result = {"coalitions": len(taken.values), "nll_high": taken.nll_high, "nll_low": taken.nll_low, **taken.counts}
     emit({**result, "out": str(out)}, as_json=as_json, text=f"{out}: {len(taken.values)} coalitions measured")
@@ -142,8 +159,9 @@ def sensitivity(
     """
     from apportion.bits.game import load_samples
     from apportion.bits.plan import estimate
-    from apportion.core.artifact import plain, write_json
+    from apportion.core.artifact import plain, require_replaceable, write_json
 
+    require_replaceable(out, "costs", "method")
     found = estimate(load_samples(samples_folder), method, alpha=alpha)
     write_json(out, found)
     emit(plain(found), as_json=as_json, text=f"{out}: {method}, {len(found.costs.players)} players")
@@ -163,8 +181,9 @@ def plan(
     """
     from apportion.bits.plan import allocate, parse_bytes, sensitivity_from
     from apportion.bits.quantize import QuantizeRequest
-    from apportion.core.artifact import plain, read_json, write_json
+    from apportion.core.artifact import plain, read_json, require_replaceable, write_json
 
+    require_replaceable(out, "costs", "assignment")
     loaded = sensitivity_from(read_json(sensitivity_file))
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
     found = allocate(loaded, QuantizeRequest(avg_bits=avg_bits, max_bytes=limit).budget(loaded.costs))
@@ -181,7 +200,8 @@ def apply(
     apply_rounding: ApplyRounding = None,
     calibration: Calibration = None,
     rounding_windows: RoundingWindows = 128,
-    tune: Tune = 0,
+    tune: Tune = None,
+    tune_scales: TuneScales = None,
     tune_windows: TuneWindows = 1024,
     window_tokens: WindowTokens = 512,
     seed: Seed = 0,
@@ -204,9 +224,9 @@ def apply(
         calibration=calibration,
         rounding_windows=rounding_windows,
         window_tokens=window_tokens,
-        tune=tune,
         tune_windows=tune_windows,
         seed=seed,
+        **tuning(tune, tune_scales),
     )
     result = run(
         model,

@@ -97,10 +97,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> ArtifactError:
-    """The error a user sees when the system refuses a read or write."""
+    """The error a user sees when the system refuses a write; `unreadable` is the one of a read."""
     return ArtifactError(
         f"{path}: cannot be written: {error.strerror or error}",
         "free space or choose another --out; what was finished before is kept and --resume continues it",
+    )
+
+
+def unreadable(path: Path, error: OSError) -> ArtifactError:
+    """The error a user sees when the system refuses to give what a file holds."""
+    return ArtifactError(
+        f"{path}: cannot be read: {error.strerror or error}", "check that it is there, and yours to read"
     )
 
 
@@ -126,44 +133,95 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def require_free(folder: Path, *, resume: bool) -> None:
-    """Refuse an output folder that holds something and is not being resumed; writes nothing."""
+def require_free(folder: Path, *, resume: bool, kind: str = "") -> None:
+    """Refuse an output folder that holds anything but a run of this kind that is being resumed; writes nothing.
+
+    Whose a folder is, its `run.json` says: written when a run begins, by this program alone. A folder without one
+    (a model, an index, anything of the user's) is never written into, resumed or not.
+
+    Args:
+        kind: of the run, as in its record; empty for what cannot be resumed.
+    """
+    if folder == Path():
+        raise ArtifactExistsError("--out: names the current folder", "name a folder of its own, e.g. --out ./out")
     if folder.exists() and not folder.is_dir():
         raise ArtifactExistsError(f"--out {folder}: is a file, expected a folder", "choose another --out")
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    begun = begun_as(folder)
+    if not kind or begun != kind:
+        holds = f"holds a run of {begun!r}" if begun else "holds files that this program did not put there"
+        raise ArtifactExistsError(f"--out {folder}: exists and is not empty; it {holds}", "choose another --out")
+    if not resume:
         raise ArtifactExistsError(
-            f"--out {folder}: exists and is not empty",
-            "choose another --out, delete it, or continue it with --resume",
+            f"--out {folder}: exists and is not empty", "choose another --out, or continue it with --resume"
         )
 
 
-def claim_folder(folder: Path, *, resume: bool) -> None:
-    """Create an output folder, or refuse as `require_free` does."""
-    require_free(folder, resume=resume)
+def require_replaceable(path: Path, *fields: str) -> None:
+    """Refuse an output file that holds anything but an earlier value of the same kind; writes nothing.
+
+    Args:
+        fields: that the JSON of such a value has, e.g. `players` and `method`.
+
+    Raises:
+        ArtifactExistsError: it holds something else.
+    """
+    if path.is_dir():
+        raise ArtifactExistsError(f"--out {path}: is a folder, expected a file", "name a file, e.g. --out plan.json")
+    try:
+        if not path.exists() or set(fields) <= read_json(path).keys():
+            return
+    except ArtifactError:
+        pass
+    raise ArtifactExistsError(f"--out {path}: exists and holds something else", "choose another --out")
+
+
+def begun_as(folder: Path) -> str:
+    """What kind of run this program began in a folder; empty where it began none."""
+    try:
+        kind = read_json(folder / RUN).get("kind", "")
+    except ArtifactError:
+        return ""
+    return kind if isinstance(kind, str) else ""
+
+
+def claim_folder(
+    folder: Path, *, resume: bool = False, kind: str = "", record: Mapping[str, Any] | None = None
+) -> None:
+    """Create an output folder, or refuse as `require_free` does.
+
+    Args:
+        kind: recorded in the folder at once, so that it can be resumed however early the run ends; `record`: with what.
+    """
+    require_free(folder, resume=resume, kind=kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
+    if kind and not (folder / RUN).exists():
+        write_json(folder / RUN, record or {"kind": kind})
 
 
 def finished(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> bool:
     """Whether a run is complete already; writes nothing, so that what is refused later leaves no folder behind.
 
+    Args:
+        asked: `kind` of the run, and everything that its result depends on: model and text by digest too, since a
+            finished folder is compared with this alone.
+
     Raises:
         ArtifactExistsError: as `require_free`. ArtifactMismatchError: something else was asked there.
     """
-    require_free(folder, resume=resume)
+    require_free(folder, resume=resume, kind=asked["kind"])
     if (folder / RUN).exists():
         require_same(read_json(folder / RUN), asked, folder)
-    elif (folder / MANIFEST).exists():
-        raise ArtifactMismatchError(f"{folder}: is complete and has no {RUN}: not made by this", "choose another --out")
     return (folder / MANIFEST).exists()
 
 
 def start(folder: Path, asked: Mapping[str, Any]) -> None:
     """Create the folder of a run and record what was asked, so that a resumed one can be compared with it."""
-    claim_folder(folder, resume=True)
-    write_json(folder / RUN, asked)
+    claim_folder(folder, resume=True, kind=asked["kind"], record=asked)
 
 
 def require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:

@@ -10,7 +10,9 @@ from apportion.core.errors import ArtifactError
 
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Hold the lock on an existing file or folder; no file is left behind. No lock where flock is unknown.
+    """Hold the lock on an existing file or folder; no file is left behind.
+
+    No lock where the system, or the file system, knows none.
 
     Raises:
         ArtifactError: another process holds it.
@@ -24,8 +26,12 @@ def sole_writer(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ArtifactError(f"{path}: is being written by another process", "wait until it ends") from error
+        except BlockingIOError as error:
+            raise ArtifactError(
+                f"{path}: is being written by another process", "wait until it ends, or choose another --out"
+            ) from error
+        except OSError:  # a network folder without locks: refusing it would help nobody
+            pass
         yield
     finally:
         os.close(handle)

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from apportion.core.artifact import disk_error, plain, require_same, sync_folder
-from apportion.core.errors import ArtifactCorruptError, ArtifactError, ArtifactExistsError
+from apportion.core.artifact import disk_error, plain, require_same, sync_folder, unreadable
+from apportion.core.errors import ArtifactCorruptError, ArtifactExistsError
 
 Record = dict[str, Any]
 
@@ -36,7 +36,7 @@ def decode(line: bytes, number: int, path: Path) -> Record:
         pass
     raise ArtifactCorruptError(
         f"{path}: line {number} does not match its checksum",
-        "delete the file to start again; a log is never edited by hand",
+        "measure again into another --out; a log is never edited by hand",
     )
 
 
@@ -50,7 +50,7 @@ def read_log(path: Path) -> tuple[Record, list[Record], int]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", "run the step that writes it again") from error
+        raise unreadable(path, error) from error
     whole = data.rfind(b"\n") + 1
     lines = data[:whole].splitlines(keepends=True)
     records = [decode(line, number, path) for number, line in enumerate(lines, start=1)]
@@ -75,7 +75,7 @@ class AppendLog:
         whole = 0
         if path.exists():
             if not resume:
-                raise ArtifactExistsError(f"{path}: exists", "continue it with --resume, or choose another --out")
+                raise ArtifactExistsError(f"{path}: exists", "choose another --out, or continue it with --resume")
             saved, self.records, whole = read_log(path)
             if saved:
                 require_same(saved, header, path)

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from apportion.core.artifact import sha256_file
 from apportion.core.errors import InputError
 
 SAMPLE_BYTES = 1 << 20
@@ -44,3 +45,20 @@ def _sampled(path: Path) -> bytes:
         file.seek(max(0, size - SAMPLE_BYTES))
         digest.update(file.read(SAMPLE_BYTES))
     return digest.digest()
+
+
+def source_identity(model: str) -> str:
+    """`model_identity` of a local folder or file; a hub name as it is given: its files are not here yet.
+
+    >>> source_identity("owner/name")
+    'owner/name'
+    """
+    path = Path(model)
+    if path.is_dir():
+        return model_identity(path)
+    return f"sha256:{_sampled(path).hex()[:16]}" if path.is_file() else model
+
+
+def text_identity(path: Path | None) -> str | None:
+    """SHA-256 of a text file, by which a finished run knows it again; None where there is no file."""
+    return sha256_file(path) if path is not None and path.is_file() else None

@@ -1,82 +1,17 @@
-"""Checkpoints as they come, read through transformers: safetensors only, and whole."""
+"""What is asked of transformers before and beside loading weights: where a model is, its class, its tokenizer."""
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from apportion.core.device import Placement
 from apportion.core.errors import InputError
-from apportion.models.staged import StagedModel
+from apportion.core.progress import without_tqdm
 
-
-def load_model(model: str, placement: Placement, *, trust_remote_code: bool = False) -> StagedModel:
-    """Load a local folder or a hub name through transformers, safetensors only.
-
-    Raises:
-        InputError: no such folder, no causal LM, no readable weights, or some of them missing.
-        ModelStructureError: blocks of unknown structure.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    require_model(model)
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        extra: dict[str, Any] = {"dtype": "auto"}
-        if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
-            extra["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
-        if is_quantized(config):
-            require_readable(model, config)
-            # decode in the compute dtype: in a narrower one, code times scale would be rounded
-            extra["dtype"] = getattr(torch, placement.dtype)
-        with quiet():
-            loaded, info = AutoModelForCausalLM.from_pretrained(
-                model, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **extra
-            )
-            require_whole(model, info["missing_keys"])
-            if is_quantized(config):
-                # compressed-tensors decodes on the first forward pass; CompressedTensorsConfig(dequantize=True)
-                # would decode while loading, but reads every width with one group's bits (transformers 5.23)
-                loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"MODEL {model}: transformers cannot load a causal LM from it: {first_line(error)}",
-            own_code(error) or "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
-        ) from error
-    return StagedModel(loaded, placement, source=model)
-
-
-def require_whole(model: str, missing: Collection[str]) -> None:
-    """Refuse weight files that lack tensors: transformers would fill them in at random, and only warn.
-
-    Raises:
-        InputError: naming the first of them.
-    """
-    if missing:
-        listed = ", ".join(sorted(missing)[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise InputError(f"MODEL {model}: its weight files lack {listed}", "download or save the checkpoint again")
-
-
-def is_quantized(config: Any) -> bool:
-    """Whether a checkpoint's config says that it is already quantized."""
-    return getattr(config, "quantization_config", None) is not None
-
-
-def require_readable(model: str, config: Any) -> None:
-    """Refuse a checkpoint that is quantized in a format that this program does not read.
-
-    Raises:
-        InputError: naming the format.
-    """
-    saved = config.quantization_config
-    method = saved.get("quant_method") if isinstance(saved, dict) else getattr(saved, "quant_method", None)
-    name = str(getattr(method, "value", method))
-    if name != "compressed-tensors":
-        raise InputError(f"MODEL {model}: is quantized as {name}, expected full precision or compressed-tensors")
+GENERATES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+NEVER = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.ckpt")
 
 
 @contextmanager
@@ -84,39 +19,107 @@ def quiet() -> Iterator[None]:
     """No progress bars and no notices of transformers: our own progress and errors say what matters."""
     from transformers.utils import logging
 
+    other = getLogger("compressed_tensors")
+    before = other.level
+    other.setLevel(ERROR)
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_tqdm():
             warnings.simplefilter("ignore")
             yield
     finally:
+        other.setLevel(before)
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
 
 def require_model(model: str) -> None:
-    """Refuse a path that is not there before transformers takes it for a hub name."""
-    path = Path(model)
+    """Refuse a path that is not there before transformers takes it for a hub name.
+
+    Raises:
+        InputError: saying what it is instead.
+    """
+    path = Path(model).expanduser()
     looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(f"MODEL {model}: the folder has no config.json", "give a Hugging Face checkpoint folder")
     elif path.is_file():
-        raise InputError(f"MODEL {model}: is a file, expected a folder", "give the Hugging Face folder it lies in")
+        if path.suffix != ".gguf":
+            raise InputError(
+                f"MODEL {model}: is a file, expected a folder or a .gguf file",
+                "give the Hugging Face folder it lies in",
+            )
     elif looks_local:
         raise InputError(f"MODEL {model}: no such folder", "give a local checkpoint folder or a hub name owner/name")
 
 
+def local_folder(model: str) -> Path:
+    """The folder that a model lies in; a hub name's files are brought here first, all but other forms of its weights.
+
+    Raises:
+        InputError: no such folder, or it cannot be brought.
+    """
+    require_model(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            return Path(snapshot_download(model, ignore_patterns=list(NEVER)))
+    except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of these
+        raise InputError(
+            f"MODEL {model}: is no local folder, and the hub gave none: {first_line(error)}",
+            "give a local checkpoint folder or a hub name owner/name",
+        ) from error
+
+
+def model_class(model: str, config: Any, architectures: list[str]) -> Any:
+    """The class of transformers that a checkpoint names, or the one that its kind has for causal language models.
+
+    A vision-language checkpoint names its whole model: the text tower inside is quantized in place.
+
+    Raises:
+        InputError: it names a model that does not predict the next token (an encoder, an encoder with a decoder).
+    """
+    import transformers
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"MODEL {model}: is an encoder with a decoder ({config.model_type})", "give a decoder-only language model"
+        )
+    masked = [name for name in architectures if "MaskedLM" in name or "PreTraining" in name]
+    if masked and not getattr(config, "is_decoder", False):
+        raise InputError(
+            f"MODEL {model}: is a {masked[0]}: it fills in masked words and cannot predict the next one",
+            "give a decoder-only language model",
+        )
+    for name in architectures:
+        if name.endswith(GENERATES) and not getattr(config, "auto_map", None) and hasattr(transformers, name):
+            return getattr(transformers, name)
+    return transformers.AutoModelForCausalLM
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer beside a model."""
+    """The tokenizer beside a model.
+
+    Raises:
+        InputError: there is none, or it comes with code that is not trusted.
+    """
     from transformers import AutoTokenizer
 
     require_model(model)
+    path = Path(model).expanduser()
+    where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+    source = str(path.parent) if path.is_file() else str(path) if path.is_dir() else model
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        with quiet():
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"MODEL {model}: no tokenizer: {first_line(error)}", own_code(error) or "add tokenizer.json to it"
@@ -124,6 +127,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -7,10 +7,9 @@ To get logits from hidden states, the same forward runs with the last block repl
 those states: final norm, output embedding and soft-capping are the model's own.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -22,35 +21,24 @@ from torch import Tensor, nn
 from apportion.core.device import Placement, free_memory, is_out_of_memory
 from apportion.core.errors import ModelStructureError, NumericError, OutOfMemoryError
 from apportion.formats import Packed
+from apportion.models.calls import (
+    Call,
+    Rest,
+    forward_options,
+    require_causal,
+    require_same_calls,
+    require_tokens,
+    returns_of,
+    without_masks,
+)
+from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_place
+from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
+from apportion.models.parameters import cast_parameters, parameter_digest
 from apportion.models.structure import Layout, find_layout
 
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
-EMBEDDED_BYTES = 1 << 30  # of embedded texts that are kept
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Hidden states before block 0 and, per batch size, what each block is called with besides them."""
-
-    hidden: Float[Tensor, "windows tokens hidden"]
-    calls: dict[int, tuple[Call, ...]]
-    batch: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class InPlace:
-    """A parameter's memory, which stays its own as long as it is held here, and how often it was written to."""
-
-    data: Tensor
-    version: int
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, InPlace):
-            return NotImplemented
-        return self.data.data_ptr() == other.data.data_ptr() and self.version == other.version
 
 
 class StagedModel:
@@ -59,16 +47,25 @@ class StagedModel:
     Attributes:
         model: the transformers model, in the compute dtype, on the compute device, in eval mode.
         layout: where its blocks and their linears are.
-        dtype: the dtype of the checkpoint (what unquantized tensors are saved in).
-        checkpoint: its tensors by name, tied ones once, as they were read.
-        originals: the weights of its blocks' linears by module path, as they were read.
+        dtype: the dtype that the model was loaded in.
+        origin: the checkpoint's tensors as its files have them: what is not quantized is copied from there.
+        stored_as: the format that the weights were read from; empty for plain ones.
+        originals: the weights of its blocks' linears by module path, as the files have them.
         digest: SHA-256 over names, shapes, dtypes and bytes of all parameters.
         block_tokens, head_bytes: tokens that a block, and bytes of logits that the head, is given at once; `shrink`
             halves both where memory runs out.
         embeddings: how often a text was embedded. given_up: what was given up where memory ran out, in order.
     """
 
-    def __init__(self, model: nn.Module, placement: Placement, *, source: str = "") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        placement: Placement,
+        *,
+        source: str = "",
+        origin: Origin | None = None,
+        stored_as: str = "",
+    ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.source = source
         self.placement = placement
@@ -76,8 +73,10 @@ class StagedModel:
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.digest = parameter_digest(model)
         compute = getattr(torch, placement.dtype)
-        self.checkpoint: dict[str, Tensor] = untied(model)
-        self.originals: dict[str, Tensor] = {path: self.checkpoint[f"{path}.weight"] for path in self.layout.paths()}
+        self.origin: Origin = origin or origin_of_model(model)
+        self.stored_as = stored_as
+        self.layout = self.layout.without(foreign(model, self.origin, self.layout.paths()), "no tensor of its own")
+        self.originals: dict[str, Tensor] = own_weights(model, self.origin, self.layout.paths())
         cast_parameters(self.model.to(device=placement.device), compute)
         self.compute_dtype: torch.dtype = compute
         self._full: dict[str, Tensor] = {path: self._weight(path) for path in self.originals}
@@ -85,7 +84,7 @@ class StagedModel:
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
         self.embeddings = 0
         self.given_up: list[str] = []
-        self._embedded: list[tuple[Tensor, list[InPlace], Embedded]] = []
+        self._embedded = EmbeddedTexts()
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -104,6 +103,14 @@ class StagedModel:
     def _weight(self, path: str) -> Tensor:
         weight: Tensor = self.model.get_submodule(path).weight.data
         return weight
+
+    def forget_texts(self) -> None:
+        """Embed texts anew from now on: what was embedded before was so with another embedding."""
+        self._embedded.clear()
+
+    def embed_anew(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
+        """As `embed`, with the embedding that is in place now, and nothing kept."""
+        return self._embed(windows)
 
     def own_weight(self, path: str) -> Tensor:
         """A linear's weight as the checkpoint has it, in the compute dtype on the compute device."""
@@ -154,43 +161,50 @@ class StagedModel:
     def _record(self, ids: Int[Tensor, "batch tokens"]) -> tuple[Tensor, tuple[Call, ...]]:
         seen: list[tuple[Tensor, Call]] = []
 
-        def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            seen.append((hidden_states, (args, kwargs)))
-            return hidden_states
+        def recorder(rest: Rest) -> Callable[..., Any]:
+            def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                seen.append((hidden_states, (args, kwargs)))
+                return hidden_states if rest is None else (hidden_states, *rest)
 
-        with self.replaced([recorder] * self.layout.block_count):
-            self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        if len(seen) != self.layout.block_count:
-            raise ModelStructureError(
-                f"the forward pass called {len(seen)} blocks of {self.layout.block_count}",
-                "models that skip or repeat blocks are not supported",
-            )
+            return record
+
+        with self.replaced([recorder(rest) for rest in self._returns]):
+            self.model(input_ids=ids, **forward_options(self.model))
+        if seen[0][0].shape[:2] != ids.shape:
+            shapes = f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens"
+            raise ModelStructureError(shapes, "this model cannot be run block by block")
         return seen[0][0], tuple(call for _, call in seen)
+
+    @cached_property
+    def _maskless(self) -> bool:
+        """Whether the model's own forward pass can do without a mask for sequences of one token."""
+        size = int(self.model.get_input_embeddings().weight.shape[1])
+        try:
+            with without_masks(self.model.config):
+                self._head(torch.zeros((1, 1, size), dtype=self.compute_dtype, device=self.placement.device))
+        except (AttributeError, TypeError):
+            return False
+        return True
+
+    @cached_property
+    def _returns(self) -> tuple[Rest, ...]:
+        """What each block returns besides hidden states."""
+        ids = torch.zeros((1, 2), dtype=torch.long, device=self.placement.device)
+        return returns_of(self.blocks, lambda: self.model(input_ids=ids, **forward_options(self.model)))
 
     def embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         """Hidden states before block 0, and the calls of every block, for batches of at most `block_tokens`.
 
-        The latest texts are kept, up to EMBEDDED_BYTES, so that a text is embedded once however often it is run; with
+        The latest texts are kept, up to KEPT_BYTES, so that a text is embedded once however often it is run; with
         other weights outside of the blocks (an embedding that is rounded, say) it is embedded anew.
         """
-        weights = self._outside()
-        for index, (text, kept, embedded) in enumerate(self._embedded):
-            same = text.shape == windows.shape and embedded.batch == self._step(windows) and kept == weights
-            if same and torch.equal(text, windows):
-                self._embedded.append(self._embedded.pop(index))
-                return embedded
-        found = self._embed(windows)
-        if self._embed_bytes(windows) <= EMBEDDED_BYTES:
-            self._embedded.append((windows, weights, found))
-            while sum(item.hidden.nbytes for *_, item in self._embedded) > EMBEDDED_BYTES:
-                self._embedded.pop(0)
-        return found
-
-    def _outside(self) -> "list[InPlace]":
-        """The weights outside of the blocks, as they are now."""
         inside = f"{self.layout.prefix}."
-        outside = (item for name, item in self.model.named_parameters() if not name.startswith(inside))
-        return [InPlace(item.data, item._version) for item in outside]
+        weights = in_place(item for name, item in self.model.named_parameters() if not name.startswith(inside))
+        found = self._embedded.find(windows, weights, self._step(windows))
+        if found is None:
+            found = self._embed(windows)
+            self._embedded.keep(windows, weights, found)
+        return found
 
     def _embed_bytes(self, windows: Int[Tensor, "windows tokens"]) -> int:
         return windows.numel() * int(self.model.config.get_text_config().hidden_size) * self.compute_dtype.itemsize
@@ -198,6 +212,7 @@ class StagedModel:
     @torch.inference_mode()
     def _embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         self.embeddings += 1
+        require_tokens(self.model, windows)
         windows = windows.to(self.placement.device)
         batch = self._step(windows)
         parts: list[Tensor] = []
@@ -205,6 +220,8 @@ class StagedModel:
         for part in windows.split(batch):
             hidden, call = self._record(part)
             parts.append(hidden)
+            if part.shape[0] in calls:
+                require_same_calls(calls[part.shape[0]], call)
             calls.setdefault(part.shape[0], call)
         return Embedded(torch.cat(parts), calls, batch)
 
@@ -232,14 +249,19 @@ class StagedModel:
         It treats tokens one by one, so they are given as sequences of length one: no attention mask is made.
         """
         tokens = hidden.flatten(0, 1)[:, None]
+        with without_masks(self.model.config) if self._maskless else nullcontext():
+            return self._head(tokens).view(*hidden.shape[:2], -1)
 
-        def constant(*args: Any, **kwargs: Any) -> Tensor:
-            return tokens
+    def _head(self, tokens: Float[Tensor, "tokens one hidden"]) -> Tensor:
+        """The model's own forward pass with these states after the last block."""
 
-        ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=hidden.device)
-        with self.replaced([constant] * self.layout.block_count), without_masks(self.model.config):
-            out: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return out.view(*hidden.shape[:2], -1)
+        def constant(rest: Rest) -> Callable[..., Any]:
+            return lambda *_, **__: tokens if rest is None else (tokens, *rest)
+
+        ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        with self.replaced([constant(rest) for rest in self._returns]):
+            out: Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits  # of the last token: the one
+        return out
 
     @torch.inference_mode()
     def device_nll(
@@ -322,7 +344,7 @@ class StagedModel:
     def _last(self, windows: Int[Tensor, "windows tokens"]) -> Iterator[Float[Tensor, "batch tokens hidden"]]:
         """Hidden states after the last block, batch by batch; a text too large to keep is embedded likewise."""
         step = self._step(windows)
-        keep = self._embed_bytes(windows) <= EMBEDDED_BYTES
+        keep = self._embed_bytes(windows) <= KEPT_BYTES
         whole = self.embed(windows) if keep else None
         for start in range(0, len(windows), step):
             stop = start + step
@@ -340,7 +362,10 @@ class StagedModel:
             NumericError: the model's own loss is not finite.
             ModelStructureError: they differ, so the structure is not what it seems.
         """
+        require_tokens(self.model, windows)
         part = windows[:1].to(self.placement.device)
+        require_same_calls(self._record(part)[1], self._record(part.flip(1))[1])
+        require_causal(self.model, part)
         own = float(self.model(input_ids=part, labels=part, use_cache=False).loss)
         if not np.isfinite(own):
             raise NumericError(
@@ -357,19 +382,6 @@ class StagedModel:
         return difference
 
 
-@contextmanager
-def without_masks(config: Any) -> Iterator[None]:
-    """Sequences of length one need no mask, and only this attention knows it: eager attention makes one by copying
-    from the CPU (Gemma-2), which a CUDA graph cannot record. No attention runs meanwhile."""
-    text = config.get_text_config()
-    kept = text._attn_implementation
-    text._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        text._attn_implementation = kept
-
-
 def token_nll(
     logits: Float[Tensor, "batch tokens vocabulary"],
     targets: Int[Tensor, "batch tokens"] | Float[Tensor, "batch tokens vocabulary"],
@@ -377,37 +389,3 @@ def token_nll(
     """Negative log-likelihood of each target (or mean over a distribution of them), in nats, in float32."""
     flat = logits.float().flatten(0, 1)
     return nn.functional.cross_entropy(flat, targets.flatten(0, 1), reduction="none").view(logits.shape[:2])
-
-
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give parameters and saved buffers a dtype, as loading in it would.
-
-    `Module.to(dtype)` would also cast what is computed at construction, such as rotary frequencies: in bfloat16
-    those are off by up to 0.4 %, an error of phase that grows with the position.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    saved = set(model.state_dict())
-    for name, buffer in model.named_buffers():
-        if name in saved and buffer.is_floating_point():
-            buffer.data = buffer.data.to(dtype)
-
-
-def untied(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with every shared tensor once, under its first name."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            found[name] = tensor.detach()
-    return found
-
-
-def parameter_digest(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters, tied ones once."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

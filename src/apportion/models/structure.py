@@ -1,21 +1,42 @@
 """Where a causal LM's blocks are, found by structure and not by names. Knows modules, not forward passes."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from apportion.core.errors import ModelStructureError
 
-SMALLEST_LINEAR_SHARE = 0.9
+SMALLEST_LINEAR_SHARE = 0.5
+FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
+)
+"""Linears of one parent that servers run as one, and that need equal widths there (vLLM's packed modules)."""
+ROUTERS = ("gate", "router", "shared_expert_gate", "shared_expert_gating")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The blocks of a model: `prefix` is their module path, `linears[i]` the linear paths inside block i."""
+    """The blocks of a model: `prefix` is their module path, `linears[i]` the linear paths inside block i.
+
+    Attributes:
+        kept: linears inside the blocks that are never quantized, by full path, with the reason.
+        embedding, head: module paths of the token embedding and of the output head; empty where there is none. `tied`:
+            they share one tensor.
+    """
 
     prefix: str
     linears: tuple[tuple[str, ...], ...]
+    kept: tuple[tuple[str, str], ...] = ()
+    embedding: str = ""
+    head: str = ""
+    tied: bool = False
 
     @property
     def block_count(self) -> int:
@@ -29,45 +50,116 @@ class Layout:
         """Full module paths of all linears, in model order."""
         return [self.path(block, linear) for block, linears in enumerate(self.linears) for linear in linears]
 
+    def without(self, paths: Collection[str], reason: str) -> "Layout":
+        """The same blocks with some linears never quantized."""
+        left = tuple(
+            tuple(name for name in names if self.path(block, name) not in paths)
+            for block, names in enumerate(self.linears)
+        )
+        dropped = tuple((path, reason) for path in self.paths() if path in paths)
+        return replace(self, linears=left, kept=(*self.kept, *dropped))
+
 
 def find_layout(model: Any) -> Layout:
-    """Find the one list of decoder blocks.
+    """Find the one list of decoder blocks, and the linears in each.
 
-    A list of blocks is a ModuleList of `num_hidden_layers` modules of one class whose parameters lie
-    (at least 90 %) in `nn.Linear` children.
+    A list of blocks is a ModuleList of `num_hidden_layers` modules inside the text part of the model. Blocks may be of
+    several kinds (attention, state space, convolution); routers of experts are left alone.
 
     Raises:
-        ModelStructureError: no such list, several, or blocks whose weights are not linears (a mixture of
-            experts with fused weights, for example); the reason is said.
+        ModelStructureError: no such list, several, or blocks whose weights mostly lie outside of linears; the reason
+            is said.
     """
-    text_config = model.config.get_text_config()
-    wanted = getattr(text_config, "num_hidden_layers", None)
+    prefix, blocks = find_blocks(model)
+    routers = {path: "router" for index, block in enumerate(blocks) for path in routers_of(f"{prefix}.{index}", block)}
+    reasons = [reason for index, block in enumerate(blocks) if (reason := why_unfit(index, block))]
+    if reasons:
+        raise ModelStructureError(f"{prefix}: " + "; ".join(reasons[:8]), "this structure is not supported")
+    found = Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks), **ends_of(model))
+    return found.without(routers, "router")
+
+
+def find_blocks(model: Any) -> tuple[str, nn.ModuleList]:
+    """The list of decoder blocks and its module path.
+
+    Raises:
+        ModelStructureError: there is none, or several.
+    """
+    wanted = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    candidates = [(name, module) for name, module in lists if len(module) == wanted]
-    if len(candidates) != 1:
+    text = text_part(model)
+    inside = [(name, module) for name, module in lists if len(module) == wanted and name.startswith(text)]
+    # a list within a block (the experts of a model with as many experts as blocks) is none of its own
+    outer = [(name, module) for name, module in inside if not any(name.startswith(f"{o}.") for o, _ in inside)]
+    if len(outer) != 1:
         seen = ", ".join(f"{name} ({len(module)})" for name, module in lists) or "none"
         raise ModelStructureError(
             f"the model must hold exactly one list of num_hidden_layers = {wanted} blocks; lists found: {seen}",
             "use a decoder-only causal LM such as Llama, Gemma-2 or Qwen-3",
         )
-    prefix, blocks = candidates[0]
-    reasons = [reason for index, block in enumerate(blocks) if (reason := why_unfit(index, block, blocks[0]))]
-    if reasons:
-        raise ModelStructureError(f"{prefix}: " + "; ".join(reasons[:8]), "this structure is not supported")
-    return Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks))
+    return outer[0]
+
+
+def text_part(model: Any) -> str:
+    """Module path of the text tower inside a vision-language model; empty where the model is text alone."""
+    find = getattr(model, "get_decoder", None)
+    tower = find() if callable(find) else None
+    return next((name for name, module in model.named_modules() if module is tower), "")
+
+
+def ends_of(model: Any) -> dict[str, Any]:
+    """Module paths of the token embedding and the output head, and whether they share their tensor."""
+    found: dict[str, Any] = {}
+    modules = {id(module): name for name, module in model.named_modules()}
+    for key, ask in (("embedding", "get_input_embeddings"), ("head", "get_output_embeddings")):
+        module = getattr(model, ask)() if callable(getattr(model, ask, None)) else None
+        if isinstance(module, nn.Embedding | nn.Linear):
+            found[key] = modules.get(id(module), "")
+    if found.get("embedding") and found.get("head"):
+        one, other = (model.get_submodule(found[key]).weight for key in ("embedding", "head"))
+        found["tied"] = one.data_ptr() == other.data_ptr()
+    return found
 
 
 def linear_names(block: nn.Module) -> list[str]:
     """Paths of a block's linears, in the order in which the modules are defined."""
-    return [name for name, module in block.named_modules() if type(module) is nn.Linear]
+    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
 
 
-def why_unfit(index: int, block: nn.Module, first: nn.Module) -> str:
+def routers_of(prefix: str, block: nn.Module) -> list[str]:
+    """Linears that choose among experts: small, and wrong choices cost more than they save."""
+    return [f"{prefix}.{name}" for name in linear_names(block) if name.rsplit(".", 1)[-1] in ROUTERS]
+
+
+def why_unfit(index: int, block: nn.Module) -> str:
     """Why a block cannot be a player; empty when it can."""
-    if type(block) is not type(first):
-        return f"block {index} is a {type(block).__name__}, block 0 a {type(first).__name__}"
     total = sum(parameter.numel() for parameter in block.parameters())
-    linear = sum(module.weight.numel() for module in block.modules() if type(module) is nn.Linear)
-    if linear < SMALLEST_LINEAR_SHARE * total:
-        return f"block {index} has only {linear:,} of its {total:,} weights in linear modules"
-    return ""
+    linear = sum(module.weight.numel() for module in block.modules() if isinstance(module, nn.Linear))
+    if linear >= SMALLEST_LINEAR_SHARE * total:
+        return ""
+    largest = max(block.named_parameters(), key=lambda item: item[1].numel())
+    return (
+        f"block {index} has only {linear:,} of its {total:,} weights in linear modules "
+        f"({largest[0]} alone has {largest[1].numel():,})"
+    )
+
+
+def fused(linears: Collection[str]) -> list[tuple[str, ...]]:
+    """Group linears that servers fuse, and all experts of one parent; the others stay alone; order by first member.
+
+    >>> fused(("a.q_proj", "a.k_proj", "a.v_proj", "a.o_proj", "m.experts.0.w1", "m.experts.1.w2"))
+    [('a.q_proj', 'a.k_proj', 'a.v_proj'), ('a.o_proj',), ('m.experts.0.w1', 'm.experts.1.w2')]
+    """
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in linears:
+        head, expert, _ = name.partition("experts.")
+        parent, _, leaf = name.rpartition(".")
+        family = next((index for index, names in enumerate(FUSED) if leaf in names), None)
+        if expert:
+            key = (f"{head}experts", -2)
+        elif family is not None:
+            key = (parent, family)
+        else:
+            key = (name, -1)
+        groups.setdefault(key, []).append(name)
+    return [tuple(group) for group in groups.values()]

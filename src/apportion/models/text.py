@@ -21,11 +21,19 @@ MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Token windows, where they came from, and their digest."""
+class Windows:
+    """Token windows of one length, and where they came from.
+
+    Attributes:
+        windows: token ids, one window a row.
+        source: the file they were cut from, or that the model sampled them itself.
+        bos: whether every window begins with the beginning-of-text token of the model: Gemma's perplexity explodes
+            without it. None where nobody said.
+    """
 
     windows: Int[Tensor, "windows tokens"]
     source: str
+    bos: bool | None = None
 
     @property
     def digest(self) -> str:
@@ -111,7 +119,7 @@ def require_windows(available: Int[Tensor, "all tokens"], windows: int, path: Pa
         )
 
 
-def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Calibration:
+def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
     """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
 
     Raises:
@@ -119,7 +127,7 @@ def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, s
     """
     available = windows_of(path, tokenizer, window_tokens)
     require_windows(available, windows, path)
-    return Calibration(choose(available, windows, seed), str(path))
+    return Windows(choose(available, windows, seed), str(path))
 
 
 def windows_of(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
@@ -148,9 +156,7 @@ def unseen_windows(
 
 
 @torch.inference_mode()
-def sample_calibration(
-    staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int
-) -> Calibration:
+def sample_calibration(staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
     """Windows that the model writes itself: temperature 1, from its own beginning-of-text.
 
     Raises:
@@ -178,7 +184,7 @@ def sample_calibration(
             pad_token_id=start,
             stopping_criteria=[watching(advance)],
         )
-    return Calibration(ids.cpu().contiguous(), "sampled from the model itself")
+    return Windows(ids.cpu().contiguous(), "sampled from the model itself")
 
 
 def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
@@ -191,7 +197,7 @@ def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
     return criterion
 
 
-def save_calibration(calibration: Calibration, path: Path) -> None:
+def save_calibration(calibration: Windows, path: Path) -> None:
     """Write windows as safetensors, with their source and digest as metadata."""
     from safetensors.torch import save
 
@@ -201,7 +207,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     write_bytes(path, save({"windows": calibration.windows.to(torch.int32)}, metadata=metadata))
 
 
-def load_calibration(path: Path) -> Calibration:
+def load_calibration(path: Path) -> Windows:
     """Read windows back.
 
     Raises:
@@ -212,7 +218,7 @@ def load_calibration(path: Path) -> Calibration:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            loaded = Calibration(file.get_tensor("windows").long(), metadata.get("source", ""))
+            loaded = Windows(file.get_tensor("windows").long(), metadata.get("source", ""))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: no readable windows: {error}", "run the samples step again") from error
     if loaded.digest != metadata.get("digest"):

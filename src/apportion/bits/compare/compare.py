@@ -42,8 +42,10 @@ from apportion.core.artifact import (
 from apportion.core.device import peak_memory
 from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.log import AppendLog
+from apportion.core.output import output_folder
 from apportion.formats import Width
-from apportion.models.text import Calibration
+from apportion.models.identity import source_identity, text_identity
+from apportion.models.text import Windows
 
 CURVE = 15  # evenly spaced budgets of the excess; with 16 equal players, k = 15..1 demoted ones
 AVG_BITS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
@@ -133,18 +135,28 @@ def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = 
     recipe = (recipe or Recipe()).for_method("coopq")
     recipe.check()
     ask.check(recipe)
-    out = Path(out)
-    asked = {"model_source": model, **asdict(ask), **asdict(recipe)}
-    if finished(out, asked, resume=resume):
-        read_manifest(out)
-        return {**read_json(out / "result.json"), "out": str(out)}
+    asked = {"kind": "compare", "model_source": model, **asdict(ask), **asdict(recipe)}
+    asked |= {"model": source_identity(model), "texts": [text_identity(recipe.calibration), text_identity(ask.text)]}
+    with output_folder(Path(out), "compare", resume=resume, reads=[model]) as claimed:
+        if finished(claimed, asked, resume=resume):
+            read_manifest(claimed)
+            return {**read_json(claimed / "result.json"), "out": str(claimed)}
+        return compare_into(claimed, model, ask, recipe, {"asked": asked, "began": began})
+
+
+def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run: Json) -> Json:
+    """The work of `compare`, in a folder that is held for it.
+
+    Args:
+        run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds.
+    """
     place = QuantizeRequest(device=ask.device, dtype=ask.dtype, trust_remote_code=ask.trust_remote_code)
     quantizer = open_model(model, recipe, place)
     if "optimum" in ask.methods:
         require_exhaustible(len(quantizer.costs.players), quantizer.costs.widths)
     held_out = held_out_text(quantizer, ask)
     judging = judging_quantizer(quantizer)  # before the work, so that what this rounding refuses is refused now
-    start(out, asked)
+    start(out, run["asked"])
     folder = out / "samples"
     with quantizer.game(folder, resume=True) as game:
         samples = sample(game, folder, quantizer.orders())
@@ -156,12 +168,15 @@ def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = 
     judged = judge(judging, held_out, wanted(samples.costs, chosen), out)
     board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, recipe.seed)
     result = result_of(model, ask, recipe, samples, chosen, standings(board, exhaustive), judged)
-    result |= {"optimum": summary(exhaustive) if exhaustive is not None else None, "execution": execution}
-    result["seconds"] = time.monotonic() - began
+    result |= {
+        "optimum": summary(exhaustive) if exhaustive is not None else None,
+        "execution": {**execution, "embeddings": quantizer.staged.embeddings},
+    }
+    result["seconds"] = time.monotonic() - run["began"]
     return finish(out, result, chosen)
 
 
-def held_out_text(quantizer: Quantizer, ask: CompareRequest) -> Calibration:
+def held_out_text(quantizer: Quantizer, ask: CompareRequest) -> Windows:
     """The first windows of the held-out text."""
     windows = first_windows(
         quantizer.tokenizer,
@@ -170,7 +185,7 @@ def held_out_text(quantizer: Quantizer, ask: CompareRequest) -> Calibration:
         windows=ask.text_windows,
         option="--text-windows",
     )
-    return Calibration(windows, str(ask.text))
+    return Windows(windows, str(ask.text))
 
 
 def budgets_of(costs: Costs, ask: CompareRequest) -> list[Budget]:
@@ -235,12 +250,14 @@ def judging_quantizer(quantizer: Quantizer) -> Quantizer:
         InputError: that rounding cannot hold this model or these widths.
     """
     recipe = quantizer.recipe
-    if recipe.applied == recipe.rounding:
+    if recipe.applied == recipe.measured:
         return quantizer
-    return Quantizer(quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied))
+    return Quantizer(
+        quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied, apply_rounding=None)
+    )
 
 
-def judge(quantizer: Quantizer, held_out: Calibration, plans: list[Assignment], out: Path) -> Judged:
+def judge(quantizer: Quantizer, held_out: Windows, plans: list[Assignment], out: Path) -> Judged:
     """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
     settings = quantizer.settings(held_out)
     with AppendLog(out / "text.log", settings, resume=True) as log:

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.core.progress import progress
-from apportion.models.staged import StagedModel, cast_parameters
+from apportion.models.parameters import cast_parameters
+from apportion.models.staged import StagedModel
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 

@@ -21,7 +21,7 @@ from apportion.bits.compare.gradients import weight_gradients
 from apportion.bits.game import Assignment, Game, Player, Samples, WeightBank
 from apportion.bits.plan import Sensitivity, choices_of, surrogate, two_width
 from apportion.core.arrays import NDArray
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 Array = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def by_block(players: Sequence[Player], values: Float[Array, " blocks"]) -> Floa
     return np.asarray([values[player.block] for player in players], dtype=np.float64)
 
 
-def llm_mq(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensitivity:
+def llm_mq(bank: WeightBank, calibration: Windows, samples: Samples) -> Sensitivity:
     """First-order loss of rounding: s(i, b) = sum over weight tensors of |g . (W - Q_b(W))|, in nats per token.
 
     The absolute value is of each tensor's whole inner product. A choice costs s(i, b) - s(i, highest), so that
@@ -70,7 +70,7 @@ def first_order(bank: WeightBank, gradients: dict[str, Tensor], player: Player, 
     return total
 
 
-def lim(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensitivity:
+def lim(bank: WeightBank, calibration: Windows, samples: Samples) -> Sensitivity:
     """1 - cosine between a block's input and output: a block that changes its input little matters little.
 
     Source: LIM score of layer-wise quantization (Dumitru et al., 2024): minus the cosine; here shifted by one.
@@ -79,7 +79,7 @@ def lim(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensiti
     return by_density(samples, "lim", by_block(samples.costs.players, 1 - flow.cosine))
 
 
-def activation(bank: WeightBank, calibration: Calibration, samples: Samples) -> Sensitivity:
+def activation(bank: WeightBank, calibration: Windows, samples: Samples) -> Sensitivity:
     """Frobenius norm of the block's output."""
     flow = block_flow(bank.staged, calibration.windows)
     return by_density(samples, "activation", by_block(samples.costs.players, flow.norm))

@@ -3,7 +3,7 @@
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.costs import Costs, costs_from, costs_of, widths_by_path
 from apportion.bits.game.game import Game, MeasuredGame, Values, full_precision_nll, naive_values, require_finite
-from apportion.bits.game.players import Assignment, Player, decode, encode, players_of, require_kind, tied
+from apportion.bits.game.players import Assignment, Player, decode, encode, players_of, require_kind
 from apportion.bits.game.samples import Samples, load_samples
 from apportion.bits.game.sampling import measure, sample
 
@@ -28,6 +28,5 @@ __all__ = [
     "require_finite",
     "require_kind",
     "sample",
-    "tied",
     "widths_by_path",
 ]

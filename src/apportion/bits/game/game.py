@@ -26,7 +26,7 @@ from apportion.core.errors import NumericError
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 Values = dict[Assignment, NDArray[np.float64]]
 Read = Callable[[], NDArray[np.float64]]
@@ -94,7 +94,7 @@ class MeasuredGame:
     """
 
     def __init__(
-        self, bank: WeightBank, text: Calibration, log: AppendLog | None = None, settings: Json | None = None
+        self, bank: WeightBank, text: Windows, log: AppendLog | None = None, settings: Json | None = None
     ) -> None:
         self.bank, self.text, self.log = bank, text, log
         self.costs = bank.costs
@@ -252,7 +252,7 @@ def reading(values: Tensor) -> Read:
     return read
 
 
-def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray[np.float64]:
+def full_precision_nll(staged: StagedModel, calibration: Windows) -> NDArray[np.float64]:
     """NLL per window of the checkpoint's own weights.
 
     Raises:
@@ -265,7 +265,7 @@ def full_precision_nll(staged: StagedModel, calibration: Calibration) -> NDArray
     return nll
 
 
-def naive_values(bank: WeightBank, calibration: Calibration, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
+def naive_values(bank: WeightBank, calibration: Windows, assignments: Sequence[Assignment]) -> NDArray[np.float64]:
     """Mean NLL of each assignment by whole-model forward passes: the reference that `MeasuredGame` must equal."""
     found = []
     staged = bank.staged

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.models.structure import Layout
+from apportion.models.structure import Layout, fused
 
-TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 KINDS = ("blocks", "linears")
 Assignment = tuple[int, ...]
 """For every player, in model order, the index of its width in a rising list of widths: 0 is the lowest."""
@@ -44,12 +43,30 @@ def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> 
     """
     require_kind(kind)
     if kind == "blocks":
-        return tuple(Player(f"block {i}", i, linears) for i, linears in enumerate(layout.linears))
+        return tuple(Player(f"block {i}", i, linears) for i, linears in enumerate(layout.linears) if linears)
     return tuple(
-        Player(f"block {block} {'/'.join(name.rsplit('.', 1)[-1] for name in group)}", block, group)
+        Player(f"block {block} {name}", block, group)
         for block, linears in enumerate(layout.linears)
-        for group in (singly(linears) if untie else tied(linears))
+        for name, group in named([(linear,) for linear in linears] if untie else fused(linears))
     )
+
+
+def named(groups: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Groups of a block with the names of their linears: the last part, or all of it where two would be called alike.
+
+    >>> [name for name, _ in named([("attn.q_proj", "attn.k_proj"), ("attn.key",), ("mlp.key",), ("m.experts.0.w1",)])]
+    ['q_proj/k_proj', 'attn.key', 'mlp.key', 'm.experts']
+    """
+    short = ["/".join(linear.rsplit(".", 1)[-1] for linear in group) for group in groups]
+    found = []
+    for name, group in zip(short, groups, strict=True):
+        head, expert, _ = group[0].partition("experts.")
+        if expert:
+            name = f"{head}experts"
+        elif short.count(name) > 1:
+            name = "/".join(group)
+        found.append((name, group))
+    return found
 
 
 def require_kind(kind: str) -> None:
@@ -60,25 +77,6 @@ def require_kind(kind: str) -> None:
     """
     if kind not in KINDS:
         raise InputError(f"--players {kind}: unknown", f"choose from {', '.join(KINDS)}")
-
-
-def singly(linears: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [(name,) for name in linears]
-
-
-def tied(linears: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Group linears of one parent that servers fuse; the others stay alone; order by first member.
-
-    >>> tied(("a.q_proj", "a.k_proj", "a.v_proj", "a.o_proj"))
-    [('a.q_proj', 'a.k_proj', 'a.v_proj'), ('a.o_proj',)]
-    """
-    groups: dict[tuple[str, int], list[str]] = {}
-    for name in linears:
-        parent, _, leaf = name.rpartition(".")
-        family = next((i for i, names in enumerate(TIED) if leaf in names), None)
-        key = (parent, family) if family is not None else (name, -1)
-        groups.setdefault(key, []).append(name)
-    return [tuple(group) for group in groups.values()]
 
 
 def encode(assignment: Assignment) -> str:

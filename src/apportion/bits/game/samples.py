@@ -19,7 +19,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.errors import ArtifactCorruptError
 from apportion.core.log import read_log
-from apportion.models.text import Calibration, load_calibration
+from apportion.models.text import Windows, load_calibration
 
 VALUES = "values.log"
 WINDOWS = "windows.safetensors"
@@ -41,7 +41,7 @@ class Samples:
     """
 
     costs: Costs
-    windows: Calibration
+    windows: Windows
     orders: Int[NDArray[np.int64], "permutations players"]
     values: Values
     nll_fp: Float[NDArray[np.float64], " windows"]
@@ -96,11 +96,11 @@ def load_samples(folder: Path) -> Samples:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactCorruptError(
             f"{folder}: field or coalition {error} is missing or malformed",
-            f"delete {SAMPLES} and run the step with --resume: what the log holds is not measured again",
+            "take the samples again into another --out",
         ) from error
 
 
-def samples_from(content: Json, windows: Calibration, known: Values) -> Samples:
+def samples_from(content: Json, windows: Windows, known: Values) -> Samples:
     """The saved fields, and of the known values those that the permutations asked for, in the order measured."""
     costs = costs_from(content["costs"])
     orders = np.asarray(content["orders"], dtype=np.int64).reshape(-1, len(costs.players))

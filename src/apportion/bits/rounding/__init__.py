@@ -7,7 +7,7 @@ from apportion.bits.rounding.looks import Tuned
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.protocol import Rounding
 from apportion.bits.rounding.registry import ROUNDINGS, rounding_named
-from apportion.bits.rounding.tuning import require_tunable, tune
+from apportion.bits.rounding.tuning import free_bytes, require_tunable, tune
 
 __all__ = [
     "ROUNDINGS",
@@ -17,6 +17,7 @@ __all__ = [
     "Rounding",
     "Tuned",
     "best_affordable",
+    "free_bytes",
     "lesson_of",
     "require_tunable",
     "require_windows",

@@ -14,13 +14,13 @@ from apportion.core.errors import InputError
 from apportion.core.progress import progress
 from apportion.formats import Packed, Width
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
-Windows = Int[Tensor, "windows tokens"]
+Tokens = Int[Tensor, "windows tokens"]
 
 
 def round_all(
-    staged: StagedModel, rounding: Rounding, widths: tuple[Width, ...], windows: Windows | None = None
+    staged: StagedModel, rounding: Rounding, widths: tuple[Width, ...], windows: Tokens | None = None
 ) -> dict[tuple[str, Width], Packed]:
     """Round every linear of every block to every width, each from the checkpoint's own weight.
 
@@ -36,7 +36,7 @@ def round_plan(
     staged: StagedModel,
     rounding: Rounding,
     widths: Mapping[str, Width],
-    windows: Windows | None = None,
+    windows: Tokens | None = None,
     folder: Path | None = None,
 ) -> dict[str, Packed]:
     """Round every linear to its own width, in sequence: each sees what the plan made of the ones before it.
@@ -56,16 +56,14 @@ def round_plan(
     return {path: packed for (path, _), packed in found.items()}
 
 
-def depends(
-    staged: StagedModel, rounding: Rounding, widths: Mapping[str, Width], windows: Windows
-) -> dict[str, object]:
+def depends(staged: StagedModel, rounding: Rounding, widths: Mapping[str, Width], windows: Tokens) -> dict[str, object]:
     """Everything that weights rounded in sequence depend on."""
     return {
         "model": staged.digest,
         "placement": [staged.placement.device.split(":")[0], staged.placement.dtype],
         "rounding": [rounding.name, repr(rounding)],
         "widths": {path: width.name for path, width in widths.items()},
-        "windows": Calibration(windows, "").digest,
+        "windows": Windows(windows, "").digest,
     }
 
 
@@ -73,7 +71,7 @@ def round_linears(
     staged: StagedModel,
     rounding: Rounding,
     widths: Mapping[str, tuple[Width, ...]],
-    windows: Windows | None,
+    windows: Tokens | None,
     kept: Kept | None = None,
 ) -> dict[tuple[str, Width], Packed]:
     """Round linears to their widths; what comes after sees the last width of each.

@@ -14,7 +14,7 @@ from apportion.bits.rounding.lesson import Lesson, loss_of
 from apportion.core.artifact import Json
 from apportion.formats import COMPRESSED_TENSORS, GridWeight
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 CHECKS = 4  # looks at the windows kept aside
 STATE = "tuning"
@@ -104,7 +104,7 @@ def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], 
         "model": staged.digest,
         "placement": [staged.placement.device.split(":")[0], staged.placement.dtype],
         "start": digest.hexdigest(),
-        "windows": [Calibration(windows, "").digest for windows in (lesson.windows, lesson.kept)],
+        "windows": [Windows(windows, "").digest for windows in (lesson.windows, lesson.kept)],
         "lesson": [lesson.steps, lesson.seed, learned],
     }
     return Kept(folder, depends)

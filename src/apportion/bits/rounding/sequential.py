@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from apportion.bits.rounding.moments import Moments
 from apportion.core.progress import progress
-from apportion.models.staged import Embedded, StagedModel
+from apportion.models.embedded import Embedded
+from apportion.models.staged import StagedModel
 
 Visit = Callable[[str, Moments], Float[Tensor, "rows columns"] | None]
 Stage = tuple[str, ...]

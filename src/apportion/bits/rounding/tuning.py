@@ -30,6 +30,8 @@ from apportion.core.progress import progress
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel
 
+UNTOLD = 4 << 30
+
 
 def require_tunable(rounding: str, form: Format, steps: int) -> None:
     """Refuse to tune what has no plain scales.
@@ -109,11 +111,14 @@ def scales_alone(start: Start) -> StraightThrough:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free on a device."""
+    """Memory that is free on a device; UNTOLD bytes where the system does not say (not POSIX)."""
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + spare
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNTOLD
 
 
 def moved_share(before: Mapping[str, GridWeight], after: Mapping[str, GridWeight]) -> float:

@@ -1,0 +1,65 @@
+"""The `quantization_config` of a checkpoint: which module has which width, in words that its readers map.
+
+Targets are plain module paths as transformers' class calls them. transformers matches them as they are; vLLM maps
+them through the same table that renames a wrapped model's modules, which patterns (`re:`) are not put through.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from apportion.core.artifact import Json
+from apportion.formats import COMPRESSED_TENSORS, Format, Width, rising
+from apportion.models.staged import StagedModel
+
+
+def quantization_config(staged: StagedModel, widths: Mapping[str, Width], form: Format) -> Json:
+    """What `config.json` says of a plan's weights: compressed-tensors' own words, or what `load` reads.
+
+    Transformers refuses to load the other formats instead of filling in random weights.
+    """
+    if form is not COMPRESSED_TENSORS:
+        linears = {
+            staged.origin.paths[path]: {"width": width.name, "shape": list(staged.originals[path].shape)}
+            for path, width in widths.items()
+        }
+        own = {"made_by": "apportion", "linears": linears}
+        return {"quant_method": form.name, "weights": "mixed", **own}  # transformers knows no "mixed" and refuses
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ignored(staged, widths),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "config_groups": {
+            width.name: group(width, [path for path, own in widths.items() if own == width])
+            for width in rising(widths.values())
+        },
+    }
+
+
+def group(width: Width, paths: list[str]) -> Json:
+    """One config group: modules of one width."""
+    return {
+        "targets": paths,
+        "weights": {
+            "num_bits": width.code_bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group",
+            "group_size": width.group_size,
+            "dynamic": False,
+        },
+        "input_activations": None,
+        "output_activations": None,
+    }
+
+
+def ignored(staged: StagedModel, widths: Mapping[str, Width]) -> list[str]:
+    """Modules that servers would look up and that have no width: other linears, and the routers of experts."""
+    return [
+        name
+        for name, module in staged.model.named_modules()
+        if name not in widths and (isinstance(module, nn.Linear) or type(module).__name__.endswith("Router"))
+    ]
