@@ -38,7 +38,7 @@ from apportion.formats.ggml import GgmlWeight, ggml_width
 from apportion.formats.gguf_file import TensorEntry, file_bytes
 from apportion.models.gguf.load import staged_file
 from apportion.models.gguf.source import FileSource, GgufFile
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 MIXES = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M")
 WINDOW = 512
@@ -166,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     shop = opened(arguments.gguf, request)
     split = arguments.search_windows
-    measured = Calibration(calibration[:split, : arguments.tokens].contiguous(), "C4")
+    measured = Windows(calibration[:split, : arguments.tokens].contiguous(), "C4")
     costs = calibration[split : split + -(-arguments.sequences // (WINDOW // arguments.sequence_tokens))]
     shop.__dict__["text"] = Text(measured, calibration[split : split + arguments.importance], costs, calibration[-8:])
     marks = {"loading": time.monotonic() - began}

@@ -13,7 +13,8 @@ from apportion.core.errors import ArtifactCorruptError, InputError
 from apportion.formats.gguf_file import Field, TensorEntry, file_bytes, write
 from apportion.models.gguf.load import load_gguf, load_gguf_tokenizer
 from apportion.models.gguf.source import FolderSource, file_source, folder_source
-from apportion.models.pretrained import load_model, load_tokenizer
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
 from tests.llama_cpp import LlamaCpp
 from tests.tiny_gguf_models import KINDS, make_kind
 from tests.tiny_models import make_text
@@ -30,7 +31,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[F
         if kind not in made:
             folder = make_kind(tmp_path_factory.mktemp(kind), kind)
             tokenizer = load_tokenizer(str(folder))
-            source = folder_source(load_model(str(folder), CPU), tokenizer, str(folder))
+            source = folder_source(load_staged(str(folder), CPU), tokenizer, str(folder))
             made[kind] = (source, tokenizer, plain_file(source, folder / "plain.gguf"))
         return made[kind]
 
@@ -99,7 +100,7 @@ def test_tokenizers_agree(kind: str, sources: Callable[[str], tuple[FolderSource
 def test_heads_of_another_size_than_the_hidden_states_are_told(tmp_path: Path) -> None:
     folder = make_kind(tmp_path / "llama", "llama", head_dim=32)
     tokenizer = load_tokenizer(str(folder))
-    source = folder_source(load_model(str(folder), CPU), tokenizer, str(folder))
+    source = folder_source(load_staged(str(folder), CPU), tokenizer, str(folder))
     path = plain_file(source, tmp_path / "plain.gguf")
     ids = tokenizer(make_text(20)).input_ids[:32]
     runner = LlamaCpp(path, 32)
@@ -165,10 +166,10 @@ def test_files_that_are_not_whole_are_refused(
 def test_what_llama_cpp_does_otherwise_is_refused_by_name(tmp_path: Path) -> None:
     folder = make_kind(tmp_path / "gemma3", "gemma3", query_pre_attn_scalar=64)
     with pytest.raises(InputError, match="query_pre_attn_scalar 64 other than head_dim"):
-        folder_source(load_model(str(folder), CPU), load_tokenizer(str(folder)), str(folder))
+        folder_source(load_staged(str(folder), CPU), load_tokenizer(str(folder)), str(folder))
     wide = make_kind(tmp_path / "qwen2", "qwen2", head_dim=32)
     with pytest.raises(InputError, match="qwen2 with head_dim 32 for 4 heads of 64 in all"):
-        folder_source(load_model(str(wide), CPU), load_tokenizer(str(wide)), str(wide))
+        folder_source(load_staged(str(wide), CPU), load_tokenizer(str(wide)), str(wide))
     other = make_kind(tmp_path / "olmo", "olmo2")
     with pytest.raises(InputError, match="'olmo2' has no map to GGUF here"):
-        folder_source(load_model(str(other), CPU), load_tokenizer(str(other)), str(other))
+        folder_source(load_staged(str(other), CPU), load_tokenizer(str(other)), str(other))

@@ -301,5 +301,5 @@ def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(tmp_pat
     with pytest.raises(InputError, match=r"holds tensors below 8 bits \(1 x Q4_0\)"):
         load_full(str(low), CPU)
     (tmp_path / "no.gguf").write_bytes(b"GGUX")
-    with pytest.raises(InputError, match="is no GGUF file that can be read"):
+    with pytest.raises(ArtifactCorruptError, match="cannot be read as GGUF"):
         load_full(str(tmp_path / "no.gguf"), CPU)

@@ -17,7 +17,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.models.staged import Embedded
-from apportion.models.text import Calibration
+from apportion.models.text import Windows
 
 KEPT_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}  # of the original's predictions; beyond, its head is run each time
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
@@ -34,7 +34,7 @@ class FileGame:
         evaluations, block_forwards: what was computed by this process.
     """
 
-    def __init__(self, bank: GgufBank, text: Calibration, log: AppendLog | None = None) -> None:
+    def __init__(self, bank: GgufBank, text: Windows, log: AppendLog | None = None) -> None:
         self.bank, self.log = bank, log
         self.staged = bank.staged
         self.costs = bank.ladders.costs

@@ -25,7 +25,7 @@ from apportion.models.gguf.load import is_gguf, load_gguf_tokenizer, staged_file
 from apportion.models.gguf.source import Source, file_source, folder_source
 from apportion.models.load import load_full
 from apportion.models.staged import StagedModel
-from apportion.models.text import Calibration, sample_calibration, windows_of
+from apportion.models.text import Windows, sample_calibration, windows_of
 
 DIGEST = "apportion.plan_digest"
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
@@ -44,7 +44,7 @@ class Text:
         judged: kept aside for the figures that are reported.
     """
 
-    measured: Calibration
+    measured: Windows
     importance: Int[Tensor, "windows tokens"]
     costs: Int[Tensor, "sequences tokens"]
     judged: Int[Tensor, "judged tokens"]
@@ -170,4 +170,4 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
         parts.append([rest[(start + i) % len(rest)] for i in range(min(count, len(rest)))])
         start += count
     measured, importance, costs = (available[sorted(part)].contiguous() for part in parts)
-    return Text(Calibration(measured, source), importance, costs, available[sorted(judged)].contiguous())
+    return Text(Windows(measured, source), importance, costs, available[sorted(judged)].contiguous())
