@@ -62,6 +62,7 @@ def load(
 
     Cost: the weights in memory once; quanto and hqq ones twice while they are decoded.
 
+    >>> import torch
     >>> model = load(MODEL)
     >>> model(torch.arange(2, 12)[None]).logits.shape[:2]
     torch.Size([1, 10])

@@ -25,7 +25,7 @@ class Origin:
 
     Attributes:
         tensors: dtype and shape of each, by the file's name. read: gives one of them.
-        names: of the tensor that each parameter is, where it is one. paths: the same for weights, without `.weight`.
+        paths: for each module whose weight is one tensor of the files, that tensor's name without `.weight`.
         config: as in `config.json`; None where the model did not come from a folder.
         folder: where it came from. companions: its other files. left: files not carried along, with reasons.
         unknown: names of tensors that the loaded class has no place for.
@@ -34,7 +34,6 @@ class Origin:
     tensors: Mapping[str, Entry]
     read: Callable[[str], Tensor]
     paths: Mapping[str, str]
-    names: Mapping[str, str]
     config: Json | None = None
     folder: Path | None = None
     companions: tuple[str, ...] = ()
@@ -53,7 +52,6 @@ def origin_of_folder(source: Source, names: Names) -> Origin:
         tensors=source.tensors,
         read=source.tensor,
         paths=paths,
-        names=names.single,
         config=source.config,
         folder=source.folder,
         companions=source.companions,

@@ -1,23 +1,9 @@
 """A model's parameters: whether they are still what they were, their dtype, and a digest of all of them."""
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class InPlace:
-    """A parameter's memory, which stays its own as long as it is held here, and how often it was written to."""
-
-    data: Tensor
-    version: int
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, InPlace):
-            return NotImplemented
-        return self.data.data_ptr() == other.data.data_ptr() and self.version == other.version
+from torch import nn
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:

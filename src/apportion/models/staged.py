@@ -9,7 +9,6 @@ those states: final norm, output embedding and soft-capping are the model's own.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from typing import Any
@@ -32,24 +31,15 @@ from apportion.models.calls import (
     returns_of,
     without_masks,
 )
+from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_place
 from apportion.models.loss import token_nll as token_nll
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
-from apportion.models.parameters import InPlace, cast_parameters, parameter_digest
+from apportion.models.parameters import cast_parameters, parameter_digest
 from apportion.models.structure import Layout, find_layout
 
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
-EMBEDDED_BYTES = 1 << 30  # of embedded texts that are kept
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Hidden states before block 0 and, per batch size, what each block is called with besides them."""
-
-    hidden: Float[Tensor, "windows tokens hidden"]
-    calls: dict[int, tuple[Call, ...]]
-    batch: int
 
 
 class StagedModel:
@@ -93,14 +83,9 @@ class StagedModel:
         }
         kind = torch.device(placement.device).type
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
-        self.embeddings, self.given_up = 0, list[str]()
-        self._embedded: list[tuple[Tensor, list[InPlace], Embedded]] = []
-
-    @cached_property
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The checkpoint's tensors in its own dtypes, as the class calls them; tied ones once, all in memory."""
-        ordered = [name for name in self.model.state_dict() if name in self.origin.names]
-        return {name: self.origin.read(self.origin.names[name]) for name in ordered}
+        self.embeddings = 0
+        self.given_up: list[str] = []
+        self._embedded = EmbeddedTexts()
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -214,27 +199,16 @@ class StagedModel:
     def embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         """Hidden states before block 0, and the calls of every block, for batches of at most `block_tokens`.
 
-        The latest texts are kept, up to EMBEDDED_BYTES, so that a text is embedded once however often it is run; with
+        The latest texts are kept, up to KEPT_BYTES, so that a text is embedded once however often it is run; with
         other weights outside of the blocks (an embedding that is rounded, say) it is embedded anew.
         """
-        weights = self._outside()
-        for index, (text, kept, embedded) in enumerate(self._embedded):
-            same = text.shape == windows.shape and embedded.batch == self._step(windows) and kept == weights
-            if same and torch.equal(text, windows):
-                self._embedded.append(self._embedded.pop(index))
-                return embedded
-        found = self._embed(windows)
-        if self._embed_bytes(windows) <= EMBEDDED_BYTES:
-            self._embedded.append((windows, weights, found))
-            while sum(item.hidden.nbytes for *_, item in self._embedded) > EMBEDDED_BYTES:
-                self._embedded.pop(0)
-        return found
-
-    def _outside(self) -> list[InPlace]:
-        """The weights outside of the blocks, as they are now."""
         inside = f"{self.layout.prefix}."
-        outside = (item for name, item in self.model.named_parameters() if not name.startswith(inside))
-        return [InPlace(item.data, item._version) for item in outside]
+        weights = in_place(item for name, item in self.model.named_parameters() if not name.startswith(inside))
+        found = self._embedded.find(windows, weights, self._step(windows))
+        if found is None:
+            found = self._embed(windows)
+            self._embedded.keep(windows, weights, found)
+        return found
 
     def _embed_bytes(self, windows: Int[Tensor, "windows tokens"]) -> int:
         return windows.numel() * int(self.model.config.get_text_config().hidden_size) * self.compute_dtype.itemsize
@@ -267,6 +241,10 @@ class StagedModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        """`head` without a gradient."""
+        return self.head(hidden)
+
+    def head(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
         """Final norm, output embedding and whatever else the model does after its last block.
 
         It treats tokens one by one, so they are given as sequences of length one: no attention mask is made.
@@ -364,7 +342,7 @@ class StagedModel:
     def _last(self, windows: Int[Tensor, "windows tokens"]) -> Iterator[Float[Tensor, "batch tokens hidden"]]:
         """Hidden states after the last block, batch by batch; a text too large to keep is embedded likewise."""
         step = self._step(windows)
-        keep = self._embed_bytes(windows) <= EMBEDDED_BYTES
+        keep = self._embed_bytes(windows) <= KEPT_BYTES
         whole = self.embed(windows) if keep else None
         for start in range(0, len(windows), step):
             stop = start + step

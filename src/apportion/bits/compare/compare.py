@@ -168,7 +168,10 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     judged = judge(judging, held_out, wanted(samples.costs, chosen), out)
     board = scoreboard(samples, budgets, len(ask.avg_bits), choices_of(chosen), judged.values, recipe.seed)
     result = result_of(model, ask, recipe, samples, chosen, standings(board, exhaustive), judged)
-    result |= {"optimum": summary(exhaustive) if exhaustive is not None else None, "execution": execution}
+    result |= {
+        "optimum": summary(exhaustive) if exhaustive is not None else None,
+        "execution": {**execution, "embeddings": quantizer.staged.embeddings},
+    }
     result["seconds"] = time.monotonic() - run["began"]
     return finish(out, result, chosen)
 
@@ -247,9 +250,11 @@ def judging_quantizer(quantizer: Quantizer) -> Quantizer:
         InputError: that rounding cannot hold this model or these widths.
     """
     recipe = quantizer.recipe
-    if recipe.applied == recipe.rounding:
+    if recipe.applied == recipe.measured:
         return quantizer
-    return Quantizer(quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied))
+    return Quantizer(
+        quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied, apply_rounding=None)
+    )
 
 
 def judge(quantizer: Quantizer, held_out: Windows, plans: list[Assignment], out: Path) -> Judged:

@@ -16,7 +16,7 @@ from apportion.bits.gguf.bank import GgufBank
 from apportion.core.arrays import NDArray
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
-from apportion.models.staged import Embedded
+from apportion.models.embedded import Embedded
 from apportion.models.text import Windows
 
 KEPT_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}  # of the original's predictions; beyond, its head is run each time

@@ -32,8 +32,11 @@ from apportion.core.artifact import (
 )
 from apportion.core.errors import ArtifactExistsError, InputError
 from apportion.core.log import AppendLog
+from apportion.core.output import output_folder
+from apportion.models.identity import source_identity, text_identity
 
 EVIDENCE = ".apportion"  # appended to the file's name
+KIND = "quantize gguf"  # of a run, as in its record
 
 
 def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool = False) -> Json:
@@ -56,12 +59,26 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
 
     Cost: encoding every matrix in every type of its ladder; `sequences` backward passes; `evaluations` forward passes
     (less what plans share).
+
+    Example:
+        >>> small = {"windows": 2, "judged_windows": 2, "importance_windows": 4, "sequences": 4, "evaluations": 6}
+        >>> request = FileRequest(bits_per_weight=10, calibration=TEXT, window_tokens=32, device="cpu", **small)
+        >>> result = quantize_gguf(MODEL, OUT / "model.gguf", request)
+        >>> result["bytes"] == (OUT / "model.gguf").stat().st_size <= result["max_bytes"]
+        True
     """
     request.check()
     folder = require_out(model, out)
-    asked = {"model": model, **plain(request)}
-    if finished(folder, asked, resume=resume):
-        return read_json(folder / "result.json")
+    asked = {"kind": KIND, "model_source": model, **plain(request)}
+    asked |= {"model": source_identity(model), "text": text_identity(request.calibration)}
+    with output_folder(folder, KIND, resume=resume, reads=[model]):
+        if finished(folder, asked, resume=resume):
+            return read_json(folder / "result.json")
+        return quantize_into(folder, model, out, request, asked, resume=resume)
+
+
+def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, asked: Json, *, resume: bool) -> Json:
+    """The work of `quantize_gguf`, in a folder of evidence that is held for it."""
     began = time.monotonic()
     if request.reuse is not None:
         read_manifest(request.reuse)
@@ -117,7 +134,7 @@ def require_out(model: str, out: Path) -> Path:
         )
     folder = out.with_name(out.name + EVIDENCE)
     if out.exists() and (not folder.exists() or Path(model).resolve() == out.resolve()):
-        raise ArtifactExistsError(f"--out {out}: exists", "choose another --out, or delete it")
+        raise ArtifactExistsError(f"--out {out}: exists", "choose another --out")
     return folder
 
 

@@ -111,7 +111,7 @@ def estimate(samples: Samples, method: str = "coopq", *, alpha: float = 0.5) -> 
     >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32, permutations=2)
     >>> samples = take_samples(open_model(MODEL, recipe), OUT)
     >>> means = estimate(samples, "shapley")
-    >>> abs(means.linear.sum() - (samples.nll_low - samples.nll_high)) < 1e-9  # efficiency
+    >>> bool(abs(means.linear.sum() - (samples.nll_low - samples.nll_high)) < 1e-9)  # efficiency
     True
     """
     if method not in METHODS:

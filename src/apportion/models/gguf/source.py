@@ -67,7 +67,7 @@ class FolderSource:
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        found = {own: tuple(self.staged.checkpoint[name].shape) for own, name in self.names.items()}
+        found = {own: self.staged.origin.tensors[name].shape for own, name in self.names.items()}
         return {**{name: tuple(tensor.shape) for name, tensor in self.extra.items()}, **found}
 
     @cached_property
@@ -77,7 +77,7 @@ class FolderSource:
     def weight(self, name: str) -> Tensor:
         if name in self.extra:
             return self.extra[name]
-        return to_gguf(self.staged.checkpoint[self.names[name]], name, self.architecture, self.staged.model.config)
+        return to_gguf(self.staged.origin.read(self.names[name]), name, self.architecture, self.staged.model.config)
 
     def restored(self, tensor: Tensor, name: str) -> Tensor:
         return from_gguf(tensor, name, self.architecture, self.staged.model.config)
@@ -91,7 +91,7 @@ def folder_source(staged: StagedModel, tokenizer: Any, where: str) -> FolderSour
     """
     config = staged.model.config
     architecture = architecture_of(config, where)
-    names = gguf_names(architecture, list(staged.checkpoint), config.num_hidden_layers, where)
+    names = gguf_names(architecture, list(staged.origin.tensors), config.num_hidden_layers, where)
     fields = model_fields(config, architecture, Path(where).name) | tokenizer_fields(
         tokenizer, config.vocab_size, where
     )

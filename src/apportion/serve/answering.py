@@ -1,0 +1,157 @@
+"""A plan -> its answer, whole or as events, whatever makes it: the draft, a pipeline, or the request as it was sent."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from apportion.serve.asking import Asking, as_sent
+from apportion.serve.backend import Backend
+from apportion.serve.chat_request import ChatRequest
+from apportion.serve.deciding import Plan
+from apportion.serve.decision import Outcome, Spent, usage
+from apportion.serve.events import finished_answer, stamp
+from apportion.serve.refusal import Refusal
+from apportion.serve.relay import Relay
+from apportion.serve.routing import Completion, Routing, split_thinking
+
+TOO_LONG = "context_length_exceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Answers plans by a backend.
+
+    Args:
+        backend: asked. routing: knows where the short answer is in what a pipeline's model wrote.
+    """
+
+    backend: Backend
+    routing: Routing
+
+    async def whole(self, chat: ChatRequest, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+        """The body of a plain answer, with decision, sources and usage; `outcome` is filled in.
+
+        Raises:
+            Refusal: the backend failed.
+        """
+        reply = self._of_draft(plan, plan.draft) if plan.draft else await self._asked(chat, plan, outcome)
+        counted = reply.get("usage")
+        outcome.spent = _spent(counted, plan.draft)
+        choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
+        for choice in choices:
+            _set_apart(choice.get("message"))
+        outcome.finish = str(choices[0].get("finish_reason") or "") if choices else ""
+        outcome.text = _text(choices)
+        if not outcome.spent.measured:
+            outcome.weaker += ("token counts are unknown, since the upstream reports none",)
+        reply["usage"] = {**(counted if isinstance(counted, dict) else {}), **usage(plan.decided, outcome.spent)}
+        reply["apportion"] = self._decision(plan, choices, outcome)
+        return reply
+
+    async def begin(
+        self, chat: ChatRequest, plan: Plan, outcome: Outcome, stack: AsyncExitStack, elapsed_ms: Callable[[], float]
+    ) -> AsyncIterator[bytes]:
+        """The events of a streamed answer; its upstream has answered when this returns.
+
+        Args:
+            stack: what must be closed when the client has gone or the answer has ended.
+
+        Raises:
+            Refusal: the backend refused.
+        """
+        if plan.draft is not None:
+            return self._draft_events(chat, plan, plan.draft, outcome, elapsed_ms)
+        relay = Relay(plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms)
+        stack.callback(relay.settle)
+        if plan.asking is None:
+            source = await stack.enter_async_context(self.backend.stream(as_sent(chat, stream=True)))
+            return relay.events(source)
+        asking = plan.asking
+        while True:  # each turn is shorter, until nothing can be left out
+            try:
+                source = await stack.enter_async_context(self.backend.stream(asking.body(stream=True)))
+                break
+            except Refusal as refusal:
+                asking = _shortened(asking, refusal)
+        _note_cuts(asking, outcome)
+        return relay.events(source)
+
+    async def _asked(self, chat: ChatRequest, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+        if plan.asking is None:
+            return await self.backend.chat(as_sent(chat))
+        asking = plan.asking
+        while True:  # each turn is shorter, until nothing can be left out
+            try:
+                reply = await self.backend.chat(asking.body())
+                break
+            except Refusal as refusal:
+                asking = _shortened(asking, refusal)
+        _note_cuts(asking, outcome)
+        return reply
+
+    def _of_draft(self, plan: Plan, draft: Completion) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": draft.text}
+        if draft.thinking_text:
+            message["reasoning_content"] = draft.thinking_text
+        choice = {"index": 0, "message": message, "finish_reason": draft.finish, "logprobs": None}
+        return {**stamp(plan.decided, self._model), "object": "chat.completion", "choices": [choice]}
+
+    async def _draft_events(
+        self, chat: ChatRequest, plan: Plan, draft: Completion, outcome: Outcome, elapsed_ms: Callable[[], float]
+    ) -> AsyncIterator[bytes]:
+        outcome.spent, outcome.finish, outcome.text = _spent(None, draft), draft.finish, draft.text
+        outcome.first_ms = elapsed_ms()
+        used = usage(plan.decided, outcome.spent) if chat.include_usage else None
+        mark = stamp(plan.decided, self._model)
+        yield b"".join(finished_answer(draft.text, draft.thinking_text, draft.finish, mark, plan.decided, used))
+
+    def _decision(self, plan: Plan, choices: list[dict[str, Any]], outcome: Outcome) -> dict[str, Any]:
+        public = plan.decided.public()
+        public["weaker"] += outcome.weaker
+        if not plan.decided.forwarded and choices:
+            message = choices[0].get("message") or {}
+            said, thought = str(message.get("content") or ""), str(message.get("reasoning_content") or "")
+            public["answer"] = self.routing.answer_of(plan.decided.route, said, thought)
+        return public
+
+    @property
+    def _model(self) -> str:
+        return self.backend.abilities.model if self.backend.abilities else "unknown"
+
+
+def _shortened(asking: Asking, refusal: Refusal) -> Asking:
+    """What to ask instead where the prompt was too long; the refusal itself where nothing can be left out."""
+    shorter = asking.shorter() if refusal.code == TOO_LONG else None
+    if shorter is None:
+        raise refusal
+    return shorter
+
+
+def _note_cuts(asking: Asking, outcome: Outcome) -> None:
+    if asking.cut:
+        outcome.weaker += (f"cut to the context: {', '.join(asking.cut)}",)
+
+
+def _set_apart(message: object) -> None:
+    """Move thinking that a server left in the content."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        return
+    if message["content"].lstrip().startswith("<think>"):
+        thought, said = split_thinking(message["content"])
+        message["content"], message["reasoning_content"] = said, thought
+
+
+def _spent(counted: object, draft: Completion | None) -> Spent:
+    if draft is not None:
+        return Spent(draft.prompt_tokens, draft.completion_tokens, draft.tokens_measured)
+    found: Mapping[str, Any] = counted if isinstance(counted, dict) else {}
+    prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
+    if isinstance(prompt, int) and isinstance(completion, int):
+        return Spent(prompt, completion)
+    return Spent(measured=False)
+
+
+def _text(choices: list[dict[str, Any]]) -> str:
+    message = choices[0].get("message") if choices else None
+    return str(message.get("content") or "") if isinstance(message, dict) else ""

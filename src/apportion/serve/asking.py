@@ -1,0 +1,108 @@
+"""A pipeline's request in a client's conversation -> the body that the upstream is asked, shortened where it must be.
+
+The client's system prompt is kept and the pipeline's added beside it, in one message, since many chat templates take
+one only. The last message becomes the pipeline's prompt; the turns between stay as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apportion.serve.chat_request import EXTRA, ChatRequest, Message, text_of
+from apportion.serve.routing import Request, cut_passages
+
+_OURS = (EXTRA, "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens")
+_SYSTEM = ("system", "developer")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a body may ask for.
+
+    Attributes:
+        answer: new tokens where the client gives no limit and the pipeline's is lower; None leaves the pipeline's.
+        thinking_switch: whether the upstream has one.
+    """
+
+    answer: int | None = None
+    thinking_switch: bool = True
+
+    def of(self, chat: ChatRequest, request: Request) -> int:
+        """New tokens of an answer."""
+        return chat.max_tokens or max(request.max_tokens, self.answer or 0)
+
+    def of_draft(self, chat: ChatRequest, request: Request) -> int:
+        """New tokens of a draft."""
+        return min(chat.max_tokens or request.max_tokens, request.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is asked, in parts that can be shortened.
+
+    Attributes:
+        system: the client's and the pipeline's, empty for none. history: turns before the last message.
+        request: the pipeline's. options: the client's other fields, and the limit on new tokens.
+        cut: what was left out so far, in words.
+    """
+
+    system: str
+    history: tuple[Message, ...]
+    request: Request
+    options: Mapping[str, Any]
+    cut: tuple[str, ...] = ()
+
+    def body(self, *, stream: bool = False) -> dict[str, Any]:
+        """The body; of a stream with the usage chunk that we need ourselves."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*system, *self.history, {"role": "user", "content": self.request.user}]
+        extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        return {**self.options, "messages": messages, **extra}
+
+    def shorter(self) -> "Asking | None":
+        """The same with less: the worse half of the passages, then the older half of the turns; None at the end."""
+        fewer = cut_passages(self.request)
+        if fewer is not None:
+            return replace(self, request=fewer, cut=(*self.cut, "passages, the worse ones first"))
+        if self.history:
+            gone = (len(self.history) + 1) // 2
+            kept = self.history[gone:]
+            return replace(self, history=kept, cut=(*self.cut, f"the oldest {gone} turns of the conversation"))
+        return None
+
+
+def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
+    """An answer by a pipeline: greedy, as it was profiled, where the client does not set how tokens are drawn."""
+    return _asking(chat, request, {**_options(chat, request, limits), "max_tokens": limits.of(chat, request)})
+
+
+def ask_draft(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
+    """The draft: greedy, short, with log-probabilities, thinking off as its prompt says."""
+    fixed = {"max_tokens": limits.of_draft(chat, request), "temperature": 0, "logprobs": True}
+    options = {name: value for name, value in _options(chat, request, limits).items() if name != "top_p"}
+    return _asking(chat, request, {**options, **fixed})
+
+
+def as_sent(chat: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
+    """The client's body but for our own field; of a stream with the usage chunk that we need ourselves."""
+    body = {name: value for name, value in chat.body.items() if name not in (EXTRA, "model")}
+    if stream:
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return body
+
+
+def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any]) -> Asking:
+    leading, turns = [], list(chat.messages)
+    while turns and turns[0]["role"] in _SYSTEM:
+        leading.append(text_of(turns.pop(0)))
+    last = max(number for number, one in enumerate(turns) if one["role"] == "user")
+    system = "\n\n".join(part for part in (*leading, request.system) if part)
+    return Asking(system, tuple(turns[:last]), request, options)
+
+
+def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:
+    options: dict[str, Any] = {"temperature": request.temperature}
+    options |= {name: value for name, value in chat.body.items() if name not in _OURS}
+    if request.thinking is not None and limits.thinking_switch and "chat_template_kwargs" not in options:
+        options["chat_template_kwargs"] = {"enable_thinking": request.thinking}
+    return options

@@ -1,0 +1,81 @@
+"""What answers: one protocol in OpenAI's own words. Knows no server and no model."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What was found out about a backend when it was first reached.
+
+    Attributes:
+        model: its name for the model. identity: as saved with profiles and routers.
+        logprobs: whether drafts can be measured. logprobs_reason: how that is known.
+        thinking_switch: whether it takes `chat_template_kwargs.enable_thinking`.
+    """
+
+    model: str
+    identity: str
+    logprobs: bool
+    logprobs_reason: str
+    thinking_switch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """An answer that is passed on unread."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Backend(Protocol):
+    """A model behind a server, or in this process.
+
+    Attributes:
+        abilities: None until it has been reached. trouble: why it cannot be used now; empty when it can.
+    """
+
+    abilities: Abilities | None
+    trouble: str
+
+    async def start(self) -> None:
+        """Reach it; a failure is in `trouble`, and later calls try again."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        ...
+
+    async def check(self) -> bool:
+        """Whether it can be used now."""
+        ...
+
+    async def chat(self, body: Body) -> dict[str, Any]:
+        """A chat completion.
+
+        Raises:
+            Refusal: it failed; the status says whether by the client's fault.
+        """
+        ...
+
+    def stream(self, body: Body) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The bytes of a chat completion's events; leaving the context stops the work.
+
+        Raises:
+            Refusal: on entering, it refused; while iterating, it broke off.
+        """
+        ...
+
+    async def forward(self, path: str, body: Body) -> Forwarded:
+        """The answer of another endpoint, such as `/embeddings`, whatever it is.
+
+        Raises:
+            Refusal: it could not be reached, or has no such endpoint.
+        """
+        ...

@@ -1,0 +1,165 @@
+"""What was decided for a request, and what came of it: the two values that headers, bodies, log and page show."""
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from apportion.serve.controls import Controls
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A passage that the answer was given."""
+
+    id: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens of one call; estimated where the upstream reports none."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    measured: bool = True
+
+    @property
+    def total(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Both calls together."""
+        return Spent(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.measured and other.measured,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One routing decision, complete before the answer begins.
+
+    Attributes:
+        route: direct, rag, cot or rag+cot. forwarded: the request was passed on as it is.
+        reason: who chose: "router", "forced", or why it was forwarded.
+        model: the alias that the client named. judged: the text that was judged.
+        draft: tokens of the draft; None where none was made. draft_reused: it is the answer, so it cost nothing.
+        search_ms, draft_ms: time of the probes; None where not made. probe_ms: from the request to the decision.
+        shadow: the route that would have been taken, where requests are passed on and decided only for the log.
+        weaker: all that made this a weaker decision than the router could give; empty when nothing did.
+    """
+
+    id: str
+    created: float
+    model: str
+    controls: Controls
+    kind: str
+    route: str
+    reason: str
+    judged: str
+    forwarded: bool = False
+    tier: str = ""
+    p_rag: float | None = None
+    p_cot: float | None = None
+    likely: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, float] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    draft: Spent | None = None
+    draft_reused: bool = False
+    search_ms: float | None = None
+    draft_ms: float | None = None
+    probe_ms: float = 0.0
+    shadow: str = ""
+    weaker: tuple[str, ...] = ()
+
+    def headers(self) -> dict[str, str]:
+        """What clients that show only headers see."""
+        shown = {
+            "route": self.route,
+            "reason": self.reason,
+            "p-rag": _number(self.p_rag),
+            "p-cot": _number(self.p_cot),
+            "probe-ms": f"{self.probe_ms:.1f}",
+            "decision-id": self.id,
+        }
+        return {f"x-apportion-{name}": _header(value) for name, value in shown.items() if value}
+
+    def public(self) -> dict[str, Any]:
+        """What clients that show only bodies see: the `apportion` field."""
+        return {
+            "decision_id": self.id,
+            "route": self.route,
+            "reason": self.reason,
+            "p_rag": self.p_rag,
+            "p_cot": self.p_cot,
+            "tier": self.tier,
+            "token_weight": self.controls.token_weight,
+            "latency_weight": self.controls.latency_weight,
+            "probe_ms": round(self.probe_ms, 1),
+            "draft_reused": self.draft_reused,
+            "sources": [asdict(source) for source in self.sources],
+            "weaker": list(self.weaker),
+        }
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a decision; filled in while the answer is sent.
+
+    Attributes:
+        status: ok, cancelled (the client went away) or error. error: what it was told.
+        spent: tokens of the answer, without a draft that was thrown away.
+        first_ms, total_ms: from the request to the first token and to the end.
+        weaker: all that made the answer weaker than asked for: what was cut, what was estimated.
+    """
+
+    status: str = "ok"
+    error: str = ""
+    spent: Spent = Spent()
+    finish: str = ""
+    first_ms: float | None = None
+    total_ms: float = 0.0
+    weaker: tuple[str, ...] = ()
+    text: str | None = None
+
+
+def new_id() -> str:
+    """A decision's id: sortable by time, not guessable."""
+    return f"dec-{int(time.time() * 1000):011x}-{secrets.token_hex(6)}"
+
+
+def spent_in_all(decided: Decided, outcome: Outcome) -> Spent:
+    """Everything spent for an answer: a draft that was thrown away included."""
+    if decided.draft is None or decided.draft_reused:
+        return outcome.spent
+    return decided.draft.plus(outcome.spent)
+
+
+def usage(decided: Decided, answer: Spent) -> dict[str, Any]:
+    """OpenAI's usage object for all that was spent, with the split of ours."""
+    wasted = decided.draft if decided.draft and not decided.draft_reused else Spent()
+    total = wasted.plus(answer)
+    split = {"answer": _tokens(answer), "draft": _tokens(wasted), "draft_reused": decided.draft_reused}
+    return {
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "total_tokens": total.total,
+        "apportion": split,
+    }
+
+
+def _tokens(spent: Spent) -> dict[str, int]:
+    return {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _header(value: str) -> str:
+    """Text that a header can carry."""
+    return value.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")

@@ -1,0 +1,71 @@
+"""Server-sent events of a chat completion: how one is written and read, and those of an answer of our own."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from apportion.serve.decision import Decided
+from apportion.serve.refusal import encode
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": still deciding\n\n"
+PIECE_CHARS = 24  # of a finished draft that is sent as if it came now
+
+
+def event(value: object) -> bytes:
+    """One event."""
+    return b"data: " + encode(value) + b"\n\n"
+
+
+def finished_answer(
+    text: str, reasoning: str, finish: str, stamp: dict[str, Any], decided: Decided, used: dict[str, Any] | None
+) -> Iterator[bytes]:
+    """The events of an answer that is there already, such as a draft that is the answer.
+
+    Args:
+        stamp: id, created and model of the chunks. used: of the usage chunk; None sends none.
+    """
+    base = {**stamp, "object": "chat.completion.chunk"}
+
+    def chunk(delta: dict[str, Any], ended: str | None = None) -> dict[str, Any]:
+        return {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": ended}]}
+
+    yield event({**chunk({"role": "assistant", "content": ""}), "apportion": decided.public()})
+    if reasoning:
+        yield event(chunk({"reasoning_content": reasoning}))
+    for at in range(0, len(text), PIECE_CHARS):
+        yield event(chunk({"content": text[at : at + PIECE_CHARS]}))
+    yield event(chunk({}, finish))
+    if used is not None:
+        yield event({**base, "choices": [], "usage": used})
+    yield DONE
+
+
+async def as_events(reply: dict[str, Any]) -> AsyncIterator[bytes]:
+    """A whole chat completion as the events of a stream, for whoever answers in one piece."""
+    base = {**{name: reply.get(name) for name in ("id", "created", "model")}, "object": "chat.completion.chunk"}
+    choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
+    said = [{"index": one.get("index", 0), "delta": one.get("message"), "finish_reason": None} for one in choices]
+    ends = [{"index": one.get("index", 0), "delta": {}, "finish_reason": one.get("finish_reason")} for one in choices]
+    yield event({**base, "choices": said}) + event({**base, "choices": ends})
+    if reply.get("usage"):
+        yield event({**base, "choices": [], "usage": reply["usage"]})
+    yield DONE
+
+
+def stamp(decided: Decided, model: str) -> dict[str, Any]:
+    """Id, time and model of an answer that we write ourselves."""
+    return {"id": f"chatcmpl-{decided.id[4:]}", "created": int(time.time()), "model": model}
+
+
+def json_of(one: bytes) -> dict[str, Any] | None:
+    """The object of an event's data; None for comments, `[DONE]` and what is no JSON object."""
+    data = b"".join(line[5:].lstrip() for line in one.splitlines() if line.startswith(b"data:"))
+    if not data.startswith(b"{"):
+        return None
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

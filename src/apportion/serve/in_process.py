@@ -1,0 +1,156 @@
+"""A backend that is a model in this process: requests that wait at the same time are decoded together.
+
+The model says no token before an answer is whole, so its streams come in one piece.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from apportion.core.errors import ApportionError
+from apportion.serve.backend import Abilities, Body, Forwarded
+from apportion.serve.chat_request import part_types, text_of
+from apportion.serve.events import as_events
+from apportion.serve.refusal import Refusal
+from apportion.serve.routing import LLM, Completion, Request
+
+GATHER_S = 0.003  # how long the first of a batch waits for others
+DEFAULT_TOKENS = 512
+_UNKNOWN = ("tools", "functions", "response_format", "logit_bias", "audio")
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request: Request
+    answered: "asyncio.Future[Completion]"
+
+
+class InProcess:
+    """A model as a backend; see the protocol `Backend`.
+
+    Args:
+        llm: decodes lists of requests; its `batch_size` says how many at once.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self.abilities: Abilities | None = Abilities(
+            llm.name, llm.model, llm.has_logprobs, llm.logprobs_reason, thinking_switch=True
+        )
+        self.trouble = ""
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to take requests."""
+        self._worker = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Stop; what is being decoded is finished first."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        self._llm.close()
+
+    async def check(self) -> bool:
+        """Whether requests are taken."""
+        return self._worker is not None and not self._worker.done()
+
+    async def chat(self, body: Body) -> dict[str, Any]:
+        """One completion, decoded beside others."""
+        request = read_request(body)
+        waiting = _Waiting(request, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(waiting)
+        return self._reply(await waiting.answered)
+
+    @asynccontextmanager
+    async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The events of a completion, all at its end."""
+        yield as_events(await self.chat(body))
+
+    async def forward(self, path: str, body: Body) -> Forwarded:
+        """A model in this process has no other endpoint."""
+        raise Refusal(404, f"/v1{path}: a model in this process answers chat completions only", code="unknown_url")
+
+    async def _work(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            await asyncio.sleep(GATHER_S)
+            while len(batch) < max(1, self._llm.batch_size) and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            batch = [one for one in batch if not one.answered.cancelled()]  # their clients have gone
+            if batch:
+                await self._decode(batch)
+
+    async def _decode(self, batch: list[_Waiting]) -> None:
+        """Answer a batch; where it fails, one by one, so that one bad request spoils no other."""
+        try:
+            found = await asyncio.to_thread(self._llm.complete, [one.request for one in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._decode([one])
+            elif not batch[0].answered.done():
+                batch[0].answered.set_exception(_refused(error))
+            return
+        for one, completion in zip(batch, found, strict=True):
+            if not one.answered.done():
+                one.answered.set_result(completion)
+
+    def _reply(self, completion: Completion) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": completion.text}
+        if completion.thinking_text:
+            message["reasoning_content"] = completion.thinking_text
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": completion.finish}
+        if completion.token_logprobs is not None:
+            choice["logprobs"] = {"content": [{"token": "", "logprob": one} for one in completion.token_logprobs]}
+        prompt, new = completion.prompt_tokens, completion.completion_tokens
+        return {
+            "id": f"chatcmpl-{time.time_ns():x}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self._llm.name,
+            "choices": [choice],
+            "usage": {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new},
+        }
+
+
+def read_request(body: Body) -> Request:
+    """The body as a request to a model.
+
+    Raises:
+        Refusal: it asks for what a model in this process cannot do.
+
+    >>> body = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]}
+    >>> read_request(body).system, read_request(body).user
+    ('Be brief.', 'Hi')
+    """
+    asked = next((name for name in _UNKNOWN if body.get(name)), "n" if (body.get("n") or 1) > 1 else "")
+    if asked:
+        raise Refusal(400, f"{asked}: a model in this process does not know it; serve it by vLLM or llama.cpp")
+    messages = body["messages"]
+    if any(part_types(one) - {"text"} for one in messages):
+        raise Refusal(400, "messages: a model in this process reads text only", param="messages")
+    system = "\n\n".join(text_of(one) for one in messages if one["role"] in ("system", "developer"))
+    turns = [(one["role"], text_of(one)) for one in messages if one["role"] not in ("system", "developer")]
+    before = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in turns[:-1])
+    switch = (body.get("chat_template_kwargs") or {}).get("enable_thinking")
+    return Request(
+        user=before + turns[-1][1],
+        system=system,
+        max_tokens=body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS,
+        thinking=switch,
+        logprobs=bool(body.get("logprobs")),
+        temperature=float(body.get("temperature") or 0.0),
+        seed=int(body.get("seed") or 0),
+    )
+
+
+def _refused(error: Exception) -> Refusal:
+    if isinstance(error, ApportionError):
+        code = "context_length_exceeded" if "context" in error.problem else None
+        return Refusal(400, error.problem, code=code)
+    return Refusal(500, f"the model failed: {type(error).__name__}", code="model_failed")

@@ -1,0 +1,109 @@
+"""What Prometheus reads. One registry for each server, nothing global."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from apportion.serve.decision import Decided, Outcome, spent_in_all
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums since the start, for the dashboard.
+
+    Attributes:
+        routed: answers that the router chose the pipeline of and that succeeded; savings are theirs.
+        always_tokens: what the always-on pipeline would have spent for them. timed: whether time is compared.
+    """
+
+    answers: int = 0
+    routed: int = 0
+    errors: int = 0
+    tokens: int = 0
+    drafts_reused: int = 0
+    always_tokens: float = 0.0
+    saved_tokens: float = 0.0
+    saved_seconds: float = 0.0
+    timed: bool = False
+
+
+class Metrics:
+    """Counters of one server.
+
+    Args:
+        reference: the always-on pipeline's name, mean tokens and mean milliseconds.
+    """
+
+    def __init__(self, reference: tuple[str, float, float | None]) -> None:
+        self.registry = CollectorRegistry()
+        self._always, self._always_tokens, self._always_ms = reference
+        self._totals = Totals(timed=self._always_ms is not None)
+
+        def counter(name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"apportion_{name}", what, labels, registry=self.registry)
+
+        self.requests = counter("requests", "HTTP requests", ("path", "status"))
+        self.routes = counter("routes", "Decisions by route and reason", ("route", "reason"))
+        self.tokens = counter("tokens", "Tokens spent, drafts thrown away included", ("stage", "kind"))
+        self.saved_tokens = counter("saved_tokens", f"Tokens that always {self._always} spends beyond these answers")
+        self.wasted_tokens = counter("excess_tokens", f"Tokens spent beyond what {self._always} spends on average")
+        self.saved_seconds = counter("saved_seconds", f"Seconds that always {self._always} takes beyond these answers")
+        self.weaker = counter("weaker_results", "Answers with a result weaker than asked for")
+        self.errors = counter("errors", "Answers that failed or were left", ("status",))
+        stages = ("stage",)
+        self.seconds = Histogram("apportion_seconds", "Time by stage", stages, registry=self.registry, buckets=_SECONDS)
+        self.running = Gauge("apportion_running", "Answers in work", registry=self.registry)
+        self.waiting = Gauge("apportion_waiting", "Requests that wait for a place", registry=self.registry)
+        self.refused = counter("refused", "Requests refused since the queue was full")
+
+    def watch_lost(self, lost: Callable[[], float]) -> None:
+        """Show how many decisions could not be written."""
+        gauge = Gauge("apportion_decisions_lost", "Decisions that could not be written", registry=self.registry)
+        gauge.set_function(lost)
+
+    def note(self, decided: Decided, outcome: Outcome) -> None:
+        """Count one answer."""
+        self.routes.labels(decided.route, decided.reason.partition(":")[0]).inc()
+        wasted = decided.draft if decided.draft and not decided.draft_reused else None
+        for stage, spent in (("draft", wasted), ("answer", outcome.spent)):
+            if spent is not None:
+                self.tokens.labels(stage, "prompt").inc(spent.prompt_tokens)
+                self.tokens.labels(stage, "completion").inc(spent.completion_tokens)
+        times = {"search": decided.search_ms, "draft": decided.draft_ms, "decision": decided.probe_ms}
+        times |= {"first token": outcome.first_ms, "answer": outcome.total_ms}
+        for stage, took_ms in times.items():
+            if took_ms is not None:
+                self.seconds.labels(stage).observe(took_ms / 1000)
+        if decided.weaker or outcome.weaker:
+            self.weaker.inc()
+        self._totals.answers += 1
+        self._totals.tokens += spent_in_all(decided, outcome).total
+        self._totals.drafts_reused += decided.draft_reused
+        if outcome.status != "ok":
+            self.errors.labels(outcome.status).inc()
+            self._totals.errors += 1
+        elif decided.reason == "router":
+            self._count_savings(spent_in_all(decided, outcome).total, outcome.total_ms)
+
+    def text(self) -> bytes:
+        """In Prometheus's format."""
+        return generate_latest(self.registry)
+
+    def totals(self) -> dict[str, Any]:
+        """Sums since the start."""
+        return asdict(self._totals)
+
+    def _count_savings(self, tokens: int, took_ms: float) -> None:
+        saved = self._always_tokens - tokens
+        (self.saved_tokens if saved >= 0 else self.wasted_tokens).inc(abs(saved))
+        totals = self._totals
+        totals.routed += 1
+        totals.always_tokens += self._always_tokens
+        totals.saved_tokens += saved
+        if self._always_ms is not None:
+            totals.saved_seconds += (self._always_ms - took_ms) / 1000
+            self.saved_seconds.inc(max(0.0, self._always_ms - took_ms) / 1000)

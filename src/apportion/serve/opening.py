@@ -1,0 +1,82 @@
+"""Paths and URLs -> what a server runs on, refused at once where they do not belong together."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from apportion.core.errors import InputError, ServiceError
+from apportion.serve.backend import Backend
+from apportion.serve.in_process import InProcess
+from apportion.serve.routing import LLMSettings, Routing, connect
+from apportion.serve.routing_files import load
+from apportion.serve.upstream import Address, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where the model is.
+
+    Attributes:
+        llm: URL of a server; None runs `model` in this process. model: with a URL, the server's name for it.
+        key: for the server. require_upstream: refuse where it does not answer now.
+        batch, device, dtype: of a model in this process.
+    """
+
+    llm: str | None = None
+    model: str | None = None
+    key: str = ""
+    timeout_s: float = 300.0
+    require_upstream: bool = False
+    batch: int = 16
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def identity(self, backend: Backend) -> str | None:
+        """The model as routers know it; None where it is not known yet."""
+        if backend.abilities is not None:
+            return backend.abilities.identity
+        return f"server:{self.model}" if self.llm and self.model else None
+
+
+def open_backend(opening: Opening) -> Backend:
+    """The server or the model.
+
+    Raises:
+        InputError: no such model. ServiceError: the server is required and does not answer.
+    """
+    spec = opening.llm or opening.model or ""
+    if not spec.startswith(("http://", "https://")):
+        if opening.llm and opening.model:
+            raise InputError(
+                f"--llm {opening.llm}: is no URL, so --model {opening.model} means nothing", "leave one out"
+            )
+        settings = LLMSettings(spec, batch_size=opening.batch, device=opening.device, dtype=opening.dtype)
+        return InProcess(connect(settings))
+    upstream = Upstream(Address(spec, opening.model, opening.key, answer_s=opening.timeout_s))
+    asyncio.run(_try(upstream, required=opening.require_upstream))
+    return upstream
+
+
+def open_routing(
+    router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None, *, compared: bool = True
+) -> Routing:
+    """Router, passages and prompts.
+
+    Args:
+        model: the model's identity; None where it is not known yet, so that it is not compared.
+        compared: whether a router of another setup is refused; only measurements have a reason not to.
+
+    Raises:
+        ArtifactMismatchError: the router was trained on another model, corpus, prompts or k.
+    """
+    return load(router, index, prompts, dense, model, compared=compared)
+
+
+async def _try(upstream: Upstream, *, required: bool) -> None:
+    """Find out what the server can do before ours starts; one that is not there is asked again later."""
+    await upstream.start()
+    await upstream.close()
+    if required and upstream.abilities is None:
+        raise ServiceError(
+            f"--llm {upstream.address.url}: {upstream.trouble}", "start it, or leave out --require-upstream"
+        )

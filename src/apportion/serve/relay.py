@@ -1,0 +1,130 @@
+"""An upstream's stream passed on to a client, counted on the way.
+
+Events pass as the bytes they are, except the first (which gets the decision), those with usage (counted, and shown only
+to a client that asked for it) and those with `<think>` (which moves into `reasoning_content`). Comments pass too.
+"""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from apportion.serve.decision import Decided, Outcome, Spent, usage
+from apportion.serve.events import DONE, event, json_of
+from apportion.serve.refusal import Refusal
+from apportion.serve.thinking import Thinking
+
+MAX_EVENT_BYTES = 4 << 20
+_LOOKED_INTO = re.compile(rb'"usage":\s*\{|"error"|"finish_reason":\s*"|\[DONE\]')
+
+
+class Relay:
+    """Passes one stream on.
+
+    Args:
+        decided: what the first event says. outcome: filled in as the events pass.
+        include_usage: whether the client asked for a usage chunk.
+        elapsed_ms: time since the request came.
+    """
+
+    def __init__(
+        self, decided: Decided, outcome: Outcome, *, include_usage: bool, elapsed_ms: Callable[[], float]
+    ) -> None:
+        self._decided, self._outcome, self._include_usage = decided, outcome, include_usage
+        self._elapsed_ms = elapsed_ms
+        self._rest = b""
+        self._stamp: dict[str, Any] | None = None  # of the first chunk; None before it
+        self._pieces = 0
+        self._counted: Spent | None = None
+        self._thinking: Thinking | None = Thinking()  # None once nothing more is to be moved
+        self._ended = False
+
+    async def events(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The client's bytes, one block for each block that the upstream sent; then usage and the end.
+
+        Raises:
+            Refusal: the upstream broke off, or ended without an end.
+        """
+        async for data in source:
+            if passed := self._pass(data):
+                yield passed
+        if passed := self._pass(b"\n\n"):
+            yield passed
+        if self._ended:
+            return
+        if not self._outcome.finish:
+            raise Refusal(502, "upstream: the stream ended without its end", code="upstream_broke_off")
+        yield self._end()
+
+    def _pass(self, data: bytes) -> bytes:
+        data = self._rest + data if self._rest else data
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        end = data.rfind(b"\n\n")
+        if end < 0:
+            self._rest = data
+            if len(data) > MAX_EVENT_BYTES:
+                raise Refusal(502, f"upstream: one event has over {MAX_EVENT_BYTES} bytes", code="bad_upstream_answer")
+            return b""
+        self._rest = data[end + 2 :]
+        whole = data[:end].split(b"\n\n")
+        return b"".join([self._event(one + b"\n\n") for one in whole if one])
+
+    def _event(self, one: bytes) -> bytes:
+        if self._stamp is not None and self._thinking is None and not _LOOKED_INTO.search(one):
+            self._pieces += 1
+            return one
+        if self._ended:
+            return b""
+        if found := json_of(one):
+            return self._chunk(found)
+        if one.strip() == b"data: [DONE]":
+            return self._end()
+        return b"" if one.startswith(b"data:") else one
+
+    def _chunk(self, found: dict[str, Any]) -> bytes:
+        if found.get("error"):
+            self._ended = True
+            self._outcome.status, self._outcome.error = "error", str(found["error"])[:300]
+            return event(found)
+        self._count(found.pop("usage", None))
+        choices = found.get("choices")
+        if not choices and self._stamp is not None:  # the upstream's usage chunk; ours is sent at the end
+            return b""
+        for choice in choices or ():
+            if isinstance(choice, dict) and choice.get("finish_reason"):
+                self._outcome.finish = str(choice["finish_reason"])
+        self._pieces += 1
+        if self._stamp is None:
+            self._outcome.first_ms = self._elapsed_ms()
+            self._stamp = {name: found.get(name) for name in ("id", "object", "created", "model")}
+            found["apportion"] = self._decided.public()
+        return event(self._apart(found))
+
+    def _apart(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The chunk with its thinking apart."""
+        if self._thinking is not None:
+            found = self._thinking.moved(found)
+            if self._thinking.over:
+                self._thinking = None
+        return found
+
+    def _count(self, usage_found: object) -> None:
+        if not isinstance(usage_found, dict):
+            return
+        prompt, completion = usage_found.get("prompt_tokens"), usage_found.get("completion_tokens")
+        if isinstance(prompt, int) and isinstance(completion, int):
+            self._counted = Spent(prompt, completion)
+
+    def settle(self) -> None:
+        """Note what has been spent so far: also of a stream that was left."""
+        self._outcome.spent = self._counted or Spent(0, self._pieces, measured=False)
+
+    def _end(self) -> bytes:
+        """The usage chunk if it is wanted, and the end."""
+        self._ended = True
+        if self._counted is None:
+            self._outcome.weaker += ("tokens are counted by events, since the upstream reports none",)
+        self.settle()
+        if not self._include_usage or self._stamp is None:
+            return DONE
+        return event({**self._stamp, "choices": [], "usage": usage(self._decided, self._outcome.spent)}) + DONE

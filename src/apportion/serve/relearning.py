@@ -1,0 +1,186 @@
+"""Decisions with feedback -> a router that learned from them too, and whether it is better on some kept aside.
+
+A log says what one pipeline did for a question; what the other three would have done is estimated from the questions of
+the profile that are nearest by features. So a logged decision becomes a row of the profile: the pipeline taken has the
+score that people gave and the tokens it spent, the others have their neighbours' means.                          [ours]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apportion.core.arrays import NDArray
+from apportion.core.artifact import digest_of
+from apportion.core.bootstrap import Bootstrap, Interval
+from apportion.core.errors import InputError
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.file import read_profile
+from apportion.route.profile.profile import Profile
+from apportion.route.router.file import load_router, save_router
+from apportion.route.router.report import training_record
+from apportion.route.router.router import Router
+from apportion.route.router.train import train_router
+from apportion.route.router.utility import Weights
+
+NEIGHBOURS = 15
+HELD_SHARE = 0.3
+FEWEST = 50  # decisions with feedback, below which nothing can be said
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Relearned:
+    """What learning from feedback came to.
+
+    Attributes:
+        learned_from, judged_on: decisions with feedback in either part.
+        gain: utility of the new router less that of the one in use, on those kept aside, at each decision's weights.
+        agreeing: share of them where both choose the same.
+        better: the gain's 95 % interval lies above zero.
+    """
+
+    router: Router
+    record: dict[str, Any]
+    learned_from: int
+    judged_on: int
+    gain: Interval
+    agreeing: float
+    better: bool
+
+
+def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, seed: int = 0) -> Relearned:
+    """Learn again from a profile and from decisions with feedback, and compare with the router in use.
+
+    Args:
+        records: decisions as logged. profile: what the router in use was trained on. router: its folder.
+
+    Returns:
+        The new router and how it compares; nothing is written.
+
+    Raises:
+        InputError: fewer than 50 decisions have feedback and features. ArtifactError: a file cannot be read.
+
+    Cost: one training, as long as that of the router in use.
+    """
+    base, used = read_profile(profile).only_complete(), load_router(router)
+    usable = [one for one in records if _usable(one)]
+    if len(usable) < FEWEST:
+        raise InputError(
+            f"--decisions: {len(usable)} decisions have a score and features, expected at least {FEWEST}",
+            "collect more feedback: POST /decisions/{id}/feedback",
+        )
+    held = [int(digest_of(one["id"])[:8], 16) % 100 < 100 * HELD_SHARE for one in usable]
+    seen = [one for one, aside in zip(usable, held, strict=True) if not aside]
+    rows = as_profile(seen, base)
+    trained = train_router(joined(base, rows), seed=seed)
+    judged = [one for one, aside in zip(usable, held, strict=True) if aside]
+    mine, routes = utilities(trained.router, judged, base)
+    theirs, their_routes = utilities(used, judged, base)
+    gain = Bootstrap(len(judged), seed).interval(mine - theirs)
+    return Relearned(
+        router=trained.router,
+        record={**training_record(trained), "feedback": len(seen), "quality": "f1, and scores of feedback"},
+        learned_from=len(seen),
+        judged_on=len(judged),
+        gain=gain,
+        agreeing=float(np.mean([a == b for a, b in zip(routes, their_routes, strict=True)])),
+        better=gain.low > 0,
+    )
+
+
+def save(folder: Path, found: Relearned) -> None:
+    """Write the new router."""
+    save_router(folder, found.router, found.record)
+
+
+def as_profile(records: Sequence[dict[str, Any]], base: Profile) -> Profile:
+    """Decisions as rows of a profile; see this file's head."""
+    near = neighbours(records, base)
+    rows = base.select(near[:, 0])
+    quality, tokens, latency = (values[near].mean(axis=1) for values in (base.quality, base.tokens, base.latency_ms))
+    for row, one in enumerate(records):
+        column = STRATEGIES.index(one["route"])
+        quality[row, column] = one["score"]
+        tokens[row, column] = _answer_tokens(one)
+    return replace(
+        rows,
+        dataset=("feedback",) * len(records),
+        ids=tuple(one["id"] for one in records),
+        question=tuple(one["question"] or one["id"] for one in records),
+        quality=quality,
+        em=quality,
+        tokens=tokens,
+        latency_ms=latency,
+        features=features_of(records, base),
+    )
+
+
+def joined(first: Profile, second: Profile) -> Profile:
+    """Both profiles' questions, by the fields that learning reads."""
+    rows = first.select(np.concatenate([np.arange(first.n), np.zeros(second.n, dtype=np.int64)]))
+
+    def stacked(name: str) -> Floats:
+        return np.concatenate([getattr(first, name), getattr(second, name)])
+
+    return replace(
+        rows,
+        dataset=first.dataset + second.dataset,
+        ids=first.ids + second.ids,
+        question=first.question + second.question,
+        quality=stacked("quality"),
+        em=stacked("em"),
+        tokens=stacked("tokens"),
+        latency_ms=stacked("latency_ms"),
+        retrieval_ms=stacked("retrieval_ms"),
+        features=stacked("features"),
+    )
+
+
+def utilities(router: Router, records: Sequence[dict[str, Any]], base: Profile) -> tuple[Floats, list[str]]:
+    """[n] estimated utility of a router's choices, and the choices: the score where it chooses as was logged."""
+    rows = as_profile(records, base)
+    found, routes = np.zeros(len(records)), []
+    for row, one in enumerate(records):
+        weights = Weights(one["token_weight"], one["latency_weight"] if router.has_latency else 0.0)
+        route = router.decide(one["features"], weights.token, weights.latency).strategy
+        column = STRATEGIES.index(route)
+        tokens = rows.tokens[row, column]
+        if route != "direct" and router.wants_draft(one["features"], weights):
+            tokens += rows.tokens[row, 0]
+        latency = rows.latency_ms[row, column] / (router.scale.latency_ms or np.inf)
+        cost = weights.token * tokens / router.scale.tokens + (weights.latency * latency if weights.latency else 0.0)
+        found[row] = rows.quality[row, column] - cost
+        routes.append(route)
+    return found, routes
+
+
+def neighbours(records: Sequence[dict[str, Any]], base: Profile) -> NDArray[np.int64]:
+    """[n, 15] the questions of the profile nearest to each decision by standardised features."""
+    known = np.nan_to_num(base.features, nan=np.nan)
+    mean, spread = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    here = np.nan_to_num((features_of(records, base) - mean) / spread)
+    there = np.nan_to_num((base.features - mean) / spread)
+    distance = (here**2).sum(axis=1)[:, None] - 2 * here @ there.T + (there**2).sum(axis=1)
+    nearest: NDArray[np.int64] = np.argsort(distance, axis=1, kind="stable")[:, : min(NEIGHBOURS, base.n)]
+    return nearest
+
+
+def features_of(records: Sequence[dict[str, Any]], base: Profile) -> Floats:
+    """[n, f] in the profile's order; NaN where a decision did not measure one."""
+    found = [[one["features"].get(name, np.nan) for name in base.feature_names] for one in records]
+    return np.array(found, dtype=np.float64).reshape(len(records), len(base.feature_names))
+
+
+def _usable(one: dict[str, Any]) -> bool:
+    scored = one["score"] is not None and one["status"] == "ok"
+    return scored and bool(one["features"]) and not one["shadow"] and one["route"] in STRATEGIES
+
+
+def _answer_tokens(one: dict[str, Any]) -> float:
+    """Tokens of the answer alone; a draft that was thrown away is counted where it is decided."""
+    total = one["prompt_tokens"] + one["completion_tokens"]
+    return float(total - (0 if one["draft_reused"] else one["draft_tokens"]))

@@ -1,0 +1,262 @@
+"""The only file that knows how `apportion.route` measures, decides and asks (`routing_files` how it is
+saved, `relearning` how it learns)."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apportion.core.errors import InputError
+from apportion.route.ask.evidence import answer_features
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.features import group_of, needs_of
+from apportion.route.ask.pipelines import build_request, uses_passages
+from apportion.route.ask.probes import draft_features, features_of_hits, question_features
+from apportion.route.ask.prompts import Prompts
+from apportion.route.ask.setup import DEFAULT_K
+from apportion.route.ask.strategy import STRATEGIES, USES_COT, USES_RAG
+from apportion.route.index.bm25 import Hits, Retriever
+from apportion.route.llm.call import BadAnswerError, Failure
+from apportion.route.llm.connect import LLMSettings, connect
+from apportion.route.llm.cut import cut
+from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
+from apportion.route.llm.response import read_body
+from apportion.route.profile.questions import MAX_QUESTION_CHARS
+from apportion.route.router.router import Decision, Router
+from apportion.route.router.utility import Weights
+from apportion.serve.controls import Controls
+from apportion.serve.refusal import Refusal
+
+__all__ = [
+    "LLM",
+    "Choice",
+    "Completion",
+    "Hits",
+    "LLMSettings",
+    "Request",
+    "Routing",
+    "connect",
+    "cut_passages",
+    "prompt_too_long",
+    "read_completion",
+    "retrieves",
+    "split_thinking",
+    "without_passages",
+]
+
+FRONTIER = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # token weights drawn
+FEW_CHARS = 200  # of passages, below which the rest is not worth a further attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was decided for one question.
+
+    Attributes:
+        likely: probability of each pipeline, by the two heads; empty where no policy decided.
+        fallback_reason: why a weaker tier decided than the router has. missing: features that were not measured.
+    """
+
+    strategy: str
+    tier: str
+    p_rag: float | None
+    p_cot: float | None
+    likely: Mapping[str, float]
+    missing: tuple[str, ...]
+    fallback_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """A router with what it was trained to route for: passages, prompts, and how many passages a prompt shows."""
+
+    router: Router
+    retriever: Retriever
+    prompts: Prompts
+    k: int = DEFAULT_K
+
+    @property
+    def timed(self) -> bool:
+        """Whether latency weights mean something."""
+        return self.router.has_latency
+
+    @property
+    def reference(self) -> tuple[str, float, float | None]:
+        """The always-on pipeline, its mean tokens and milliseconds: what savings are counted against."""
+        scale = self.router.scale
+        return scale.strategy, scale.tokens, scale.latency_ms
+
+    def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
+        """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
+        names = self.router.features_wanted(weights, draft=drafts)
+        searched = {"retrieval"} if needs_of(names).search else set()
+        return frozenset({*(str(group_of(name)) for name in names), *searched})
+
+    def search(self, text: str) -> Hits:
+        """The passages for a question; a millisecond or so, in the thread that calls."""
+        return self.retriever.search(text, self.k)
+
+    def features(self, text: str, hits: Hits | None) -> dict[str, float]:
+        """Features of the question and, where it was searched for, of the result."""
+        return question_features(text[-MAX_QUESTION_CHARS:]) | (features_of_hits(hits, text) if hits else {})
+
+    def wants_draft(self, features: Mapping[str, float], weights: Weights) -> bool:
+        """Whether a draft is worth its cost for this question."""
+        return self.router.wants_draft(features, weights)
+
+    def decide(self, features: Mapping[str, float], draft: Completion | None, weights: Weights) -> Choice:
+        """The pipeline for a question; pure."""
+        return _choice(self.router.decide(self.with_draft(features, draft), weights.token, weights.latency))
+
+    def with_draft(self, features: Mapping[str, float], draft: Completion | None) -> dict[str, float]:
+        """The features with those of the draft, where one was made."""
+        return {**features, **(draft_features(draft.token_logprobs, draft.margin) if draft else {})}
+
+    def draft_said(self, text: str, draft: Completion, hits: Hits | None) -> dict[str, float]:
+        """Features of what a draft says, beside the passages where there are some."""
+        answer = extract(self.prompts.of("direct", text), draft).answer
+        return answer_features("draft", answer, text, hits.passages if hits else ())
+
+    def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
+        """What a pipeline asks; `expendable` is where the passages are."""
+        return build_request(self.prompts, strategy, question, hits.passages if hits else ())
+
+    def answer_of(self, strategy: str, text: str, thinking: str) -> str:
+        """The short answer within what a pipeline's model wrote."""
+        completion = Completion(text, 0, 0, 0.0, thinking_text=thinking)
+        return extract(self.prompts.of(strategy), completion).answer
+
+    def frontier(self, features: Sequence[Mapping[str, float]], token: float, latency: float) -> dict[str, Any]:
+        """What the pipelines and the router are worth over a range of token weights.
+
+        Args:
+            features: of the questions whose routes are counted; with none, the best single pipeline's is.
+            token: the weight in use. latency: the weight on latency, the same throughout.
+
+        Returns:
+            The pipelines' mean quality and tokens in training; for each weight the utility of always taking each, of
+            the router (with its gain on held-out questions) and the shares of the routes that the questions take.
+        """
+        quality, tokens, _ = self.router.means
+        places = {name: column for column, name in enumerate(STRATEGIES) if column in self.router.columns}
+        named = {
+            name: {"quality": float(quality[at]), "tokens": float(tokens[at]) * self.router.scale.tokens}
+            for name, at in places.items()
+        }
+        weights = sorted({*FRONTIER, token})
+        points = [self._point(features, Weights(weight, latency)) for weight in weights]
+        of = f"the last {len(features)} routed questions would take" if features else "questions would take"
+        return {"pipelines": named, "points": points, "current": weights.index(token), "of": of}
+
+    def _point(self, features: Sequence[Mapping[str, float]], weights: Weights) -> dict[str, Any]:
+        """What the router does at these weights."""
+        quality, tokens, latency = self.router.means
+        best = self.router.static_column(weights)
+        tier = self.router.tier_at(weights)
+        gain = tier.gate.at(weights)[0] if tier else 0.0
+        chosen = [self.router.decide(one, weights.token, weights.latency).strategy for one in features]
+        counts = Counter(chosen or [STRATEGIES[best]])
+        values = quality - weights.token * tokens - weights.latency * latency
+        return {
+            "token_weight": weights.token,
+            "shares": {name: counts[name] / counts.total() for name in STRATEGIES},
+            "always": {STRATEGIES[column]: float(values[column]) for column in self.router.columns},
+            "utility": float(values[best]) + gain,
+            "best_static": STRATEGIES[best],
+            "gain": gain,
+            "open": tier is not None,
+        }
+
+    def check(self, controls: Controls) -> Weights:
+        """The weights of a request.
+
+        Raises:
+            Refusal: a weight on latency for a router that knows none.
+        """
+        weights = weights_of(controls)
+        if weights.latency and not self.timed:
+            raise Refusal(400, "latency_weight: this router was trained without latencies, expected 0")
+        return weights
+
+
+def weights_of(controls: Controls) -> Weights:
+    """The route's weights for a client's."""
+    try:
+        return Weights(controls.token_weight, controls.latency_weight)
+    except InputError as error:
+        raise Refusal(400, str(error.problem)) from error
+
+
+def retrieves(strategy: str) -> bool:
+    """Whether a pipeline shows passages."""
+    return uses_passages(strategy)
+
+
+def without_passages(strategy: str) -> str:
+    """The pipeline with as much reasoning and no retrieval.
+
+    >>> without_passages("rag+cot")
+    'cot'
+    """
+    return STRATEGIES[2 * int(USES_COT[STRATEGIES.index(strategy)])]
+
+
+def cut_passages(request: Request) -> Request | None:
+    """The request with half of its passages' characters, the worse ones gone; without any where that leaves few.
+
+    None where it shows no passages.
+
+    >>> cut_passages(Request("P1 P2 question", expendable=(0, 6))).user, cut_passages(Request("question"))
+    ('question', None)
+    """
+    start, end = request.expendable
+    if end == start:
+        return None
+    half = (end - start + 1) // 2
+    return cut(request, half if half >= FEW_CHARS else end - start)
+
+
+def read_completion(body: Mapping[str, Any], started: float, *, logprobs: bool = False) -> Completion:
+    """An upstream's JSON as a completion.
+
+    Args:
+        started: `time.perf_counter()` when it was asked.
+
+    Raises:
+        Refusal: 502, it is no completion.
+    """
+    try:
+        return read_body(body, Request("", logprobs=logprobs), (time.perf_counter() - started) * 1000)
+    except BadAnswerError as error:
+        raise Refusal(502, f"upstream: {error}", code="bad_upstream_answer") from error
+
+
+def prompt_too_long(status: int, message: str) -> bool:
+    """Whether an upstream's error says that the prompt exceeds its context.
+
+    >>> prompt_too_long(400, "This model's maximum context length is 2048 tokens")
+    True
+    """
+    return Failure(message, "", 400 if status == 500 else status, 1, "").prompt_too_long
+
+
+def _choice(decision: Decision) -> Choice:
+    return Choice(
+        strategy=decision.strategy,
+        tier=decision.tier,
+        p_rag=decision.p_rag,
+        p_cot=decision.p_cot,
+        likely=_likely(decision.p_rag, decision.p_cot),
+        missing=decision.missing,
+        fallback_reason=decision.fallback_reason,
+    )
+
+
+def _likely(rag: float | None, cot: float | None) -> dict[str, float]:
+    """The four pipelines' probabilities, the heads taken as independent; a head without a choice says no."""
+    if rag is None and cot is None:
+        return {}
+    either = {True: (rag or 0.0, cot or 0.0), False: (1 - (rag or 0.0), 1 - (cot or 0.0))}
+    pairs = zip(STRATEGIES, USES_RAG, USES_COT, strict=True)
+    return {name: either[uses_rag][0] * either[uses_cot][1] for name, uses_rag, uses_cot in pairs}

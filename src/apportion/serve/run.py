@@ -1,0 +1,102 @@
+"""The application on a socket: uvicorn, patient with answers and impatient with clients that never ask."""
+
+import asyncio
+import json
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from apportion.core.errors import InputError
+from apportion.serve.serving import Serving
+
+HEAD_S = 15.0  # for a request's head, from connecting
+KEEP_ALIVE_S = 75
+
+
+class Impatient(HttpToolsProtocol):
+    """Closes a connection whose first request does not arrive (slow loris)."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._patience = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        self._patience.cancel()
+        super().on_headers_complete()
+
+    def _give_up(self) -> None:
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Says that it is leaving before it leaves, so that `/ready` can."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+        super().__init__(config)
+        self._serving = serving
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._serving.draining = True
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one.
+
+    Raises:
+        InputError: the port is in use, or the host is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise InputError(f"--host {host} --port {port}: cannot be listened on: {error}", "choose another") from error
+    return found
+
+
+def run(app: FastAPI, sockets: list[socket.socket]) -> None:
+    """Serve until SIGTERM or Ctrl-C; then take nothing new and finish what runs."""
+    serving: Serving = app.state.serving
+    config = uvicorn.Config(
+        app,
+        http=Impatient,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s),
+    )
+    _Server(config, serving).run(sockets)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message, fields. Never a body, never a key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"), "level": record.levelname}
+        line |= {"message": record.getMessage(), **getattr(record, "fields", {})}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_to_stderr(level: str) -> None:
+    """Structured logs of this package and of the server."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name in ("apportion.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level.upper())

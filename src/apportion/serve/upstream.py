@@ -1,0 +1,237 @@
+"""A backend that is another server: any that speaks OpenAI's chat completions over HTTP.
+
+Contacts the given URL only (redirects are refused). The key is in no message and no log.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from apportion.core.errors import InputError
+from apportion.serve.backend import Abilities, Body, Forwarded
+from apportion.serve.events import as_events
+from apportion.serve.refusal import Refusal, encode
+from apportion.serve.upstream_errors import broken, logprobs_of, object_of, refused, unreachable
+
+MAX_BODY_BYTES = 64 << 20
+PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0}
+SWITCH = {"chat_template_kwargs": {"enable_thinking": False}}
+RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server is and how long it may take.
+
+    Attributes:
+        url: such as http://127.0.0.1:8000/v1. model: its name for the model; None when it serves just one.
+        key: sent as bearer; empty sends none.
+        connect_s: until connected. answer_s: of a plain answer, and of a stream until its first byte.
+        idle_s: between two pieces of a stream.
+    """
+
+    url: str
+    model: str | None = None
+    key: str = ""
+    connect_s: float = 5.0
+    answer_s: float = 300.0
+    idle_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"--llm {self.url}: expected http://host:port/v1 or https://...")
+
+
+class Upstream:
+    """A server as a backend; see the protocol `Backend`."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.abilities: Abilities | None = None
+        self.trouble = "not reached yet"
+        self._session: aiohttp.ClientSession | None = None
+        self._probing: asyncio.Lock | None = None
+        self._tried = 0.0
+
+    async def start(self) -> None:
+        """Open the connections and find out what the server can do."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.address.connect_s)
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if self.address.key:
+            headers["authorization"] = f"Bearer {self.address.key}"
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers, auto_decompress=True, trust_env=False
+        )
+        self._probing, self._tried = asyncio.Lock(), -RETRIED_S  # of the loop that runs now
+        await self._reach()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def chat(self, body: Body) -> dict[str, Any]:
+        """One plain completion; asked again once where a kept connection turned out to be closed."""
+        ready = await self._ready()
+        asked = encode({**body, "model": ready.model})
+        status, data = await self._post("/chat/completions", asked)
+        found = object_of(status, data)
+        if status != 200 or "error" in found:
+            raise refused(status, found, self.address.key)
+        return found
+
+    @asynccontextmanager
+    async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The raw bytes of the events, as they come."""
+        ready = await self._ready()
+        asked = encode({**body, "model": ready.model})
+        response = await self._open("/chat/completions", asked)
+        try:
+            if response.status == 200 and response.content_type == "text/event-stream":
+                yield self._pieces(response)
+            else:  # an error, or a server that streams nothing
+                found = object_of(response.status, await _read(response))
+                if response.status != 200 or "error" in found:
+                    raise refused(response.status, found, self.address.key)
+                yield as_events(found)
+        finally:
+            response.close()  # a stream that was left early is cancelled upstream by its closed connection
+
+    async def forward(self, path: str, body: Body) -> Forwarded:
+        """The server's answer to another endpoint; its errors in OpenAI's shape whatever theirs is."""
+        await self._ready()
+        status, data = await self._post(path, encode(body))
+        found = object_of(status, data)
+        if status != 200 or "error" in found:
+            raise refused(status, found, self.address.key)
+        return Forwarded(status, "application/json", data)
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        content = response.content
+        try:
+            while True:
+                data = await content.readany()
+                if not data:
+                    return
+                yield data
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._unreachable(error)
+            raise broken(error) from error
+
+    async def _post(self, path: str, asked: bytes) -> tuple[int, bytes]:
+        response = await self._open(path, asked, total_s=self.address.answer_s)
+        async with response:
+            try:
+                return response.status, await _read(response)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._unreachable(error) from error
+
+    async def _open(self, path: str, asked: bytes, *, total_s: float | None = None) -> aiohttp.ClientResponse:
+        assert self._session is not None, "start() comes first"
+        waits = self.address.idle_s if total_s is None else None
+        limits = aiohttp.ClientTimeout(total=total_s, sock_connect=self.address.connect_s, sock_read=waits)
+        for attempt in (1, 2):
+            try:
+                async with asyncio.timeout(self.address.answer_s):
+                    response = await self._session.post(
+                        self.address.url.rstrip("/") + path, data=asked, timeout=limits, allow_redirects=False
+                    )
+                self.trouble = ""
+                return response
+            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+                if attempt == 2:  # a kept connection may have been closed meanwhile; a fresh one may not
+                    raise self._unreachable(error) from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._unreachable(error) from error
+        raise AssertionError("the loop returns or raises")
+
+    async def _ready(self) -> Abilities:
+        """The abilities; a server that was not there is tried again, at most every few seconds."""
+        if self.abilities is None:
+            await self._reach()
+        if self.abilities is None:
+            raise Refusal(503, f"upstream: {self.trouble}", code="upstream_unavailable", retry_after_s=RETRIED_S)
+        return self.abilities
+
+    async def _reach(self) -> None:
+        assert self._probing is not None, "start() comes first"
+        async with self._probing:
+            now = asyncio.get_running_loop().time()
+            if self.abilities is not None or now - self._tried < RETRIED_S:
+                return
+            self._tried = now
+            try:
+                self.abilities = await self._probe(self.address.model or await self._only_model())
+                self.trouble = ""
+            except Refusal as refusal:
+                self.trouble = refusal.message.removeprefix("upstream: ")
+
+    async def check(self) -> bool:
+        """Whether the server answers now; for `/ready`."""
+        if self.abilities is None:
+            await self._reach()
+        elif self.trouble:
+            try:
+                await self._only_model()
+                self.trouble = ""
+            except Refusal:
+                pass
+        return self.abilities is not None and not self.trouble
+
+    async def _only_model(self) -> str:
+        assert self._session is not None
+        url = self.address.url.rstrip("/") + "/models"
+        try:
+            limits = aiohttp.ClientTimeout(total=30.0, sock_connect=self.address.connect_s)
+            async with self._session.get(url, timeout=limits, allow_redirects=False) as response:
+                found = object_of(response.status, await _read(response))
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from error
+        if status != 200:
+            raise refused(status, found, self.address.key)
+        listed = found.get("data")
+        names = [str(one.get("id")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        if self.address.model is None and len(names) != 1:
+            raise Refusal(503, f"upstream: lists {len(names)} models ({', '.join(names[:20])}); name one with --model")
+        return self.address.model or names[0]
+
+    async def _probe(self, model: str) -> Abilities:
+        """Find out by one short completion whether log-probabilities come back, and what the server refuses."""
+        said = ""
+        for logprobs, switch in ((True, True), (True, False), (False, True), (False, False)):
+            asked = {**PROBE, "model": model, **(SWITCH if switch else {}), **({"logprobs": True} if logprobs else {})}
+            status, data = await self._post("/chat/completions", encode(asked))
+            found = object_of(status, data)
+            if status in (400, 422, 500, 501) and (logprobs or switch):
+                said = said or refused(status, found, self.address.key).message
+                continue
+            if status != 200 or "error" in found:
+                raise refused(status, found, self.address.key)
+            if not logprobs:
+                reason = f"the server refuses them: {said}"
+            elif returned := bool(logprobs_of(found)):
+                reason = "the server returned them when probed"
+            else:
+                reason = "the server answers without them"
+            return Abilities(model, f"server:{model}", logprobs and returned, reason, switch)
+        raise AssertionError("the loop returns or raises")
+
+    def _unreachable(self, error: BaseException) -> Refusal:
+        refusal = unreachable(error)
+        self.trouble = refusal.message.removeprefix("upstream: ")
+        return refusal
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for piece in response.content.iter_any():
+        data += piece
+        if len(data) > MAX_BODY_BYTES:
+            raise Refusal(502, f"upstream: answers more than {MAX_BODY_BYTES} bytes", code="bad_upstream_answer")
+    return bytes(data)

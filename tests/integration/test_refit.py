@@ -1,0 +1,105 @@
+"""Feedback -> a better router -> taken over by a running server without a restart; a worse one is not taken."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apportion.core.errors import InputError
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.profile import Profile
+from apportion.route.router.file import save_router
+from apportion.serve import following, relearning
+from apportion.serve.relearning import as_profile, relearn
+from tests.integration.serving import ASKED, serving
+from tests.integration.upstream_stub import Stub, upstream
+from tests.routings import knowing_router, routing, static_router
+from tests.synthetic_profiles import needs_profile
+from tests.trained_routers import QUICK
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with upstream() as found:
+        yield found
+
+
+def _records(profile: Profile, routes: list[str], scores: list[float]) -> list[dict[str, Any]]:
+    found = []
+    for row, (route, score) in enumerate(zip(routes, scores, strict=True)):
+        features = dict(zip(profile.feature_names, profile.features[row].tolist(), strict=True))
+        tokens = int(profile.tokens[row, STRATEGIES.index(route)])
+        found.append(
+            {"id": f"dec-{row}", "route": route, "score": score, "status": "ok", "shadow": "", "features": features,
+             "question": None, "prompt_tokens": tokens, "completion_tokens": 0, "draft_tokens": 0,
+             "draft_reused": False, "token_weight": 0.05, "latency_weight": 0.0}
+        )  # fmt: skip
+    return found
+
+
+def test_a_logged_decision_keeps_its_score_and_borrows_the_rest() -> None:
+    base = needs_profile(200, seed=1)
+    rows = as_profile(_records(base.select(np.arange(2)), ["rag", "cot"], [0.25, 0.75]), base)
+    assert rows.quality[0, 1] == 0.25
+    assert rows.quality[1, 2] == 0.75
+    assert rows.tokens[0, 1] == base.tokens[0, 1]
+    near = relearning.neighbours(_records(base.select(np.arange(1)), ["rag"], [1.0]), base)
+    assert near[0, 0] == 0, "a question is its own nearest neighbour"
+    assert rows.quality[0, 3] == pytest.approx(base.quality[near[0], 3].mean())
+
+
+def test_feedback_that_shows_the_way_replaces_a_router_that_does_not_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = needs_profile(400, seed=1)
+    asked = needs_profile(240, seed=2)
+    monkeypatch.setattr(relearning, "read_profile", lambda path: base)
+    monkeypatch.setattr(relearning, "train_router", lambda profile, seed: real(profile, QUICK, seed=seed))
+    save_router(tmp_path / "router", static_router("direct"), {})
+    routes = [STRATEGIES[row % 4] for row in range(asked.n)]
+    scores = [float(asked.quality[row, row % 4]) for row in range(asked.n)]
+    found = relearn(_records(asked, routes, scores), tmp_path, tmp_path / "router")
+    assert found.better
+    assert found.learned_from + found.judged_on == 240
+    relearning.save(tmp_path / "router-1", found)
+    again = relearn(_records(asked, routes, scores), tmp_path, tmp_path / "router-1")
+    assert not again.better, "what is as good as the one in use replaces nothing"
+    assert again.agreeing == 1.0
+
+
+real = relearning.train_router
+
+
+def test_too_little_feedback_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = needs_profile(60, seed=1)
+    monkeypatch.setattr(relearning, "read_profile", lambda path: base)
+    save_router(tmp_path / "router", static_router("direct"), {})
+    with pytest.raises(InputError, match="10 decisions have a score and features, expected at least 50"):
+        relearn(_records(base.select(np.arange(10)), ["rag"] * 10, [1.0] * 10), tmp_path, tmp_path / "router")
+
+
+def test_a_running_server_takes_over_what_the_path_names(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "EVERY_S", 0.05)
+    known = routing(tmp_path, knowing_router())
+    save_router(tmp_path / "router", known.router, {})
+    with serving(stub, known, router=tmp_path / "router") as client:
+        assert client.chat.completions.create(**ASKED).model_dump()["apportion"]["route"] == "direct"
+        other = replace(static_router("cot"), source={"model": "another"})
+        save_router(following.successor(tmp_path / "router"), other, {})
+        following.exchange(tmp_path / "router", tmp_path / "router-1")
+        time.sleep(0.5)
+        assert client.chat.completions.create(**ASKED).model_dump()["apportion"]["tier"] == "full", "refused, kept"
+        save_router(tmp_path / "router-3", static_router("cot"), {})
+        before = following.exchange(tmp_path / "router", tmp_path / "router-3")
+        deadline = time.monotonic() + 5
+        while (route := client.chat.completions.create(**ASKED).model_dump()["apportion"]["route"]) != "cot":
+            assert time.monotonic() < deadline, route
+            time.sleep(0.05)
+    assert before == tmp_path / "router-1"
+    assert (tmp_path / "router-2" / "manifest.json").exists(), "the first one is kept"

@@ -1,0 +1,240 @@
+"""How the server stands what networks and upstreams do to it: broken streams, hostile bodies, restarts, SIGTERM."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from apportion.serve import Address, Routing, Timeouts
+from tests.hostile_bodies import hostile
+from tests.integration.serving import ASKED, QUESTION, get, logged, serving
+from tests.integration.upstream_stub import Stub, upstream
+from tests.routings import knowing_router, routing
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with upstream() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
+    return routing(tmp_path_factory.mktemp("routing"), knowing_router())
+
+
+def _collect(chunks: Any, seen: list[Any]) -> None:
+    for chunk in chunks:
+        seen.append(chunk)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_upstream_is_cancelled_when_the_client_goes(stub: Stub, known: Routing, stream: bool) -> None:
+    stub.token_s, stub.reply = 0.05, lambda messages: "word " * 200
+    with serving(stub, known) as client:
+        url = client.base_url
+        connection = http.client.HTTPConnection(url.host, url.port, timeout=10)
+        body = json.dumps({"model": "direct", "messages": QUESTION, "stream": stream})
+        if not stream:
+            stub.pause_s = 3.0
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        if stream:
+            assert connection.getresponse().read(20)
+        else:
+            time.sleep(0.3)
+        assert connection.sock is not None
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        assert logged(client)[0]["status"] == "cancelled"
+        deadline = time.monotonic() + 5
+        if stream:
+            while not stub.cancelled and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert stub.cancelled == 1
+        _until_idle(client)
+
+
+def test_an_upstream_that_breaks_off_is_an_error_in_the_stream(stub: Stub, known: Routing) -> None:
+    stub.cut_after, stub.token_s, stub.reply = 2, 0.05, lambda messages: "a long reply that is cut"
+    with serving(stub, known) as client:
+        seen: list[Any] = []
+        chunks = client.chat.completions.create(model="cot", messages=QUESTION, stream=True)
+        with pytest.raises(openai.APIError, match="upstream"):
+            _collect(chunks, seen)
+        assert len(seen) == 3, "role and two tokens came through"
+        assert logged(client)[0]["status"] == "error"
+        stub.cut_after = None
+        assert list(client.chat.completions.create(model="cot", messages=QUESTION, stream=True))
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "said"),
+    [
+        ((500, {"error": {"message": "CUDA out of memory"}}), 502, "CUDA out of memory"),
+        ((401, {"error": {"message": "bad key"}}), 502, "HTTP 401"),
+        ((429, {"error": {"message": "slow down"}}), 429, "slow down"),
+        ((422, {"error": {"message": "top_k: too small"}}), 422, "top_k"),
+        ((200, "<html>hello</html>"), 502, "no JSON object"),
+        ((200, {"error": {"code": 429, "message": "busy"}}), 429, "busy"),
+        ((302, "elsewhere"), 502, "HTTP 302"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_upstream_errors_are_told_in_openais_words(
+    stub: Stub, known: Routing, fail: tuple[int, Any], status: int, said: str, stream: bool
+) -> None:
+    with serving(stub, known) as client:
+        stub.fail = fail
+        with pytest.raises(openai.APIError) as error:
+            list(client.chat.completions.create(model="cot", messages=QUESTION, stream=stream))
+        assert said in str(error.value)
+        if isinstance(error.value, openai.APIStatusError):
+            assert error.value.status_code == status
+
+
+def test_an_upstream_that_comes_later(known: Routing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    absent = Stub(url=f"http://127.0.0.1:{port}/v1")
+    with serving(absent, known) as client:
+        assert get(client, "/health")[0] == 200
+        status, said = get(client, "/ready")
+        assert (status, said["ready"]) == (503, False)
+        assert "cannot be reached" in said["reason"]
+        with pytest.raises(openai.InternalServerError) as error:
+            client.chat.completions.create(**ASKED)
+        assert error.value.status_code == 503
+        with upstream() as late:
+            client.state.backend.address = Address(late.url)  # type: ignore[attr-defined]
+            assert get(client, "/ready")[0] == 200
+            assert client.chat.completions.create(**ASKED).choices
+
+
+def test_bodies_that_are_too_large_too_slow_or_no_json(stub: Stub, known: Routing) -> None:
+    with serving(stub, known, max_body_bytes=2048, timeouts=Timeouts(body_s=0.3)) as client:
+        host, port = client.base_url.host, client.base_url.port
+
+        def send(head: bytes, body: bytes) -> bytes:
+            with socket.create_connection((host, port), timeout=10) as raw:
+                raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + head + b"\r\n")
+                raw.sendall(body)
+                found = b""
+                while piece := raw.recv(65536):
+                    found += piece
+                return found
+
+        assert b" 413 " in send(b"content-length: 999999\r\n", b"")[:20]
+        chunked = b"".join(b"400\r\n" + b"x" * 1024 + b"\r\n" for _ in range(4))
+        assert b" 413 " in send(b"transfer-encoding: chunked\r\n", chunked)[:20]
+        assert b" 408 " in send(b"content-length: 100\r\n", b"{")[:20]
+        for body in (b"", b"no json", b"\xff\xfe{}", b"[1]", b'{"a": NaN}', b"[" * 1500):
+            answer = send(b"content-length: %d\r\n" % len(body), body)
+            assert b" 400 " in answer[:20], body
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+def _until_idle(client: openai.OpenAI) -> None:
+    """Until every place is free again."""
+    metrics = client.state.metrics  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 5
+    while b"apportion_running 0.0" not in metrics.text():
+        assert time.monotonic() < deadline, "a place was not given back"
+        time.sleep(0.02)
+
+
+def _until_up(port: int) -> None:
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return
+        except urllib.error.URLError:
+            time.sleep(0.05)
+    raise AssertionError("the server did not come up")
+
+
+SERVER = """
+import sys
+from pathlib import Path
+from apportion.serve import Address, Settings, Upstream, create_app
+from apportion.serve.run import listen, run
+from tests.routings import routing, static_router
+app = create_app(routing(Path(sys.argv[2]), static_router("direct")), Upstream(Address(sys.argv[1])), Settings())
+socket = listen("127.0.0.1", 0)
+print(socket.getsockname()[1], flush=True)
+run(app, [socket])
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_streams_and_slow_loris_is_shut_out(stub: Stub, tmp_path: Path) -> None:
+    stub.token_s, stub.reply = 0.05, lambda messages: "word " * 20
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    program = SERVER.replace(
+        "from apportion.serve.run", "import apportion.serve.run as r\nr.HEAD_S = 1.0\nfrom apportion.serve.run"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, stub.url, str(tmp_path)], stdout=subprocess.PIPE, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        _until_up(port)
+        loris = socket.create_connection(("127.0.0.1", port), timeout=10)
+        loris.sendall(b"POST /v1/chat/compl")
+        found: dict[str, Any] = {}
+
+        def ask() -> None:
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+                chunks = client.chat.completions.create(stream=True, **ASKED)
+                found["text"] = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert loris.recv(100) == b"", "closed without an answer"
+        loris.close()
+        process.send_signal(signal.SIGTERM)
+        thread.join(timeout=30)
+        assert found["text"] == "word " * 20, "the stream was finished after SIGTERM"
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/decisions/dec-x/feedback", "/v1/embeddings"])
+def test_hostile_bodies_get_well_formed_answers(stub: Stub, known: Routing, path: str) -> None:
+    stub.reply = lambda messages: "1191"
+    with serving(stub, known) as client:
+        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=20)
+        with closing(connection):
+            for number, body in enumerate(hostile(600 if "chat" in path else 100, seed=7)):
+                connection.request("POST", path, body, {"content-type": "application/json"})
+                answer = connection.getresponse()
+                said = answer.read()
+                assert answer.status < 500, (number, body[:300], said)
+                if answer.headers["content-type"].startswith("text/event-stream"):
+                    assert said.endswith(b"data: [DONE]\n\n"), (number, body[:300])
+                    continue
+                found = json.loads(said)
+                assert ("error" in found) == (answer.status != 200), (number, body[:300], said)
+                if "error" in found:
+                    assert set(found["error"]) == {"message", "type", "param", "code"}
+        assert get(client, "/health")[0] == 200
+        _until_idle(client)

@@ -1,0 +1,209 @@
+"""How the server stands what operators do to it: limits, keys, times, logs, metrics, the shadow."""
+
+import asyncio
+import concurrent.futures
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from apportion.serve import Routing, Timeouts
+from apportion.serve.decision_log import read_decisions
+from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
+from tests.integration.upstream_stub import Stub, upstream
+from tests.routings import knowing_router, routing
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with upstream() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
+    return routing(tmp_path_factory.mktemp("routing"), knowing_router())
+
+
+def test_keys_open_what_they_should(stub: Stub, known: Routing) -> None:
+    with serving(stub, known, keys=(KEY, "another-key-of-this-test")) as client:
+        client.chat.completions.create(**ASKED)
+        for key in ("wrong-key-of-this-test", KEY[:-1], "x"):
+            with pytest.raises(openai.AuthenticationError):
+                client.with_options(api_key=key).chat.completions.create(**ASKED)
+        for path, expected in (("/health", 200), ("/metrics", 200), ("/decisions", 401), ("/v1/models", 401)):
+            assert get(client, path, key="")[0] == expected, path
+
+
+def test_a_full_queue_says_when_to_come_back(stub: Stub, known: Routing) -> None:
+    stub.pause_s = 0.5
+    with serving(stub, known, concurrency=1, queue=1) as client:
+
+        def ask() -> Any:
+            try:
+                return client.chat.completions.create(model="direct", messages=QUESTION)
+            except openai.RateLimitError as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            found = [one.result() for one in [threads.submit(ask) for _ in range(4)]]
+        refused = [one for one in found if isinstance(one, openai.RateLimitError)]
+        assert len(refused) == 2, "one answers, one waits, two are told"
+        assert int(refused[0].response.headers["retry-after"]) >= 1
+        assert refused[0].code == "queue_full"
+        stub.pause_s = 0.0
+        client.chat.completions.create(model="direct", messages=QUESTION)
+
+
+class _Slow:
+    """A retriever that takes its time, or fails."""
+
+    def __init__(self, inner: Any, pause_s: float, error: Exception | None = None) -> None:
+        self._inner, self._pause_s, self._error = inner, pause_s, error
+        self.corpus_digest = inner.corpus_digest
+
+    def search(self, question: str, k: int, *, depth: int = 100) -> Any:
+        time.sleep(self._pause_s)
+        if self._error:
+            raise self._error
+        return self._inner.search(question, k, depth=depth)
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "error", "said"),
+    [(0.5, None, "retrieval took over 0.1 s"), (0.0, OSError("gone"), "retrieval failed (OSError)")],
+)
+def test_retrieval_down_is_answered_without_and_marked(
+    stub: Stub, known: Routing, pause_s: float, error: Exception | None, said: str
+) -> None:
+    down = replace(known, retriever=_Slow(known.retriever, pause_s, error))
+    stub.logprobs = -2.0  # so that the router wants passages
+    with serving(stub, down, timeouts=Timeouts(search_s=0.1)) as client:
+        found = client.chat.completions.create(**ASKED).model_dump()["apportion"]
+    assert found["route"] == "direct"
+    assert any(said in one for one in found["weaker"])
+    assert found["sources"] == []
+
+
+def test_a_slow_draft_is_decided_without_and_marked(stub: Stub, known: Routing) -> None:
+    with serving(stub, known, timeouts=Timeouts(draft_s=0.2)) as client:
+        stub.pause_s = 0.4
+        found = client.chat.completions.create(**ASKED).model_dump()["apportion"]
+    assert (found["route"], found["tier"]) == ("rag", "lean")
+    assert any("the draft took over 0.2 s" in one for one in found["weaker"])
+
+
+def test_a_slow_decision_keeps_its_stream_alive(stub: Stub, known: Routing) -> None:
+    stub.pause_s = 0.5
+    with serving(stub, known, timeouts=Timeouts(keep_alive_s=0.1)) as client:
+        with client.chat.completions.with_streaming_response.create(stream=True, **ASKED) as raw:
+            assert raw.headers["x-apportion-route"] == "pending"
+            text = raw.read().decode()
+        assert text.count(": still deciding") >= 3
+        assert '"route":"direct"' in text
+        assert text.endswith("data: [DONE]\n\n")
+        chunks = list(client.chat.completions.create(stream=True, **ASKED))
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        stub.fail = (500, {"error": {"message": "out of memory"}})
+        with pytest.raises(openai.APIError, match="out of memory"):
+            list(client.chat.completions.create(stream=True, **ASKED))
+
+
+def test_decisions_are_logged_without_prompts(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    path = tmp_path / "log" / "decisions.sqlite"
+    with serving(stub, known, decisions=path) as client:
+        first = client.chat.completions.create(**ASKED).model_dump()["apportion"]["decision_id"]
+        list(client.chat.completions.create(model="rag-cot", messages=QUESTION, stream=True))
+        logged(client, 2)
+        status, found = get(client, f"/decisions/{first}")
+        assert (status, found["route"], found["status"]) == (200, "direct", "ok")
+        assert set(found["features"]) >= {"hits", "draft_nll_mean"}
+        assert sum(found["likely"].values()) == pytest.approx(1)
+        assert get(client, "/decisions/dec-nothing")[0] == 404
+        _, listed = get(client, "/decisions?limit=1")
+        assert [one["route"] for one in listed["data"]] == ["rag+cot"]
+        post = client.post(f"/../decisions/{first}/feedback", body={"score": 1}, cast_to=object)
+        assert post == {"id": first, "score": 1.0}
+    rows = read_decisions(path)
+    assert [(one["route"], one["score"]) for one in rows] == [("direct", 1.0), ("rag+cot", None)]
+    assert b"founded" not in path.read_bytes()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+def test_prompts_are_logged_when_asked_for(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.sqlite"
+    with serving(stub, known, decisions=path, keep_prompts=True) as client:
+        client.chat.completions.create(**ASKED)
+    assert read_decisions(path)[0]["question"] == "Who founded Bern?"
+
+
+def test_a_log_that_cannot_be_written_loses_rows_and_no_answers(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.sqlite"
+    with serving(stub, known, decisions=path) as client:
+        blocker = sqlite3.connect(path, isolation_level=None)
+        state = client.state  # type: ignore[attr-defined]
+        state.log.path = tmp_path  # a folder: every write fails from now on, as on a full disk
+        for _ in range(3):
+            assert client.chat.completions.create(**ASKED).choices
+        deadline = time.monotonic() + 5
+        while state.log.lost < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert state.log.lost == 3
+        _, said = get(client, "/ready")
+        assert "OperationalError" in said["decision_log"]
+        assert "apportion_decisions_lost 3.0" in get(client, "/metrics")[1]
+        state.log.path = path
+        client.chat.completions.create(**ASKED)
+        blocker.close()
+    assert len(read_decisions(path)) == 1
+
+
+def test_metrics_count_tokens_and_savings(stub: Stub, known: Routing) -> None:
+    with serving(stub, known) as client:
+        client.chat.completions.create(**ASKED)
+        list(client.chat.completions.create(stream=True, **ASKED))
+        logged(client, 2)
+        text = get(client, "/metrics")[1]
+    assert 'apportion_routes_total{reason="router",route="direct"} 2.0' in text
+    assert 'apportion_requests_total{path="/v1/chat/completions",status="200"} 2.0' in text
+    saved = next(line for line in text.splitlines() if line.startswith("apportion_saved_tokens_total"))
+    assert 800 < float(saved.split()[1]) < 1000, "two answers of some 40 tokens against 500 each"
+
+
+def test_shadow_decides_and_passes_on(stub: Stub, known: Routing) -> None:
+    stub.logprobs = -2.0
+    with serving(stub, known, shadow=True) as client:
+        raw = client.chat.completions.with_raw_response.create(**ASKED)
+        assert raw.headers["x-apportion-route"] == "direct"
+        assert stub.bodies[0]["messages"] == QUESTION
+        deadline = time.monotonic() + 5
+        while len(stub.bodies) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        found = logged(client)[0]
+    assert (found["route"], found["shadow"], found["reason"]) == ("direct", "rag", "shadow")
+    assert len(stub.bodies) == 2, "the answer as sent, and the draft of the decision"
+
+
+def test_many_clients_at_once_get_their_own_answers(stub: Stub, known: Routing) -> None:
+    async def ask_all(url: str) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+
+            async def ask(number: int) -> str:
+                messages = [{"role": "user", "content": f"Who founded Bern {number}?"}]
+                if number % 2:
+                    answer = await client.chat.completions.create(model="direct", messages=messages)  # type: ignore[call-overload]
+                    return str(answer.choices[0].message.content)
+                chunks = await client.chat.completions.create(model="direct", messages=messages, stream=True)  # type: ignore[call-overload]
+                return "".join([one.choices[0].delta.content or "" async for one in chunks if one.choices])
+
+            return list(await asyncio.gather(*(ask(number) for number in range(60))))
+
+    with serving(stub, known, concurrency=8) as client:
+        found = asyncio.run(ask_all(str(client.base_url)))
+    assert found == [f"Reply to Who founded Bern {number}?" for number in range(60)]
