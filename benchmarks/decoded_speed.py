@@ -1,6 +1,6 @@
 """Tokens a second of a folder that we wrote, loaded here, beside its full-precision source, in one process by turns.
 
-    python benchmarks/decoded_speed.py MODEL --out docs/results/decoded_speed.json
+python benchmarks/decoded_speed.py MODEL --out docs/results/decoded_speed.json
 """
 
 import argparse
