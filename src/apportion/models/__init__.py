@@ -4,8 +4,8 @@
     load_staged(...), load_full(...)                             -> StagedModel: embed -> blocks -> head
     windows_of(text, tokenizer, tokens)                          -> token windows of a text
 
-These names are what the package offers, loaded when they are first used; its other modules are its own business, but for
-`identity` (which model a folder holds), `staged` and `text`.
+These names are what the package offers, loaded when they are first used; its other modules are its own business, but
+for `identity` (which model a folder holds), `staged` and `text`.
 """
 
 from importlib import import_module
