@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     if error.name != "beartype":
         raise
 else:
-    install_import_hook("apportion.bits", "tests.checked.checked")
+    install_import_hook(["apportion.bits", "apportion.route"], "tests.checked.checked")
 
 import torch
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.route.ask.pipelines import build_request, extract, uses_passages
-from apportion.route.ask.probes import FEATURES, draft_features, features_of_hits, question_features
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.features import group_of
+from apportion.route.ask.pipelines import build_request, uses_passages
+from apportion.route.ask.probes import draft_features, features_of_hits, question_features
 from apportion.route.ask.prompts import Prompts, load_prompts
 from apportion.route.ask.setup import DEFAULT_K
 from apportion.route.ask.strategy import STRATEGIES, USES_COT, USES_RAG
 from apportion.route.index.bm25 import Bm25Index, Hits, Retriever
 from apportion.route.index.build import build_index
 from apportion.route.index.corpus import read_corpus
-from apportion.route.llm.call import BadAnswerError, Failure
+from apportion.route.llm.call import BadAnswerError, ErrorBodyError, says_too_long
 from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
@@ -96,7 +98,7 @@ class Routing:
 
     def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
         """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
-        return frozenset(FEATURES[name].group for name in self.router.features_wanted(weights, draft=drafts))
+        return frozenset(group_of(name) for name in self.router.features_wanted(weights, draft=drafts))
 
     def search(self, text: str) -> Hits:
         """The passages for a question; a millisecond or so, in the thread that calls."""
@@ -116,7 +118,7 @@ class Routing:
 
     def with_draft(self, features: Mapping[str, float], draft: Completion | None) -> dict[str, float]:
         """The features with those of the draft, where one was made."""
-        return {**features, **(draft_features(draft.token_logprobs) if draft else {})}
+        return {**features, **(draft_features(draft.token_logprobs, draft.margin) if draft else {})}
 
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
@@ -273,7 +275,7 @@ def read_completion(body: Mapping[str, Any], started: float, *, logprobs: bool =
     """
     try:
         return read_body(body, Request("", logprobs=logprobs), (time.perf_counter() - started) * 1000)
-    except BadAnswerError as error:
+    except (BadAnswerError, ErrorBodyError) as error:
         raise Refusal(502, f"upstream: {error}", code="bad_upstream_answer") from error
 
 
@@ -283,7 +285,7 @@ def prompt_too_long(status: int, message: str) -> bool:
     >>> prompt_too_long(400, "This model's maximum context length is 2048 tokens")
     True
     """
-    return Failure(message, "", 400 if status == 500 else status, 1, "").prompt_too_long
+    return says_too_long(status, message)
 
 
 def _choice(decision: Decision) -> Choice:

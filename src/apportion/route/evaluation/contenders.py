@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Choice:
     tiers: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Contender(Protocol):
     """Chooses for questions it was not fitted on."""
 
