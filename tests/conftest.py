@@ -17,7 +17,8 @@ except ModuleNotFoundError as error:
     if error.name != "beartype":
         raise
 else:
-    install_import_hook(["apportion.bits", "apportion.route"], "tests.checked.checked")
+    CHECKED = ["apportion.bits", *(f"apportion.route.{room}" for room in ("llm", "index", "ask", "profile"))]
+    install_import_hook(CHECKED, "tests.checked.checked")
 
 import torch
 
