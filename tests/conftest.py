@@ -17,8 +17,8 @@ except ModuleNotFoundError as error:
     if error.name != "beartype":
         raise
 else:
-    CHECKED = ["apportion.bits", *(f"apportion.route.{room}" for room in ("llm", "index", "ask", "profile"))]
-    install_import_hook(CHECKED, "tests.checked.checked")
+    ROOMS = ("llm", "index", "ask", "profile", "router", "evaluation")
+    install_import_hook(["apportion.bits", *(f"apportion.route.{room}" for room in ROOMS)], "tests.checked.checked")
 
 import torch
 

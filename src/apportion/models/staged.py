@@ -240,6 +240,10 @@ class StagedModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        """`head` without a gradient."""
+        return self.head(hidden)
+
+    def head(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
         """Final norm, output embedding and whatever else the model does after its last block.
 
         It treats tokens one by one, so they are given as sequences of length one: no attention mask is made.

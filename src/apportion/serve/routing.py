@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import InputError
+from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.extraction import extract
-from apportion.route.ask.features import group_of
+from apportion.route.ask.features import group_of, needs_of
 from apportion.route.ask.pipelines import build_request, uses_passages
 from apportion.route.ask.probes import draft_features, features_of_hits, question_features
 from apportion.route.ask.prompts import Prompts, load_prompts
@@ -98,7 +99,9 @@ class Routing:
 
     def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
         """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
-        return frozenset(group_of(name) for name in self.router.features_wanted(weights, draft=drafts))
+        names = self.router.features_wanted(weights, draft=drafts)
+        searched = {"retrieval"} if needs_of(names).search else set()
+        return frozenset({*(str(group_of(name)) for name in names), *searched})
 
     def search(self, text: str) -> Hits:
         """The passages for a question; a millisecond or so, in the thread that calls."""
@@ -106,7 +109,7 @@ class Routing:
 
     def features(self, text: str, hits: Hits | None) -> dict[str, float]:
         """Features of the question and, where it was searched for, of the result."""
-        return question_features(text[-MAX_QUESTION_CHARS:]) | (features_of_hits(hits) if hits else {})
+        return question_features(text[-MAX_QUESTION_CHARS:]) | (features_of_hits(hits, text) if hits else {})
 
     def wants_draft(self, features: Mapping[str, float], weights: Weights) -> bool:
         """Whether a draft is worth its cost for this question."""
@@ -119,6 +122,11 @@ class Routing:
     def with_draft(self, features: Mapping[str, float], draft: Completion | None) -> dict[str, float]:
         """The features with those of the draft, where one was made."""
         return {**features, **(draft_features(draft.token_logprobs, draft.margin) if draft else {})}
+
+    def draft_said(self, text: str, draft: Completion, hits: Hits | None) -> dict[str, float]:
+        """Features of what a draft says, beside the passages where there are some."""
+        answer = extract(self.prompts.of("direct", text), draft).answer
+        return answer_features("draft", answer, text, hits.passages if hits else ())
 
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
@@ -200,7 +208,7 @@ def load(
     now = {"corpus": retriever.corpus_digest, "prompts": words.digest, **({"model": model} if model else {})}
     known = load_router(router)
     loaded = load_router(router, {key: value for key, value in now.items() if compared and known.source.get(key)})
-    return Routing(loaded, retriever, words, int(loaded.source.get("k") or DEFAULT_K))
+    return Routing(loaded.one_decision(), retriever, words, int(loaded.source.get("k") or DEFAULT_K))
 
 
 def read_router(folder: Path) -> Router:

@@ -16,7 +16,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import digest_of
 from apportion.core.errors import InputError
 from apportion.route.ask.source import ProfileSource
-from apportion.route.ask.strategy import DIRECT, STRATEGIES
+from apportion.route.ask.strategy import STRATEGIES
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -144,12 +144,14 @@ class Profile:
         known = self.latency_ms[self.complete][:, list(self.columns)]
         return bool(known.size) and bool(np.isfinite(known).all())
 
-    @property
-    def has_draft_cost(self) -> bool:
-        """Whether the draft's cost, which is Direct's, is known for every complete question."""
-        whole = self.complete
-        known = np.isfinite(self.tokens[whole, DIRECT])
-        timed = np.isfinite(self.latency_ms[whole, DIRECT]) if self.has_latency else known
+    def has_cost(self, strategy: str) -> bool:
+        """Whether this strategy's tokens (and latency, where latencies are known) are known of every complete question.
+
+        Also asked of strategies that may not be chosen: a draft costs what Direct costs.
+        """
+        whole, column = self.complete, STRATEGIES.index(strategy)
+        known = np.isfinite(self.tokens[whole, column])
+        timed = np.isfinite(self.latency_ms[whole, column]) if self.has_latency else known
         return bool(known.size) and bool((known & timed).all())
 
     def keys(self) -> NDArray[np.uint64]:
