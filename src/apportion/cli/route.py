@@ -273,6 +273,8 @@ def ask(
     with closing(_connect(settings)) as connected:
         setup = Setup(connected, retriever, load_prompts(prompts), passages)
         unknown = require_trained_on(loaded.source, setup)
+        if unknown and not json:
+            print(f"note: the router's profile does not say its {', '.join(unknown)}: not compared", file=sys.stderr)
         found = answer(question, loaded, setup, weights)
     value = {**plain(found), "not_compared": list(unknown)}
     emit(value, as_json=json, text=_explained(found) if explain else found.text)

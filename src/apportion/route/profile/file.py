@@ -50,6 +50,10 @@ Columns = dict[str, list[Any]]
 def write_profile(path: Path, outcomes: Sequence[Outcome], source: ProfileSource) -> None:
     """Write outcomes as one Parquet file, complete or absent.
 
+    Args:
+        outcomes: four rows a question as a rule; features of their own become columns of their own.
+        source: what they were made from; saved in the file's metadata.
+
     Raises:
         InputError: no outcome. ArtifactError: the disk is full.
     """
@@ -82,11 +86,24 @@ def read_profile(path: Path, *, quality: str = "f1") -> Profile:
     """Read a profile, written here or recorded elsewhere.
 
     Args:
+        path: a Parquet file with a row for each question and strategy.
         quality: the column that is the quality Q, "f1" or "em".
+
+    Returns:
+        Its outcomes as arrays; what it lacks or what could not be used is named in `dropped`.
 
     Raises:
         ArtifactError: no such file. ArtifactCorruptError: not Parquet.
-        InputError: missing columns, unknown strategies, a row twice, values out of range; all in one error.
+        InputError: missing columns, unknown strategies, a row twice, values out of range or of another type; all in
+            one error.
+    Cost: the file is held in memory once.
+
+    >>> import tempfile
+    >>> rows = [Outcome("d", "1", "Who?", ("x",), name, "x", 1.0, 1.0, 9, 2, 5.0) for name in STRATEGIES]
+    >>> path = Path(tempfile.mkdtemp()) / "p.parquet"
+    >>> write_profile(path, rows, ProfileSource(model="tiny"))
+    >>> read_profile(path).tokens.tolist()
+    [[11.0, 11.0, 11.0, 11.0]]
     """
     columns, meta = _read_table(path)
     _refuse_bad_rows(path, columns)
