@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from apportion.core.artifact import write_bytes
+from apportion.core.artifact import unreadable, write_bytes
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
 from apportion.route.ask.source import ProfileSource
 from apportion.route.ask.strategy import STRATEGIES
@@ -127,7 +127,7 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
     except pa.ArrowInvalid as error:
         raise ArtifactCorruptError(f"{path}: is not a Parquet file: {error}", "make it again") from error
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
+        raise unreadable(path, error) from error
     saved = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
     known = {f.name for f in fields(ProfileSource)}
     columns: Columns = {name: table[name].to_pylist() for name in table.column_names}
