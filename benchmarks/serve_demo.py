@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import openai
+from command_line import own_command
 
 from apportion.core.bootstrap import Bootstrap
 from apportion.demo.recorded import recorded
@@ -54,18 +55,22 @@ def main() -> None:
                 "same_route": float(np.mean(routes)),
                 **{f"{name}_served": float(np.mean(asked[name])) for name in ("quality", "tokens", "latency_ms")},
                 **{f"{name}_recorded": float(np.mean(expected[name])) for name in ("quality", "tokens", "latency_ms")},
-                "quality_difference": vars_of(bootstrap.interval(quality)),
-                "tokens_difference": vars_of(bootstrap.interval(tokens)),
+                "quality_difference": shown(bootstrap.interval(quality)),
+                "tokens_difference": shown(bootstrap.interval(tokens)),
             }
         )
         print(json.dumps(found[-1]), flush=True)
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        title = (
+            "The demonstration model behind the server: 200 test questions through the openai client, and the recording"
+        )
+        saved = {"title": title, "command": own_command(), "rows": found}
+        given.out.write_text(json.dumps(saved, indent=1) + "\n")
 
 
-def vars_of(interval: Any) -> dict[str, float]:
+def shown(interval: Any) -> str:
     """A paired difference: mean and 95 %."""
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
 def served(url: str, ids: list[str], weights: Weights) -> dict[str, list[Any]]:

@@ -276,6 +276,9 @@ def ask(
         if unknown and not json:
             print(f"note: the router's profile does not say its {', '.join(unknown)}: not compared", file=sys.stderr)
         found = answer(question, loaded, setup, weights)
+    if unknown and not json:
+        said = f"the router does not record its {', '.join(unknown)}, so that was not compared with this setup"
+        print(f"note: {said}", file=sys.stderr)
     value = {**plain(found), "not_compared": list(unknown)}
     emit(value, as_json=json, text=_explained(found) if explain else found.text)
 
