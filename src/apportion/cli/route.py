@@ -273,8 +273,6 @@ def ask(
     with closing(_connect(settings)) as connected:
         setup = Setup(connected, retriever, load_prompts(prompts), passages)
         unknown = require_trained_on(loaded.source, setup)
-        if unknown and not json:
-            print(f"note: the router's profile does not say its {', '.join(unknown)}: not compared", file=sys.stderr)
         found = answer(question, loaded, setup, weights)
     if unknown and not json:
         said = f"the router does not record its {', '.join(unknown)}, so that was not compared with this setup"
