@@ -87,8 +87,8 @@ def keeping_router() -> Any:
     """A router that drafts every question and takes the draft, however unsure it is."""
     router = knowing_router()
     full = router.tiers[0]
-    mean = np.array([0.0, 1e6, 1e6])
-    return replace(router, tiers=(replace(full, policy=replace(full.policy, mean=mean)),))
+    decider = replace(full.decider, reader=replace(full.decider.reader, mean=np.array([0.0, 1e6, 1e6])))
+    return replace(router, tiers=(replace(full, decider=decider),))
 
 
 def serve(known: Routing, upstream: str) -> str:

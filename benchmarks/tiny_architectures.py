@@ -256,7 +256,7 @@ def adorn(folder: Path) -> None:
 
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    norms = {key: tensor.float() for key, tensor in tensors.items() if tensor.dim() == 1 and "norm" in key}
+    norms = {key: tensor.float() * 1.001 for key, tensor in tensors.items() if tensor.dim() == 1 and "norm" in key}
     extra = {"mtp.fc.weight": torch.ones(4, 4, dtype=torch.bfloat16)}
     save_file({**tensors, **norms, **extra}, path, metadata={"format": "pt"})
     (folder / "LICENSE").write_text("as it was\n")

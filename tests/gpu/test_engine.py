@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("kind", KINDS)
 def test_replayed_values_equal_naive_ones(kind: str, checkpoint: Callable[..., Path], text_file: Path) -> None:
     model = str(checkpoint(kind, blocks=4))
-    staged, tokenizer = load_model(model, place("cuda", "float32")), load_tokenizer(model)
+    staged, tokenizer = load_staged(model, place("cuda", "float32")), load_tokenizer(model)
     windows = calibrate(text_file, tokenizer, windows=3, window_tokens=32, seed=0)
     bank = Quantizer(staged, tokenizer, Recipe(group_size=32)).bank
     game = MeasuredGame(bank, windows)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from apportion.bits.apply import apply
-from apportion.bits.game.sampling import take_samples
+from apportion.bits.apply import apply_to
 from apportion.bits.plan.plan import plan_from
-from apportion.bits.quantize import Quantization, open_table, quantize
-from apportion.bits.recipe import Sampling
+from apportion.bits.quantize import QuantizeRequest, open_model, quantize
+from apportion.bits.quantizer import take_samples
+from apportion.bits.recipe import Recipe
 from apportion.core.artifact import (
     claim_folder,
     finished,
@@ -29,11 +29,11 @@ from apportion.models.identity import source_identity
 from apportion.models.load import load_full
 
 Make = Callable[..., Path]
-ASK = Quantization(avg_bits=3.0, method="coopq")
+ASK = QuantizeRequest(avg_bits=3.0, method="coopq")
 
 
-def small(text: Path) -> Sampling:
-    return Sampling(calibration=text, windows=2, window_tokens=24, permutations=2, group_size=32)
+def small(text: Path) -> Recipe:
+    return Recipe(calibration=text, windows=2, window_tokens=24, permutations=2, group_size=32)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,8 +52,8 @@ def test_a_model_folder_as_out_is_refused_untouched_by_every_step(
     staged, tokenizer = load_full(model, place("cpu"))
     steps: tuple[Callable[[], object], ...] = (
         lambda: quantize(model, victim, ASK, small(text_file), resume=resume),
-        lambda: apply(staged, tokenizer, plan, victim, resume=resume),
-        lambda: take_samples(open_table(model, small(text_file)), victim, resume=resume),
+        lambda: apply_to(staged, tokenizer, plan, victim, resume=resume),
+        lambda: take_samples(open_model(model, small(text_file)), victim, resume=resume),
         lambda: quantize(str(victim), victim, ASK, small(text_file), resume=resume),
         lambda: quantize(str(victim), victim / "out", ASK, small(text_file), resume=resume),
     )

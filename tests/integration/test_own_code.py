@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def own(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mon
     modules = str(tmp_path / "modules")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
     monkeypatch.syspath_prepend(modules)
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)  # an earlier test's, found in a folder of its own
     folder = Path(shutil.copytree(checkpoint(blocks=2), tmp_path / "own"))
     config = json.loads((folder / "config.json").read_text())
     classes = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}

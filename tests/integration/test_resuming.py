@@ -14,6 +14,7 @@ from apportion.bits.plan import allocate, budget_from_bits, estimate
 from apportion.bits.quantize import open_model
 from apportion.bits.quantizer import take_samples
 from apportion.bits.recipe import Recipe
+from apportion.core.artifact import claim_folder
 from apportion.core.errors import ArtifactCorruptError, InputError
 from apportion.models.text import load_calibration, read_text
 
@@ -31,7 +32,7 @@ def test_windows_of_a_run_that_measured_nothing_are_made_anew(
 ) -> None:
     other = tmp_path / "other.txt"
     other.write_text("some other words, " * 500)
-    (tmp_path / "s").mkdir()
+    claim_folder(tmp_path / "s", kind="samples")
     ended = open_model(str(checkpoint("qwen3", blocks=2)), small(None if own_text else other))
     ended.text_for(tmp_path / "s")  # and there it was refused, or killed
     table = open_model(str(checkpoint(blocks=2)), small(None if own_text else text_file))

@@ -27,7 +27,7 @@ def context(request: pytest.FixtureRequest, checkpoint: Make, text_file: Path, t
     model = str(checkpoint(request.param, blocks=3))
     folder = tmp_path_factory.mktemp("context")
     recipe = Recipe(group_size=32, calibration=text_file, windows=3, window_tokens=32, permutations=2)
-    quantizer = Quantizer(load_model(model, place("cpu", "float32")), load_tokenizer(model), recipe)
+    quantizer = Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
     samples = take_samples(quantizer, folder / "samples")
     text = calibrate(text_file, quantizer.tokenizer, windows=3, window_tokens=32, seed=0)
     return Context(MeasuredGame(quantizer.bank, text), samples, folder)
@@ -55,7 +55,7 @@ def test_gradients_equal_finite_differences_and_leave_the_model_as_it_was(contex
 
 def test_llm_mq_is_the_inner_product_of_gradient_and_rounding_error(context: Context) -> None:
     found = llm_mq(context.game.bank, context.game.text, context.samples)
-    model = load_model(context.game.bank.staged.source, place("cpu", "float32")).model.requires_grad_(True)
+    model = load_staged(context.game.bank.staged.source, place("cpu", "float32")).model.requires_grad_(True)
     windows = context.game.text.windows
     model(input_ids=windows, labels=windows, use_cache=False).loss.backward()
     bank = context.game.bank

@@ -13,7 +13,7 @@ from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.sequential import stages_of, walk
 from apportion.core.device import place
 from apportion.core.errors import InputError
-from apportion.formats import grid_width
+from apportion.formats import GridWeight, Width, grid_width
 from apportion.models.load import load_staged
 from apportion.models.staged import StagedModel
 
@@ -105,3 +105,59 @@ def test_a_bank_holds_every_width_and_needs_text(staged: StagedModel) -> None:
     assert set(found) == {(path, width) for path in staged.originals for width in widths}
     with pytest.raises(InputError, match="needs calibration text"):
         round_all(staged, Gptq(), widths)
+
+
+def test_a_killed_rounding_goes_on_after_the_last_finished_block(staged: StagedModel, tmp_path: Path) -> None:
+    """To the same codes and scales; the block that was under way is done again, finished ones are read."""
+    rounding, widths = Gptq(rounds=1), dict.fromkeys(staged.originals, grid_width(2, 32))
+    whole = round_plan(staged, rounding, widths, WINDOWS)
+    in_block = len(staged.layout.linears[0])
+    dying = Counted(rounding, dies_at=in_block + 2)
+    with pytest.raises(KeyboardInterrupt):
+        round_plan(staged, dying, widths, WINDOWS, tmp_path)
+    staged.restore()
+    counted = Counted(rounding)
+    again = round_plan(staged, counted, widths, WINDOWS, tmp_path)
+    assert counted.rounded == len(widths) - in_block
+    assert list(again) == list(whole)
+    for path, item in whole.items():
+        assert torch.equal(item.codes, again[path].codes)
+        assert torch.equal(item.scale, again[path].scale)
+
+
+def test_blocks_of_another_text_are_not_gone_on_from(staged: StagedModel, tmp_path: Path) -> None:
+    rounding, widths = Gptq(rounds=1), dict.fromkeys(staged.originals, grid_width(2, 32))
+    round_plan(staged, rounding, widths, WINDOWS, tmp_path)
+    counted = Counted(rounding)
+    round_plan(staged, counted, widths, WINDOWS.flip(0), tmp_path)
+    assert counted.rounded == len(widths)
+
+
+def test_a_damaged_piece_is_made_again(staged: StagedModel, tmp_path: Path) -> None:
+    rounding, widths = Gptq(rounds=1), dict.fromkeys(staged.originals, grid_width(2, 32))
+    whole = round_plan(staged, rounding, widths, WINDOWS, tmp_path)
+    piece = tmp_path / "block-0.safetensors"
+    content = bytearray(piece.read_bytes())
+    content[-1] ^= 1
+    piece.write_bytes(content)
+    counted = Counted(rounding)
+    again = round_plan(staged, counted, widths, WINDOWS, tmp_path)
+    assert counted.rounded == len(staged.layout.linears[0])
+    assert all(torch.equal(item.codes, again[path].codes) for path, item in whole.items())
+
+
+class Counted:
+    """A rounding that counts, and dies when it is told to; to what is kept it is the rounding inside."""
+
+    def __init__(self, inner: Gptq, dies_at: int = -1) -> None:
+        self.inner, self.dies_at, self.rounded = inner, dies_at, 0
+        self.name, self.format, self.needs_hessian = inner.name, inner.format, True
+
+    def round(self, weight: Tensor, width: Width, moments: Moments | None = None) -> GridWeight:
+        if self.rounded == self.dies_at:
+            raise KeyboardInterrupt
+        self.rounded += 1
+        return self.inner.round(weight, width, moments)
+
+    def __repr__(self) -> str:
+        return repr(self.inner)

@@ -46,7 +46,7 @@ def test_the_blocked_loop_equals_the_naive_one(bits: int, activation: bool) -> N
     weight, moments = layer(bits)
     width = grid_width(bits, GROUP)
     scale = Nearest().round(weight, width).scale.double()
-    order = column_order(moments.hessian, activation=activation)
+    order = column_order(moments.hessian, activation)
     factor = error_factor(moments.hessian.double(), 0.01, order)
     found = feed_back(weight.double(), scale, factor, width, order)
     wanted = naive_codes(weight, scale, damped(moments.hessian, 0.01), width, order)
@@ -144,3 +144,33 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
 def test_no_moments_are_refused() -> None:
     with pytest.raises(InputError, match="needs calibration text"):
         Gptq().round(torch.ones(4, GROUP), grid_width(2, GROUP))
+
+
+def test_linears_of_one_input_share_what_is_made_of_its_moments() -> None:
+    weight, moments = layer(9)
+    width = grid_width(2, GROUP)
+    alone = [Gptq().round(part, width, Moments(moments.hessian, moments.cross, 1)) for part in (weight, 2 * weight)]
+    together = [Gptq().round(part, width, moments) for part in (weight, 2 * weight)]
+    made = set(moments.kept)
+    assert {key[0] for key in made} == {"order", "factor", "shift"}
+    assert len(made) == 2 + len(Gptq().dampings)
+    assert all(torch.equal(first.codes, other.codes) for first, other in zip(alone, together, strict=True))
+
+
+def test_the_factor_is_the_upper_root_of_the_inverse() -> None:
+    _, moments = layer(10)
+    order = column_order(moments.hessian, True)
+    factor = error_factor(moments.hessian.double(), 0.01, order)
+    assert torch.equal(factor, factor.triu())
+    wide = damped(moments.hessian, 0.01)[order][:, order]
+    assert torch.allclose(factor.T @ factor @ wide, torch.eye(COLUMNS, dtype=torch.float64), atol=1e-6)
+
+
+def test_scales_are_fitted_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, moments = layer(11)
+    codes = torch.randint(-2, 2, weight.shape, generator=torch.Generator().manual_seed(0)).float()
+    scale = torch.full((ROWS, COLUMNS // GROUP), 0.5)
+    whole = fit_scales(weight, codes, scale, moments.hessian, torch.float32)
+    monkeypatch.setattr("apportion.bits.rounding.refine.SYSTEM_BYTES", 5 * 8 * (COLUMNS // GROUP) ** 2)
+    parts = fit_scales(weight, codes, scale, moments.hessian, torch.float32)
+    assert torch.allclose(whole, parts, rtol=1e-3)

@@ -1,11 +1,14 @@
-"""Tuned scales: nearer to full precision, same codes and bytes, never worse where the state is chosen."""
+"""Tuned scales and learned codes: nearer to full precision, same bytes, never worse where the state is chosen."""
 
 import pytest
 import torch
+from torch.func import functional_call
 
-from apportion.bits.rounding import round_plan
+from apportion.bits.rounding import distil, round_plan, tuning
+from apportion.bits.rounding.descent import Descent, batches
+from apportion.bits.rounding.latent import Latents, Start, StraightThrough
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.rounding.tuning import CHECKS, batches, lesson_of, loss_of, require_tunable, tune
+from apportion.bits.rounding.tuning import CHECKS, lesson_of, loss_of, require_tunable, tune
 from apportion.core.device import place
 from apportion.core.errors import InputError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, grid_width
@@ -43,18 +46,151 @@ def test_tuning_brings_predictions_nearer_on_unseen_text_and_keeps_codes(checkpo
 def test_the_untuned_state_is_kept_where_tuning_makes_it_worse(checkpoint, monkeypatch):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 4)
-    monkeypatch.setattr("apportion.bits.rounding.tuning.RATE", 3.0)  # far too fast
+    monkeypatch.setattr("apportion.bits.rounding.latent.GAIN_RATE", 3.0)  # far too fast
     tuned = tune(staged, rounded, lesson_of(staged, WINDOWS, 4))
     assert tuned.steps == 0
     assert tuned.after == tuned.before
     assert all(torch.equal(item.scale, tuned.packed[path].scale) for path, item in rounded.items())
 
 
-def test_the_same_seed_gives_the_same_scales(checkpoint):
+@pytest.mark.parametrize("codes", [False, True])
+def test_the_same_seed_gives_the_same_weights(checkpoint, codes):
     staged = load_staged(str(checkpoint("qwen3")), place("cpu", "float32"))
     rounded = rounded_to(staged, 2)
-    first, again = (tune(staged, rounded, lesson_of(staged, WINDOWS, 6, seed=3)).packed for _ in range(2))
-    assert all(torch.equal(item.scale, again[path].scale) for path, item in first.items())
+    first, again = (tune(staged, rounded, lesson_of(staged, WINDOWS, 6, seed=3, codes=codes)).packed for _ in range(2))
+    assert same_weights(first, again)
+
+
+def same_weights(first, second) -> bool:
+    return all(
+        torch.equal(item.codes, second[path].codes) and torch.equal(item.scale, second[path].scale)
+        for path, item in first.items()
+    )
+
+
+def test_learned_codes_beat_tuned_scales_on_unseen_text(checkpoint):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded = rounded_to(staged, 2)
+    scales, codes = (tune(staged, rounded, lesson_of(staged, WINDOWS, 48, codes=learn)) for learn in (False, True))
+    unseen = torch.randint(2, 150, (8, 24), generator=torch.Generator().manual_seed(6))
+    teacher = staged.last_hidden(unseen)
+    assert loss_of(staged, codes.packed, unseen, teacher) < loss_of(staged, scales.packed, unseen, teacher)
+    assert codes.learned == "codes and scales"
+    assert scales.learned == "scales"
+    assert codes.moved > 0 == scales.moved
+
+
+def test_every_linear_keeps_to_its_own_width_and_group_size(checkpoint):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    mixed = [grid_width(2, 32), grid_width(3, 16), grid_width(4, 32)]
+    widths = {path: mixed[place % 3] for place, path in enumerate(staged.originals)}
+    tuned = tune(staged, round_plan(staged, Nearest(), widths), lesson_of(staged, WINDOWS, 8, codes=True))
+    for path, item in tuned.packed.items():
+        assert item.width == widths[path]
+        assert item.scale.shape[1] == item.shape[1] // widths[path].group_size
+        assert widths[path].lowest <= int(item.codes.min())
+        assert int(item.codes.max()) <= widths[path].highest
+
+
+def test_before_the_first_step_the_weights_are_those_that_were_rounded(checkpoint):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded = rounded_to(staged, 2)
+    latents = Latents(rounded, staged.originals, "cpu", StraightThrough)
+    decoded = latents.weights(torch.float32, 0.0)
+    assert all(torch.equal(decoded[path], item.dequantize(torch.float32)) for path, item in rounded.items())
+    assert same_weights(rounded, latents.found())
+
+
+def test_the_gradient_of_gains_is_that_of_autograd():
+    start = start_at(torch.randint(-2, 2, (5, 8), generator=torch.Generator().manual_seed(0)))
+    codes = StraightThrough(start)
+    wanted = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    (codes.decode(torch.float32, 0.0) * wanted).sum().backward()
+    gain = torch.zeros(5, 1, requires_grad=True)
+    (start.codes.float() * start.scale * gain.exp() * wanted).sum().backward()
+    assert torch.allclose(codes.gain.grad, gain.grad)
+    assert torch.allclose(codes.position.grad, wanted * start.scale)  # as if nothing were rounded
+
+
+def start_at(codes):
+    scale = torch.linspace(-0.5, 0.7, len(codes))[:, None]
+    low, high = torch.full_like(scale, -2), torch.full_like(scale, 1)
+    return Start(codes.to(torch.int8), scale, low, high, codes.bfloat16())
+
+
+@pytest.mark.parametrize("vocabulary_bytes", [1, 1 << 30])
+def test_the_loss_and_its_gradient_are_those_of_the_whole_model(checkpoint, monkeypatch, vocabulary_bytes):
+    """In parts of one token and in one: as autograd through the model's own forward pass has it."""
+    monkeypatch.setitem(distil.LOGIT_BYTES, "cpu", vocabulary_bytes)
+    staged = load_staged(str(checkpoint("gemma2")), place("cpu", "float32"))
+    windows, teacher = WINDOWS[:2], staged.last_hidden(WINDOWS[:2]).clone()
+    path = next(iter(staged.originals))
+    changed = staged.own_weight(path) * 0.5
+    ours, theirs = (changed.clone().requires_grad_() for _ in range(2))
+    loss = distil.predictions_gradient(staged, {path: ours}, windows, teacher, 0.25)
+    labels = staged.logits(teacher[:, :-1]).clone().softmax(-1)
+    logits = functional_call(staged.model, {f"{path}.weight": theirs}, (windows,)).logits[:, :-1]
+    wanted = -(labels * logits.log_softmax(-1)).sum(-1).mean() * 0.25
+    wanted.backward()
+    assert torch.allclose(loss, wanted, rtol=1e-5)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_a_killed_run_goes_on_from_its_last_look_to_the_same_weights(checkpoint, tmp_path, monkeypatch, codes):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8, codes=codes)
+    whole = tune(staged, rounded, lesson)
+    taken = []
+
+    def dies(descent: Descent, *given):
+        taken.append(descent.done)
+        if len(taken) == 6:
+            raise KeyboardInterrupt
+        return step(descent, *given)
+
+    step = Descent.step
+    monkeypatch.setattr(Descent, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tune(staged, rounded, lesson, tmp_path)
+    again = tune(staged, rounded, lesson, tmp_path)
+    assert taken == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert same_weights(whole.packed, again.packed)
+    assert (whole.before, whole.after, whole.steps) == (again.before, again.after, again.steps)
+
+
+def test_what_was_kept_for_other_weights_is_not_gone_on_from(checkpoint, tmp_path):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    lesson = lesson_of(staged, WINDOWS, 4)
+    tune(staged, rounded_to(staged, 2), lesson, tmp_path)
+    kept = tune(staged, rounded_to(staged, 3), lesson, tmp_path)
+    assert same_weights(kept.packed, tune(staged, rounded_to(staged, 3), lesson).packed)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(checkpoint, monkeypatch):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 3)
+    whole = tune(staged, rounded, lesson)
+
+    def small(staged, weights, windows, *given):
+        if len(windows) > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient(staged, weights, windows, *given)
+
+    gradient = tuning.predictions_gradient
+    monkeypatch.setattr(tuning, "predictions_gradient", small)
+    halved = tune(staged, rounded, lesson)
+    assert whole.batch == len(lesson.windows)
+    assert halved.batch <= 24
+    assert halved.after == pytest.approx(whole.after, rel=1e-4)
+
+
+def test_without_the_memory_for_codes_scales_are_tuned_and_the_result_says_so(checkpoint, monkeypatch):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    monkeypatch.setattr(tuning, "free_bytes", lambda device: 1000)
+    tuned = tune(staged, rounded_to(staged, 2), lesson_of(staged, WINDOWS, 2, codes=True))
+    assert tuned.learned.startswith("scales: learning codes needs ")
+    assert tuned.moved == 0
 
 
 def test_every_window_is_taught_once_before_any_comes_again():

@@ -11,6 +11,7 @@ from apportion.bits.quantize import PACKAGES
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe, applied_named
 from apportion.bits.rounding import require_tunable, require_windows
+from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -81,6 +82,7 @@ def apply(
         rounding,
         recipe,
         resume=resume,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -93,10 +95,14 @@ def apply_to(
     recipe: Recipe | None = None,
     *,
     resume: bool = False,
+    trust_remote_code: bool = False,
 ) -> Json:
     """`apply` for a model that is loaded already."""
     with output_folder(out, "apply", resume=resume, reads=[staged.source] if staged.source else []):
-        return write_plan(staged, tokenizer, plan, out, rounding, recipe or Recipe(), resume=resume)
+        recipe = recipe or Recipe()
+        return write_plan(
+            staged, tokenizer, plan, out, rounding, recipe, resume=resume, trust_remote_code=trust_remote_code
+        )
 
 
 def write_plan(
@@ -108,6 +114,7 @@ def write_plan(
     recipe: Recipe,
     *,
     resume: bool,
+    trust_remote_code: bool,
 ) -> Json:
     """The work of `apply`, in a folder that is held for it."""
     require_made_for(plan, staged)
@@ -139,6 +146,7 @@ def write_plan(
     start(out, asked)
     weights = quantizer.write(widths)
     weight_bytes, files = write_checkpoint(out, staged, widths, weights.packed, tokenizer, backend.format)
+    proof = proven(out, staged, weights.packed, backend.format, trust_remote_code=trust_remote_code)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     result = {
@@ -148,6 +156,7 @@ def write_plan(
         "apply_rounding": backend.name,
         "format": backend.format.name,
         "servers": list(backend.format.servers),
+        **proof,
         "tuned": weights.tuned,
         "plan": plan.by_name(),
         "out": str(out),

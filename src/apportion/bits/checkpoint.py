@@ -12,6 +12,7 @@ Zero points are not used: they fail to reload in transformers 5.23.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def write_checkpoint(
         ArtifactError: the disk is full or refuses.
     """
     entries = packed_entries(staged, widths, form)
-    names = write_shards(folder, entries, reading(staged, packed))
+    names = write_shards(folder, entries, reading(staged, widths, packed, form))
     weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
     if staged.origin.folder is not None:
         names += copy_companions(staged.origin.folder, staged.origin.companions, folder)
@@ -123,18 +124,25 @@ def config_of(staged: StagedModel) -> Json:
     return {**found, "dtype": str(staged.dtype).removeprefix("torch.")}
 
 
-def reading(staged: StagedModel, packed: Mapping[str, Packed]) -> Callable[[str], Tensor]:
-    """How each tensor of the new files is had: packed, or copied from the source."""
+def reading(
+    staged: StagedModel, widths: Mapping[str, Width], packed: Mapping[str, Packed], form: Format
+) -> Callable[[str], Tensor]:
+    """How each tensor of the new files is had: packed, one linear at a time, or copied from the source."""
     owner = {}
-    for path, item in packed.items():
-        for suffix in item.tensors():
+    for path, width in widths.items():
+        rows, columns = staged.originals[path].shape
+        for suffix in form.shapes(width, rows, columns, staged.originals[path].dtype):
             owner[f"{staged.origin.paths[path]}.{suffix}"] = (path, suffix)
+
+    @lru_cache(maxsize=1)
+    def made(path: str) -> Mapping[str, Tensor]:
+        return packed[path].tensors()
 
     def read(name: str) -> Tensor:
         if name not in owner:
             return staged.origin.read(name)
         path, suffix = owner[name]
-        return packed[path].tensors()[suffix]
+        return made(path)[suffix]
 
     return read
 

@@ -26,6 +26,7 @@ from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.bits.recipe import Recipe, require_tied
 from apportion.bits.report import write_report
 from apportion.bits.rounding import require_windows
+from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -190,14 +191,15 @@ def quantize(
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
         if finished(claimed, asked, resume=resume):
             return dict(read_manifest(claimed)["result"])
-        return quantize_into(claimed, model, ask, recipe, {"asked": asked, "began": began})
+        run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
+        return quantize_into(claimed, model, ask, recipe, run)
 
 
 def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, run: Json) -> Json:
     """The work of `quantize`, in a folder that is held for it.
 
     Args:
-        run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds.
+        run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
     quantizer = open_model(model, recipe, ask)
     budget = ask.budget(quantizer.costs)
@@ -213,9 +215,7 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
         samples = measure(game, chosen.samples, [item.assignment for item in (chosen.plan, *frontier)])
         told = {**game.execution(), "embeddings": quantizer.staged.embeddings, "tokenised": quantizer.tokenised}
     frontier = [measured(item, samples) for item in frontier]
-    return finish(
-        out, quantizer, replace(chosen, samples=samples), frontier, {"execution": told, "began": run["began"]}
-    )
+    return finish(out, quantizer, replace(chosen, samples=samples), frontier, {**run, "execution": told})
 
 
 @dataclass(frozen=True)
@@ -281,13 +281,14 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
     """Write the checkpoint, its evidence, the report and, last, the manifest.
 
     Args:
-        run: `execution` (how it was measured) and `began` (on the monotonic clock, seconds).
+        run: `execution` (how it was measured), `began` (on the monotonic clock, seconds), `trust_remote_code`.
     """
     samples, sensitivity, plan, weights = chosen.samples, chosen.sensitivity, chosen.plan, chosen.weights
     widths = widths_by_path(quantizer.staged, quantizer.costs, plan.assignment)
     form = quantizer.applied.format
     weight_bytes, files = write_checkpoint(out, quantizer.staged, widths, weights.packed, quantizer.tokenizer, form)
     assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
+    proof = proven(out, quantizer.staged, weights.packed, form, trust_remote_code=run["trust_remote_code"])
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     write_json(out / "sensitivity.json", sensitivity)
@@ -309,6 +310,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "apply_rounding": quantizer.applied.name,
         "format": form.name,
         "servers": list(form.servers),
+        **proof,
         "tuned": weights.tuned,
         "optimal": plan.optimal,
         "source": plan.source,

@@ -12,7 +12,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main() -> None:
     """Entry point of the `apportion` command."""
-    from apportion.cli import bits, compare, demo, route, router, serve  # noqa: F401  each module adds its commands to app
+    # each module adds its commands to app
+    from apportion.cli import bits, compare, demo, divergence, route, router, serve  # noqa: F401
 
     try:
         code = app(standalone_mode=False)  # outside of standalone mode an exit code is returned, Ctrl-C's among them

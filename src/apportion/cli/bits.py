@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from apportion.cli.base import app, emit
+from apportion.cli.gguf import FileOptions, file_text, quantize_file
 from apportion.cli.options import (
     Alpha,
     ApplyRounding,
@@ -52,6 +53,7 @@ def quantize(
         bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing (not with auto).")
     ] = False,
     recipe: RecipeOptions,
+    file: FileOptions,
     place: PlaceOptions,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -59,7 +61,13 @@ def quantize(
     """Quantize a checkpoint to a memory budget; rounded by nearest or gptq, stock transformers loads the result.
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
+    One file for llama.cpp: apportion quantize ./Llama-3.2-3B --format gguf --max-bytes 1.5GB --out model.gguf
     """
+    if file.is_gguf():
+        written = quantize_file(model, out, file, max_bytes, recipe, place, resume=resume)
+        emit(written, as_json=as_json, text=file_text(written))
+        return
+
     from apportion.bits.plan import parse_bytes
     from apportion.bits.quantize import QuantizeRequest
     from apportion.bits.quantize import quantize as run

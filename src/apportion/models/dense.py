@@ -17,9 +17,9 @@ from apportion.core.errors import InputError
 from apportion.formats.packed import Packed
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
-from apportion.models.names import names_of
+from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
-from apportion.models.own import is_own, take_packed
+from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
 from apportion.models.pretrained import first_line, local_folder, model_class, own_code, quiet
 from apportion.models.source import Source, open_source
 
@@ -59,10 +59,10 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
         if not saved:
             loaded = asked.whole(dtype="auto")
             return Dense(loaded, origin_of(loaded, source))
-        if is_own(saved):
-            state, packed = take_packed(saved, source)
+        if is_own(saved) or is_packed_grid(saved):
+            state, packed = take_packed(saved, source) if is_own(saved) else take_grid(saved, source)
             loaded = asked.filled({**state, **dense_weights(packed, compute)}, dtype=compute)
-            return Dense(loaded, None, saved["quant_method"], by_module(loaded, packed))
+            return Dense(loaded, None, saved["quant_method"], by_module(loaded, packed) if is_own(saved) else {})
         if is_blockwise(saved):
             plain = decoded_source(saved, source)
             loaded = asked.filled(dict(plain.read()), dtype="auto")
@@ -103,7 +103,13 @@ class Asked:
         return loaded
 
     def _load(self, where: str | None, **how: Any) -> Any:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
         kind = model_class(self.model, self.config, self.source.config.get("architectures") or [])
+        code = (getattr(self.config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+        if where is None and code:  # without a folder the automatic class does not look for the code
+            require_trust(self.model, self.trust_remote_code)
+            kind = get_class_from_dynamic_module(code, str(self.source.folder))
         if getattr(self.config.get_text_config(), "attn_logit_softcapping", None) is not None:
             how["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
         if kind.__name__.startswith("Auto"):
@@ -111,6 +117,16 @@ class Asked:
         loaded, info = kind.from_pretrained(where, output_loading_info=True, **how)
         require_whole(self.model, info["missing_keys"])
         return loaded
+
+
+def require_trust(model: str, trusted: bool) -> None:
+    """Refuse code that comes with a checkpoint, unless the user trusts it.
+
+    Raises:
+        InputError: saying how.
+    """
+    if not trusted:
+        raise InputError(f"MODEL {model}: contains custom code", "use --trust-remote-code if you trust its code")
 
 
 def read_config(source: Source, trust_remote_code: bool) -> Any:
@@ -180,8 +196,20 @@ def dense_weights(packed: Mapping[str, Packed], dtype: torch.dtype) -> dict[str,
 def origin_of(model: Any, source: Source) -> Origin:
     """Where the model's tensors lie, with its experts as linears of their own where the files have them so."""
     names = names_of(model, source.tensors)
+    widen(model, source, names)
     found = origin_of_folder(source, names)
     return replace(found, paths={**found.paths, **take_apart(model, source, names)})
+
+
+def widen(model: Any, source: Source, names: Names) -> None:
+    """Give parameters that the files have in a wider dtype than the model was loaded in their own values again.
+
+    A checkpoint in bfloat16 may keep its norms in float32, and transformers loads all in one dtype.
+    """
+    for name, parameter in model.named_parameters():
+        stored = names.single.get(name)
+        if stored and parameter.dtype.itemsize < source.tensors[stored].dtype.itemsize:
+            parameter.data = source.tensor(stored)
 
 
 def by_module(model: Any, packed: Mapping[str, Packed]) -> dict[str, Packed]:

@@ -1,6 +1,7 @@
-"""The formats that this program alone reads: quanto's and hqq's tensors, written by it.
+"""Folders in the formats that this program writes, read back as packed weights.
 
-Their linears may be decoded into plain ones, or replaced by the library's own modules over the packed tensors.
+All of them are decoded into plain linears. Those of quanto and hqq, which no other program reads, may instead be
+replaced by the library's own modules over the packed tensors.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from apportion.core.artifact import Json
 from apportion.core.device import Placement
 from apportion.core.errors import ArtifactCorruptError
-from apportion.formats import FORMATS, HQQ, QUANTO, HqqWeight, Packed, QuantoWeight, width_named
+from apportion.formats import (
+    COMPRESSED_TENSORS,
+    FORMATS,
+    HQQ,
+    QUANTO,
+    HqqWeight,
+    Packed,
+    QuantoWeight,
+    grid_width,
+    width_named,
+)
 from apportion.models.source import Source
 
 OWN = (HQQ.name, QUANTO.name)
@@ -46,6 +57,53 @@ def take_packed(saved: Json, source: Source) -> tuple[dict[str, Tensor], dict[st
                 )
             parts[suffix] = part
         found[path] = form.unpack(parts, (rows, columns), width)
+    return tensors, found
+
+
+def is_packed_grid(saved: Json) -> bool:
+    """Whether a `quantization_config` says symmetric packed integers in groups: what `quantize` writes for servers.
+
+    Each matrix then says its own width, by its tensors' shapes.
+    """
+    groups = saved.get("config_groups", {}).values()
+    plain = all(
+        (own := item.get("weights") or {}).get("type") == "int"
+        and own.get("symmetric")
+        and own.get("strategy") in ("group", "channel")
+        and not own.get("actorder")
+        and not item.get("input_activations")
+        and not item.get("output_activations")
+        for item in groups
+    )
+    return saved.get("quant_method") == "compressed-tensors" and saved.get("format") == "pack-quantized" and plain
+
+
+def take_grid(saved: Json, source: Source) -> tuple[dict[str, Tensor], dict[str, Packed]]:
+    """The plain tensors of such a folder, and its packed weights by their path in the files.
+
+    Raises:
+        ArtifactCorruptError: a packed weight lacks its scales or its shape, or is of no width of the configuration.
+    """
+    tensors, found = dict(source.read()), {}
+    known = sorted({int(item["weights"]["num_bits"]) for item in saved["config_groups"].values()})
+    for name in [name for name in tensors if name.endswith(".weight_packed")]:
+        path = name.removesuffix(".weight_packed")
+        lacking = [part for part in ("weight_scale", "weight_shape") if f"{path}.{part}" not in tensors]
+        if lacking:
+            raise ArtifactCorruptError(
+                f"{source.folder}: {path} lacks {', '.join(lacking)}", "make the checkpoint again"
+            )
+        parts = {part: tensors.pop(f"{path}.{part}") for part in ("weight_packed", "weight_scale", "weight_shape")}
+        rows, columns = map(int, parts["weight_shape"].tolist())
+        words = parts["weight_packed"].shape[1]
+        fitting = [bits for bits in known if -(-columns * bits // 32) == words]
+        if len(fitting) != 1:
+            raise ArtifactCorruptError(
+                f"{source.folder}: {path} has {words} words for {columns} columns, which is none of {known} bits",
+                "make the checkpoint again",
+            )
+        width = grid_width(fitting[0], columns // parts["weight_scale"].shape[1])
+        found[path] = COMPRESSED_TENSORS.unpack(parts, (rows, columns), width)
     return tensors, found
 
 

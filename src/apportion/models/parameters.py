@@ -1,4 +1,4 @@
-"""A model's parameters as a whole: their dtype, and a digest of them."""
+"""A model's parameters: whether they are still what they were, their dtype, and a digest of all of them."""
 
 import hashlib
 

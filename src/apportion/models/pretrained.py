@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ def quiet() -> Iterator[None]:
     """No progress bars and no notices of transformers: our own progress and errors say what matters."""
     from transformers.utils import logging
 
+    other = getLogger("compressed_tensors")
+    before = other.level
+    other.setLevel(ERROR)
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -26,6 +30,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        other.setLevel(before)
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

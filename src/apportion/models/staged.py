@@ -9,7 +9,6 @@ those states: final norm, output embedding and soft-capping are the model's own.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from typing import Any
@@ -32,36 +31,14 @@ from apportion.models.calls import (
     returns_of,
     without_masks,
 )
+from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_place
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
 from apportion.models.parameters import cast_parameters, parameter_digest
 from apportion.models.structure import Layout, find_layout
 
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
-EMBEDDED_BYTES = 1 << 30  # of embedded texts that are kept
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Hidden states before block 0 and, per batch size, what each block is called with besides them."""
-
-    hidden: Float[Tensor, "windows tokens hidden"]
-    calls: dict[int, tuple[Call, ...]]
-    batch: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class InPlace:
-    """A parameter's memory, which stays its own as long as it is held here, and how often it was written to."""
-
-    data: Tensor
-    version: int
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, InPlace):
-            return NotImplemented
-        return self.data.data_ptr() == other.data.data_ptr() and self.version == other.version
 
 
 class StagedModel:
@@ -107,7 +84,7 @@ class StagedModel:
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
         self.embeddings = 0
         self.given_up: list[str] = []
-        self._embedded: list[tuple[Tensor, list[InPlace], Embedded]] = []
+        self._embedded = EmbeddedTexts()
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -126,6 +103,14 @@ class StagedModel:
     def _weight(self, path: str) -> Tensor:
         weight: Tensor = self.model.get_submodule(path).weight.data
         return weight
+
+    def forget_texts(self) -> None:
+        """Embed texts anew from now on: what was embedded before was so with another embedding."""
+        self._embedded.clear()
+
+    def embed_anew(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
+        """As `embed`, with the embedding that is in place now, and nothing kept."""
+        return self._embed(windows)
 
     def own_weight(self, path: str) -> Tensor:
         """A linear's weight as the checkpoint has it, in the compute dtype on the compute device."""
@@ -186,10 +171,8 @@ class StagedModel:
         with self.replaced([recorder(rest) for rest in self._returns]):
             self.model(input_ids=ids, **forward_options(self.model))
         if seen[0][0].shape[:2] != ids.shape:
-            raise ModelStructureError(
-                f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens",
-                "this model cannot be run block by block",
-            )
+            shapes = f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens"
+            raise ModelStructureError(shapes, "this model cannot be run block by block")
         return seen[0][0], tuple(call for _, call in seen)
 
     @cached_property
@@ -212,27 +195,16 @@ class StagedModel:
     def embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         """Hidden states before block 0, and the calls of every block, for batches of at most `block_tokens`.
 
-        The latest texts are kept, up to EMBEDDED_BYTES, so that a text is embedded once however often it is run; with
+        The latest texts are kept, up to KEPT_BYTES, so that a text is embedded once however often it is run; with
         other weights outside of the blocks (an embedding that is rounded, say) it is embedded anew.
         """
-        weights = self._outside()
-        for index, (text, kept, embedded) in enumerate(self._embedded):
-            same = text.shape == windows.shape and embedded.batch == self._step(windows) and kept == weights
-            if same and torch.equal(text, windows):
-                self._embedded.append(self._embedded.pop(index))
-                return embedded
-        found = self._embed(windows)
-        if self._embed_bytes(windows) <= EMBEDDED_BYTES:
-            self._embedded.append((windows, weights, found))
-            while sum(item.hidden.nbytes for *_, item in self._embedded) > EMBEDDED_BYTES:
-                self._embedded.pop(0)
-        return found
-
-    def _outside(self) -> "list[InPlace]":
-        """The weights outside of the blocks, as they are now."""
         inside = f"{self.layout.prefix}."
-        outside = (item for name, item in self.model.named_parameters() if not name.startswith(inside))
-        return [InPlace(item.data, item._version) for item in outside]
+        weights = in_place(item for name, item in self.model.named_parameters() if not name.startswith(inside))
+        found = self._embedded.find(windows, weights, self._step(windows))
+        if found is None:
+            found = self._embed(windows)
+            self._embedded.keep(windows, weights, found)
+        return found
 
     def _embed_bytes(self, windows: Int[Tensor, "windows tokens"]) -> int:
         return windows.numel() * int(self.model.config.get_text_config().hidden_size) * self.compute_dtype.itemsize
@@ -268,6 +240,10 @@ class StagedModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        """`head` without a gradient."""
+        return self.head(hidden)
+
+    def head(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
         """Final norm, output embedding and whatever else the model does after its last block.
 
         It treats tokens one by one, so they are given as sequences of length one: no attention mask is made.
@@ -283,9 +259,8 @@ class StagedModel:
             return lambda *_, **__: tokens if rest is None else (tokens, *rest)
 
         ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        options = {key: value for key, value in forward_options(self.model).items() if key == "use_cache"}
         with self.replaced([constant(rest) for rest in self._returns]):
-            out: Tensor = self.model(input_ids=ids, **options).logits
+            out: Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits  # of the last token: the one
         return out
 
     @torch.inference_mode()
@@ -369,7 +344,7 @@ class StagedModel:
     def _last(self, windows: Int[Tensor, "windows tokens"]) -> Iterator[Float[Tensor, "batch tokens hidden"]]:
         """Hidden states after the last block, batch by batch; a text too large to keep is embedded likewise."""
         step = self._step(windows)
-        keep = self._embed_bytes(windows) <= EMBEDDED_BYTES
+        keep = self._embed_bytes(windows) <= KEPT_BYTES
         whole = self.embed(windows) if keep else None
         for start in range(0, len(windows), step):
             stop = start + step

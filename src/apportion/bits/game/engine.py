@@ -15,7 +15,8 @@ from torch import Tensor
 
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.players import Assignment
-from apportion.models.staged import Embedded, StagedModel
+from apportion.models.embedded import Embedded
+from apportion.models.staged import StagedModel
 
 MOST_GRAPHS = 4096  # the rest of a finer game is run plainly
 Key = tuple[int, Assignment] | str

@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from apportion.bits.rounding.loops import BLOCK, Loops, loops_for
 from apportion.bits.rounding.moments import Moments, require_moments
 from apportion.bits.rounding.nearest import search_scale
 from apportion.bits.rounding.refine import descend, fit_scales, row_error, spread
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Width
 
-BLOCK = 128
 TINY = 1e-30
 
 
@@ -58,8 +58,8 @@ class Gptq:
     def round(self, weight: Float[Tensor, "rows columns"], width: Width, moments: Moments | None = None) -> GridWeight:
         """Codes and scales of small output error on the calibration text; `evidence` says how small.
 
-        Cost: (len(dampings) + rounds * sweeps + 2) * rows * columns^2 multiply-adds and three factorisations
-        of H per damping.
+        Cost: (len(dampings) + rounds * sweeps + 2) * rows * columns^2 multiply-adds; once for all linears of one
+        input and all their widths, a factorisation and a triangular inverse of H per damping, in float64.
         """
         moments = require_moments(self.name, moments)
         hessian = moments.hessian.float()
@@ -67,7 +67,7 @@ class Gptq:
         grouped = target.view(len(target), -1, width.group_size)
         importance = hessian.diagonal().view(1, -1, width.group_size).clamp_min(TINY)
         scale = search_scale(grouped, importance, width, weight.dtype).float()
-        damping, codes = self._best_loop(target, scale, hessian, width)
+        damping, codes = self._best_loop(target, scale, moments, width)
         looped = error_share(target, codes, scale, hessian)
         for _ in range(self.rounds):
             scale = fit_scales(target, codes, scale, hessian, weight.dtype)
@@ -79,12 +79,14 @@ class Gptq:
         }
         return GridWeight.of(codes.to(torch.int8), scale.to(weight.dtype), width, evidence)
 
-    def _best_loop(self, target: Tensor, scale: Tensor, hessian: Tensor, width: Width) -> tuple[float, Tensor]:
+    def _best_loop(self, target: Tensor, scale: Tensor, moments: Moments, width: Width) -> tuple[float, Tensor]:
         """The damping of least error, and its codes."""
-        order = column_order(hessian, activation=self.activation_order)
+        hessian = moments.hessian.float()
+        order = moments.once(("order", self.activation_order), lambda: column_order(hessian, self.activation_order))
         found = []
         for damping in self.dampings:
-            codes = feed_back(target, scale, error_factor(hessian, damping, order), width, order)
+            factor = shared_factor(moments, hessian, damping, order, self.activation_order)
+            codes = feed_back(target, scale, factor, width, order)
             found.append((error_share(target, codes, scale, hessian), damping, codes))
         _, damping, codes = min(found, key=lambda item: item[0])
         return damping, codes
@@ -96,8 +98,8 @@ def error_share(target: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -
     return float(error / row_error(target, torch.zeros_like(target), hessian).double().sum().clamp_min(TINY))
 
 
-def column_order(hessian: Float[Tensor, "columns columns"], *, activation: bool) -> Int[Tensor, " columns"]:
-    """Columns in the order in which they are rounded."""
+def column_order(hessian: Float[Tensor, "columns columns"], activation: bool) -> Int[Tensor, " columns"]:
+    """Columns in the order in which they are rounded: as they are, or those of largest second moment first."""
     if activation:
         return torch.argsort(hessian.diagonal(), descending=True, stable=True)
     return torch.arange(len(hessian), device=hessian.device)
@@ -114,20 +116,36 @@ def corrected(
     weight: Float[Tensor, "rows columns"], moments: Moments, correction: float, damping: float
 ) -> Float[Tensor, "rows columns"]:
     """The target T = W + c W (C - H) (H + d)^-1; the weight itself where the streams are not told apart."""
-    if moments.cross is None or correction == 0:
+    cross = moments.cross
+    if cross is None or correction == 0:
         return weight
-    drift = moments.cross.double() - moments.hessian.double()
-    shift = torch.linalg.solve(damped(moments.hessian, damping), drift.T).T
-    target: Tensor = weight + correction * (weight @ shift.to(weight.dtype))
+
+    def solve() -> Tensor:
+        drift = cross.double() - moments.hessian.double()
+        shift: Tensor = torch.linalg.solve(damped(moments.hessian, damping), drift.T).T.to(weight.dtype)
+        return shift
+
+    target: Tensor = weight + correction * (weight @ moments.once(("shift", damping), solve))
     return target
+
+
+def shared_factor(moments: Moments, hessian: Tensor, damping: float, order: Tensor, activation: bool) -> Tensor:
+    """`error_factor`, once for all linears that are given this input."""
+    return moments.once(("factor", damping, activation), lambda: error_factor(hessian, damping, order))
 
 
 def error_factor(
     hessian: Float[Tensor, "columns columns"], damping: float, order: Int[Tensor, " columns"]
 ) -> Float[Tensor, "columns columns"]:
-    """Upper Cholesky factor of the damped, reordered Hessian's inverse: row i says how column i's error spreads."""
-    lower = torch.linalg.cholesky(damped(hessian, damping)[order][:, order])
-    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    """Upper Cholesky factor U of the damped, reordered Hessian's inverse: row i says how column i's error spreads.
+
+    With J the reversal of the columns and J A J = L L', A = R R' with R = J L J upper, so A^-1 = R^-T R^-1 and U is
+    R^-1: one factorisation and one triangular inverse instead of factorisation, inverse and factorisation.
+    """
+    wide = damped(hessian, damping)[order][:, order]
+    upper = torch.linalg.cholesky(wide.flip(0, 1)).flip(0, 1)
+    eye = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    factor: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
     return factor.to(hessian.dtype)
 
 
@@ -137,21 +155,22 @@ def feed_back(
     factor: Float[Tensor, "columns columns"],
     width: Width,
     order: Int[Tensor, " columns"],
+    loops: Loops | None = None,
 ) -> Float[Tensor, "rows columns"]:
-    """Codes of GPTQ's loop, in the original order of the columns."""
+    """Codes of GPTQ's loop, in the original order of the columns.
+
+    Args:
+        order: in which columns are rounded; scale keeps the original order.
+        loops: how a block of columns is gone through; the fastest of the weight's device if None.
+    """
     columns = target.shape[1]
-    scales = spread(scale, columns)[:, order]
-    divisor = torch.where(scales == 0, torch.ones_like(scales), scales)
-    work, codes = target[:, order].clone(), torch.empty_like(target)
+    loop = (loops or loops_for(target.device)).feed_back
+    scales, work = spread(scale, columns)[:, order], target[:, order].clone()
+    codes = torch.empty_like(target)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        errors = torch.empty_like(work[:, start:stop])
-        for column in range(start, stop):
-            code = (work[:, column] / divisor[:, column]).round_().clamp_(width.lowest, width.highest)
-            error = (work[:, column] - code * scales[:, column]) / factor[column, column]
-            work[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
-            codes[:, column], errors[:, column - start] = code, error
-        work[:, stop:] -= errors @ factor[start:stop, stop:]
-    restored = torch.empty_like(codes)
-    restored[:, order] = codes
-    return restored
+        part = slice(start, stop)
+        done, errors = loop(work[:, part], scales[:, part], factor[part, part], width)
+        codes[:, order[part]] = done
+        work[:, stop:].addmm_(errors, factor[part, stop:], alpha=-1)
+    return codes

@@ -6,6 +6,7 @@ best scale is a least-squares quotient, for a fixed scale the best codes are the
 2 bits and group 64 the search cuts the relative error from .510 (min-max) to .388]
 """
 
+from importlib.util import find_spec
 from typing import ClassVar
 
 import torch
@@ -19,6 +20,7 @@ FACTORS = 29
 SMALLEST_FACTOR = {2: 0.30, 3: 0.45, 4: 0.55, 8: 0.90}
 REFINEMENTS = 4
 CHUNK_ELEMENTS = 1 << 21
+FUSED = (torch.bfloat16, torch.float16, torch.float32)  # dtypes of scales that the search on a GPU knows
 
 
 class Nearest:
@@ -62,11 +64,15 @@ def search_scale(
 
     Cost: 2 * (FACTORS + REFINEMENTS) passes over the weights.
     """
+    factors = clip_factors(width)
+    if grouped.is_cuda and find_spec("triton") and dtype in FUSED:
+        from apportion.bits.rounding import kernels
+
+        return kernels.search_scale(grouped, importance, width, dtype, factors, REFINEMENTS)
     largest = grouped.abs().amax(-1) / -width.lowest
     best = torch.zeros_like(largest)
     error = (importance * grouped**2).sum(-1)
-    min_max = -width.lowest / width.highest
-    for factor in [*torch.linspace(SMALLEST_FACTOR[width.code_bits], 1.0, FACTORS - 1).tolist(), min_max]:
+    for factor in factors:
         for sign in (1.0, -1.0):
             best, error = keep_better(grouped, importance, width, largest * (sign * factor), best, error, dtype)
     for _ in range(REFINEMENTS):
@@ -74,6 +80,12 @@ def search_scale(
         quotient = (importance * codes * grouped).sum(-1) / (importance * codes**2).sum(-1).clamp_min(1e-30)
         best, error = keep_better(grouped, importance, width, quotient, best, error, dtype)
     return best.to(dtype)
+
+
+def clip_factors(width: Width) -> list[float]:
+    """The ladder of clip factors, as shares of the scale that just holds the largest weight on the longer side."""
+    ladder: list[float] = torch.linspace(SMALLEST_FACTOR[width.code_bits], 1.0, FACTORS - 1).tolist()
+    return [*ladder, -width.lowest / width.highest]
 
 
 def keep_better(

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.formats.width import Width
+from apportion.bits.rounding.loops import BLOCK, Loops, loops_for
+from apportion.formats import Width
 
-BLOCK = 128
 RIDGE = 1e-6
+SYSTEM_BYTES = 1 << 30  # of the scales' equations in flight
 
 
 def row_error(
@@ -42,48 +43,31 @@ def descend(
     hessian: Float[Tensor, "columns columns"],
     width: Width,
     sweeps: int,
+    loops: Loops | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """Codes after cyclic coordinate descent; stops early when no code changes.
 
+    Args:
+        loops: how a block of columns is gone through; the fastest of the weight's device if None.
+
     Cost: `sweeps` * rows * columns^2 multiply-adds.
     """
+    settle = (loops or loops_for(target.device)).settle
     codes, scales = codes.clone(), spread(scale, codes.shape[1])
-    divisor = torch.where(scales == 0, torch.ones_like(scales), scales)
     curvature = hessian.diagonal().clamp_min(1e-30)
     slope = (target - codes * scales) @ hessian  # half of the negative gradient
     for _ in range(sweeps):
-        changed = False
+        changed = torch.zeros((), dtype=torch.bool, device=codes.device)
         for start in range(0, codes.shape[1], BLOCK):
             part = slice(start, min(start + BLOCK, codes.shape[1]))
-            moved = descend_block(codes, scales, divisor, slope[:, part].clone(), hessian, curvature, part, width)
-            slope -= moved @ hessian[part]
-            changed = changed or bool(moved.any())
-        if not changed:
+            codes[:, part], moved = settle(
+                codes[:, part], scales[:, part], slope[:, part], hessian[part, part], curvature[part], width
+            )
+            slope.addmm_(moved, hessian[part], alpha=-1)
+            changed |= moved.any()
+        if not changed:  # asked once a sweep: a GPU waits for the answer
             break
     return codes
-
-
-def descend_block(
-    codes: Tensor,
-    scales: Tensor,
-    divisor: Tensor,
-    slope: Tensor,
-    hessian: Tensor,
-    curvature: Tensor,
-    part: slice,
-    width: Width,
-) -> Float[Tensor, "rows block"]:
-    """One pass over the columns of a block, in place; returns by how much each weight moved."""
-    inside = hessian[part, part]
-    moved = torch.zeros_like(slope)
-    for offset in range(slope.shape[1]):
-        column = part.start + offset
-        best = codes[:, column] + slope[:, offset] / (curvature[column] * divisor[:, column])
-        best.round_().clamp_(width.lowest, width.highest)
-        step = (best - codes[:, column]) * scales[:, column]
-        slope.addr_(step, inside[offset], alpha=-1)
-        codes[:, column], moved[:, offset] = best, step
-    return moved
 
 
 def fit_scales(
@@ -97,7 +81,11 @@ def fit_scales(
 
     Minimise (t - sum_g s_g c_g) H (t - sum_g s_g c_g)' over s: A s = b with A_gh = c_g H c_h', b_g = c_g H t'.
     """
-    rows, groups = scale.shape
+    rows, columns, groups = *codes.shape, scale.shape[1]
+    step = max(1, SYSTEM_BYTES // (8 * groups**2))
+    if rows > step:
+        parts = zip(target.split(step), codes.split(step), scale.split(step), strict=True)
+        return torch.cat([fit_scales(*part, hessian, dtype) for part in parts])
     grouped = codes.view(rows, groups, -1)
     size = grouped.shape[2]
     right = (grouped * (target @ hessian).view(rows, groups, size)).sum(-1)
@@ -110,7 +98,6 @@ def fit_scales(
     eye = torch.eye(groups, device=codes.device, dtype=torch.float64)
     solved = torch.linalg.solve(left.double() + ridge[:, None, None] * eye, change)
     fitted = (scale + solved.to(scale.dtype)).to(dtype).to(scale.dtype)
-    columns = codes.shape[1]
     before = row_error(target, codes * spread(scale, columns), hessian)
     after = row_error(target, codes * spread(fitted, columns), hessian)
     return torch.where((after < before)[:, None], fitted, scale)

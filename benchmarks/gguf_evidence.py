@@ -1,0 +1,300 @@
+"""Our GGUF files beside llama.cpp's standard mixes at the same bytes: mean KL on held-out text and on conversations.
+
+    prepare   tokenized text and the mixes' types (by `llama-quantize --dry-run`), on a machine with the tools
+    run       everything measured, on a machine with a GPU: no tokenizer and no network needed
+    page      the table from the JSON
+
+The mixes' types are those that `llama-quantize` (ik-llama-cpp-python's binary, with an importance matrix) chooses for
+the very file; its type q6_0, which llama.cpp does not have, is replaced by Q5_1 as llama.cpp does. Weights of mixes and
+of ours are encoded by the same ggml with the same importance, so a mix here is the file that llama.cpp would write.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apportion.bits.divergence import Reference, TokenDivergence, divergence_of, summarize
+from apportion.bits.divergence.summary import kl_difference
+from apportion.bits.gguf.ladders import DEFAULT_TYPES
+from apportion.bits.gguf.quantize import plan_of, write_file
+from apportion.bits.gguf.recipe import FileRequest
+from apportion.bits.gguf.search import FileSearch, falling, search_file
+from apportion.bits.gguf.workshop import Text, Workshop
+from apportion.bits.plan.search import relaxed
+from apportion.bits.rounding.ggml import quantize
+from apportion.core.artifact import plain
+from apportion.core.device import place
+from apportion.formats.ggml import GgmlWeight, ggml_width
+from apportion.formats.gguf_file import TensorEntry, file_bytes
+from apportion.models.gguf.load import staged_file
+from apportion.models.gguf.source import FileSource, GgufFile
+from apportion.models.text import Windows
+
+MIXES = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M")
+WINDOW = 512
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write tokens.npz and mixes.json for a model."""
+    from apportion.bits.divergence.chat import chat_windows
+    from apportion.models.pretrained import load_tokenizer
+    from apportion.models.text import windows_of
+
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(str(arguments.hf))
+    texts = {
+        "calibration": windows_of(arguments.calibration, tokenizer, WINDOW)[:448],
+        "text": windows_of(arguments.text, tokenizer, WINDOW)[: arguments.windows],
+    }
+    if getattr(tokenizer, "chat_template", None):
+        texts["chat"] = chat_windows(arguments.chat, tokenizer, WINDOW)[: arguments.windows]
+    np.savez_compressed(
+        out / "tokens.npz", **{name: windows.numpy().astype(np.int32) for name, windows in texts.items()}
+    )
+    (out / "mixes.json").write_text(json.dumps({name: mix_types(arguments, name) for name in MIXES}))
+    print({name: tuple(windows.shape) for name, windows in texts.items()})
+
+
+def mix_types(arguments: argparse.Namespace, mix: str) -> dict[str, str]:
+    """Type of every matrix in a standard mix."""
+    command = [
+        arguments.llama_quantize,
+        "--imatrix",
+        arguments.imatrix,
+        "--dry-run",
+        arguments.bf16,
+        "x.gguf",
+        mix,
+        "1",
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace", check=False)
+    found, name = {}, ""
+    for line in (done.stdout + done.stderr).splitlines():
+        if match := re.match(r"\[ *\d+/ *\d+\]\s+(\S+) - ", line):
+            name = match[1]
+        if match := re.search(r"converting to (\w+)", line):
+            kind = match[1].upper()
+            found[name] = "Q5_1" if kind == "Q6_0" else kind
+    assert found, "llama-quantize named no types"
+    return found
+
+
+class RoundedFile(GgufFile):
+    """A quantized file's weights as a bfloat16 checkpoint has them: the reference of every figure here."""
+
+    def weight(self, name: str) -> Tensor:
+        found = super().weight(name)
+        return found.to(torch.bfloat16) if found.dim() > 1 else found
+
+
+def opened(path: Path, request: FileRequest) -> Workshop:
+    """The model in bfloat16, as the Hugging Face folder made of this file has it."""
+    file = RoundedFile(path)
+    return Workshop(staged_file(file, place(request.device, request.dtype)), None, FileSource(file), request)
+
+
+class Bench:
+    """One model: its plans and mixes, and their divergence on the held-out texts."""
+
+    def __init__(self, shop: Workshop, texts: Mapping[str, Tensor]) -> None:
+        self.shop, self.bank = shop, shop.bank
+        self.bank.restore()
+        shop.staged.forget_texts()
+        self.references = {
+            name: Reference(windows, shop.staged.last_hidden(windows), self.bank.original_logits)
+            for name, windows in texts.items()
+        }
+
+    def measured(
+        self, types: Mapping[str, str], texts: Collection[str] = ("text", "chat")
+    ) -> dict[str, TokenDivergence]:
+        """Divergence with every matrix in a named type, on some of the texts."""
+        for name in self.shop.ladders.names:
+            self.put(name, types[name])
+        self.shop.staged.forget_texts()
+        found = {
+            name: divergence_of(reference, self.shop.staged)
+            for name, reference in self.references.items()
+            if name in texts
+        }
+        self.bank.restore()
+        self.shop.staged.forget_texts()
+        return found
+
+    def put(self, name: str, kind: str) -> None:
+        encoded: dict[tuple[str, str], GgmlWeight] = self.bank.encoded  # type: ignore[assignment]
+        if (name, kind) not in encoded:
+            weight = self.shop.source.weight(name).float()
+            encoded[name, kind] = quantize(weight, ggml_width(kind), self.shop.importance.get(name))
+        self.bank.parameters[name].data = self.bank.decoded(name, kind).to(self.shop.staged.compute_dtype)
+
+    def bytes_of(self, types: Mapping[str, str]) -> int:
+        """Of the whole file."""
+        shapes, fixed = self.shop.source.shapes, self.shop.ladders.fixed
+        entries = {name: TensorEntry(types[name] if name in types else fixed[name], s) for name, s in shapes.items()}
+        return file_bytes(self.shop.fields, entries)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure one model at the sizes of all mixes."""
+    began = time.monotonic()
+    tokens = {name: torch.from_numpy(a.astype(np.int64)) for name, a in np.load(arguments.work / "tokens.npz").items()}
+    mixes = json.loads((arguments.work / "mixes.json").read_text())
+    calibration = tokens.pop("calibration")
+    tokens = {name: windows[: arguments.text_windows] for name, windows in tokens.items()}
+    request = FileRequest(
+        max_bytes=1, types=tuple(arguments.types.split(",")), windows=arguments.search_windows, window_tokens=WINDOW,
+        sequences=arguments.sequences, sequence_tokens=128, evaluations=arguments.evaluations, device=arguments.device,
+        dtype=arguments.dtype,
+    )  # fmt: skip
+    shop = opened(arguments.gguf, request)
+    split = arguments.search_windows
+    measured = Windows(calibration[:split], "C4")
+    costs = calibration[split : split + -(-arguments.sequences // (WINDOW // 128))]
+    shop.__dict__["text"] = Text(measured, calibration[split : split + arguments.importance], costs, calibration[-8:])
+    marks = {"loading": time.monotonic() - began}
+    log("loaded", marks)
+    bench = Bench(shop, tokens)
+    marks["encoding"] = shop.bank.seconds
+    log("encoded", marks)
+    at = time.monotonic()
+    marks["costs alone"] = (fisher := shop.fisher).sequences and time.monotonic() - at
+    log("costs alone", marks)
+    result: dict[str, Any] = {"model": arguments.name, "types": request.types, "seconds": marks, "sizes": {}}
+    game = shop.game()
+    for mix in MIXES:
+        types = {name: mixes[mix][name] for name in shop.ladders.names}
+        size = bench.bytes_of(types)
+        one, best = one_size(bench, game, types, size, request)
+        result["sizes"][mix] = plain(one)
+        if arguments.write:
+            write_ours(bench, best, size, arguments.write / f"{arguments.name}-{mix}.gguf")
+        log(mix, {"bytes": size, **{k: v["text"]["kl_mean"]["mean"] for k, v in result["sizes"][mix]["found"].items()}})
+        save(arguments, result)
+    result["uniform"] = uniform_types(bench)
+    result["costs"] = {"tensors": shop.ladders.names, "types": shop.ladders.types, "kl": np.round(fisher.costs, 8)}
+    marks["all"] = time.monotonic() - began
+    save(arguments, result)
+    log("done", marks)
+
+
+def one_size(
+    bench: Bench, game: Any, mix: Mapping[str, str], size: int, request: FileRequest
+) -> tuple[dict[str, Any], FileSearch]:
+    """A mix, our plan at its bytes, and our plan by the costs alone."""
+    shop, ladders = bench.shop, bench.shop.ladders
+    began = time.monotonic()
+    budget = min(size, ladders.costs.largest()) - ladders.costs.fixed_bytes
+    state: FileSearch = search_file(
+        game, ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed
+    )
+    seconds = time.monotonic() - began
+    alone = relaxed(falling(shop.fisher.costs), ladders.costs.bytes, budget)
+    plans = {"mix": mix, "ours": ladders.chosen(state.best), "costs alone": ladders.chosen(alone)}
+    both, one = ("text", "chat"), ("text",)
+    figures = {name: bench.measured(types, one if name == "costs alone" else both) for name, types in plans.items()}
+    found = {
+        "bytes": {name: bench.bytes_of(types) for name, types in plans.items()},
+        "found": {name: {text: summarize(one) for text, one in by.items()} for name, by in figures.items()},
+        "difference": {text: kl_difference(figures["ours"][text], figures["mix"][text]) for text in figures["mix"]},
+        "types": {name: dict(Counter(types.values())) for name, types in plans.items()},
+        "ends": {own: {k: t for k, t in types.items() if not k.startswith("blk.")} for own, types in plans.items()},
+        "plan": plans["ours"],
+        "search": {
+            "seconds": seconds, "source": state.sources[state.best], "kl": state.seen[state.best],
+            "kl_costs_alone": state.seen[next(iter(state.seen))], "misfit": state.misfit,
+        },
+    }  # fmt: skip
+    return found, state
+
+
+def write_ours(bench: Bench, state: FileSearch, size: int, path: Path) -> None:
+    """Our file at a mix's size, as the command writes it."""
+    plan = plan_of(bench.shop, state, size)
+    assert write_file(bench.shop, plan, path) <= size
+
+
+def uniform_types(bench: Bench) -> dict[str, Any]:
+    """A type for all matrices alike, as far as their columns allow."""
+    found = {}
+    for kind in ("IQ4_NL", "Q4_1", "Q5_0", "Q8_0"):
+        types = dict.fromkeys(bench.shop.ladders.names, kind)
+        found[kind] = {
+            "bytes": bench.bytes_of(types),
+            "found": {text: summarize(one) for text, one in bench.measured(types, ("text",)).items()},
+        }
+    return found
+
+
+def log(what: str, values: Mapping[str, float]) -> None:
+    print(what, {key: round(value, 5) for key, value in values.items()}, flush=True)
+
+
+def save(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(plain(result), indent=1))
+
+
+def page(arguments: argparse.Namespace) -> None:
+    """Markdown of saved results."""
+    for path in arguments.results:
+        result = json.loads(path.read_text())
+        for text in ("text", "chat"):
+            if text not in result["sizes"]["Q2_K"]["found"]["mix"]:
+                continue
+            print(f"\n{result['model']}, {text}\n")
+            print(
+                "| size of | bytes | mix: mean KL | ours: mean KL | change | 99.9 %: mix, ours | same top: mix, ours |"
+            )
+            print("|---|---|---|---|---|---|---|")
+            for mix, one in result["sizes"].items():
+                theirs, own = (one["found"][name][text] for name in ("mix", "ours"))
+                a, b = theirs["kl_mean"], own["kl_mean"]
+                print(
+                    f"| {mix} | {one['bytes']['mix']:,} | {a['mean']:.5f} [{a['low']:.5f}, {a['high']:.5f}] | "
+                    f"**{b['mean']:.5f}** [{b['low']:.5f}, {b['high']:.5f}] | {b['mean'] / a['mean'] - 1:+.0%} | "
+                    f"{theirs['kl_999']:.3f}, {own['kl_999']:.3f} | {theirs['same_top']['mean']:.1%}, "
+                    f"{own['same_top']['mean']:.1%} |"
+                )
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = root.add_subparsers(required=True)
+    one = steps.add_parser("prepare")
+    for name in ("--hf", "--bf16", "--imatrix", "--llama-quantize", "--calibration", "--text", "--chat", "--out"):
+        one.add_argument(name, type=Path, required=True)
+    one.add_argument("--windows", type=int, default=64)
+    one.set_defaults(step=prepare)
+    two = steps.add_parser("run")
+    for name in ("--gguf", "--work", "--out"):
+        two.add_argument(name, type=Path, required=True)
+    two.add_argument("--name", required=True)
+    two.add_argument("--types", default=",".join(DEFAULT_TYPES))
+    two.add_argument("--device", default="auto")
+    two.add_argument("--dtype", default="auto")
+    two.add_argument("--write", type=Path, help="folder for our files")
+    two.add_argument("--text-windows", type=int, default=64)
+    for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 256), ("evaluations", 120)):
+        two.add_argument(f"--{name}", type=int, default=default)
+    two.set_defaults(step=run)
+    three = steps.add_parser("page")
+    three.add_argument("results", type=Path, nargs="+")
+    three.set_defaults(step=page)
+    return root
+
+
+if __name__ == "__main__":
+    asked = parser().parse_args()
+    asked.step(asked)

@@ -1,0 +1,94 @@
+"""Conversations as the model is given them: a `.jsonl` of messages, put through its own chat template."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from apportion.core.errors import InputError
+from apportion.core.lines import Offenders, json_lines
+from apportion.models.text import cut
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def chat_windows(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
+    """Non-overlapping windows of conversations rendered one after another, in reading order.
+
+    Args:
+        path: one `{"messages": [{"role": ..., "content": ...}, ...]}` a line.
+        tokenizer: with a chat template; special tokens are the template's own.
+
+    Raises:
+        InputError: no chat template, lines that are no conversation (all of them named), or too short a text.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"--chat {path}: the reference's tokenizer has no chat template",
+            "leave --chat out for a base model, or add chat_template.jinja to its folder",
+        )
+    text = "".join(rendered(messages, tokenizer, path) for messages in read_conversations(path))
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    prefix = [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []
+    if len(ids) < window_tokens:
+        raise InputError(
+            f"--chat {path}: {len(ids)} tokens, shorter than one window of {window_tokens}",
+            "give more conversations or a smaller --window-tokens",
+        )
+    return cut(prefix, torch.tensor(ids[len(prefix) :], dtype=torch.long), window_tokens)
+
+
+def read_conversations(path: Path) -> list[list[dict[str, str]]]:
+    """The messages of every line.
+
+    Raises:
+        InputError: missing file, or lines that are no conversation, all of them named.
+    """
+    if not path.is_file():
+        raise InputError(f"--chat {path}: no such file", "give a .jsonl file with 'messages' on each line")
+    offenders = Offenders(f"--chat {path}", 'each line needs {"messages": [{"role": "user", "content": "..."}, ...]}')
+    found = []
+    for number, line in json_lines(path, offenders):
+        messages = line.get("messages")
+        if problem := what_is_wrong(messages):
+            offenders.add(f"line {number}", problem)
+        else:
+            found.append([{"role": item["role"], "content": item["content"]} for item in messages or []])
+    offenders.raise_if_any()
+    return found
+
+
+def what_is_wrong(messages: Any) -> str:
+    """Why this is no conversation; empty if it is one.
+
+    >>> what_is_wrong([{"role": "user", "content": "Hi"}]), what_is_wrong([{"role": "me", "content": "Hi"}])
+    ('', "role 'me', expected one of system, user, assistant, tool")
+    """
+    if not isinstance(messages, list) or not messages:
+        return "no list of messages"
+    for item in messages:
+        if not isinstance(item, dict) or not isinstance(item.get("content"), str):
+            return "a message without content"
+        if item.get("role") not in ROLES:
+            return f"role {item.get('role')!r}, expected one of {', '.join(ROLES)}"
+    return ""
+
+
+def rendered(messages: list[dict[str, str]], tokenizer: Any, path: Path) -> str:
+    """One conversation as text.
+
+    Raises:
+        InputError: the template refuses it.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError as error:
+        raise InputError(
+            f"--chat {path}: the chat template refuses a conversation that begins {messages[0]['content'][:40]!r}: "
+            f"{error}",
+            "let roles alternate between user and assistant, beginning with user",
+        ) from error

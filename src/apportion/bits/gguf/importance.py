@@ -1,0 +1,87 @@
+"""What an error in each column of a matrix costs: the mean square of what the model multiplies it with.
+
+llama.cpp calls this an importance matrix. Its own tool leaves the embedding out; tied to the output head, here it has
+the head's inputs.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from apportion.core.artifact import write_bytes
+from apportion.core.progress import progress
+from apportion.models.staged import StagedModel
+
+Importance = Mapping[str, Float[Tensor, " columns"]]
+"""E[x^2] of every column, by module path."""
+
+
+def input_squares(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> dict[str, Tensor]:
+    """Mean square of every linear's inputs over a text, with the weights that are in place now.
+
+    Returns:
+        float32 on the CPU, by module path: all linears of the blocks and, under its own path, the output head (whose
+        weight may be the embedding's).
+
+    Cost: one forward pass.
+    """
+    head = path_of(staged.model, staged.model.get_output_embeddings())
+    paths = [*staged.originals, head]
+    totals: dict[str, Tensor] = {}
+    with watched(staged.model, paths, totals), progress("importance", len(windows), "windows") as advance:
+        for part in windows.split(max(1, staged_tokens(staged) // windows.shape[1])):
+            with torch.inference_mode():
+                for hidden in staged.last_hidden(part).split(1):
+                    staged.logits(hidden)
+            advance(len(part))
+    return {path: total / windows.numel() for path, total in totals.items()}
+
+
+def staged_tokens(staged: StagedModel) -> int:
+    """Tokens that are run at once: few, since the head's logits are made and thrown away."""
+    return 4096 if staged.placement.device.startswith("cuda") else 1024
+
+
+def path_of(model: Any, module: nn.Module) -> str:
+    """Module path of a module."""
+    return str(next(name for name, item in model.named_modules() if item is module))
+
+
+@contextmanager
+def watched(model: Any, paths: list[str], totals: dict[str, Tensor]) -> Iterator[None]:
+    """Add up the squares of what some modules are given."""
+
+    def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            squares = args[0].detach().flatten(0, -2).float().pow(2).sum(0).cpu()
+            totals[path] = totals[path] + squares if path in totals else squares
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def save_imatrix(path: Path, importance: Mapping[str, Tensor], source: str) -> None:
+    """The importance as a file for llama.cpp's `llama-quantize --imatrix` (its first format).
+
+    Args:
+        importance: by GGUF tensor name.
+    """
+    parts = [struct.pack("<i", len(importance))]
+    for name, values in importance.items():
+        encoded = name.encode()
+        parts.append(struct.pack("<i", len(encoded)) + encoded + struct.pack("<ii", 1, len(values)))
+        parts.append(values.float().numpy().tobytes())
+    parts.append(struct.pack("<ii", 1, len(source.encode())) + source.encode())
+    write_bytes(path, b"".join(parts))

@@ -1,0 +1,60 @@
+"""The report of a file, as Markdown."""
+
+from collections import defaultdict
+
+from apportion.core.artifact import Json
+
+
+def page(result: Json, plan: Json) -> str:
+    """One page: size, divergence, types by kind of matrix, where the time went."""
+    found = result["divergence"]
+    kl, same = found["kl_mean"], found["same_top"]
+    lines = [
+        f"# {result['bytes']:,} bytes, {result['bits_per_weight']:.2f} bits per weight",
+        "",
+        f"Asked for at most {result['max_bytes']:,} bytes for the whole file. Divergence from the original on "
+        f"{result['judged_on']} ({result['calibration']}):",
+        "",
+        "| mean KL | median | 99 % | 99.9 % | same top | change of right token | perplexity (original) |",
+        "|---|---|---|---|---|---|---|",
+        f"| {kl['mean']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}] | {found['kl_median']:.5f} | {found['kl_99']:.4f} | "
+        f"{found['kl_999']:.4f} | {same['mean']:.2%} | {found['change_rms']['mean']:.2%} | {found['perplexity']:.3f} "
+        f"({found['reference_perplexity']:.3f}) |",
+        "",
+        f"Plan found by: {result['source']}, the best of {result['evaluations']} measured. Mean KL on the measured "
+        f"text {result['kl_measured']:.5f}, by the costs alone {result['kl_predicted']:.5f}.",
+        "",
+        "## Types",
+        "",
+        "| matrices | types |",
+        "|---|---|",
+        *by_kind(plan),
+        "",
+        *replaced(result),
+        "## Seconds",
+        "",
+        ", ".join(f"{step} {seconds:.0f}" for step, seconds in result["seconds"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def by_kind(plan: Json) -> list[str]:
+    """Types of each kind of matrix, in the model's order."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, kind in plan["types"].items():
+        if kind != "F32":
+            kinds[name.split(".", 2)[-1] if name.startswith("blk.") else name].append(kind)
+    return [f"| {name} | {' '.join(types)} |" for name, types in kinds.items()]
+
+
+def replaced(result: Json) -> list[str]:
+    """What columns did not allow."""
+    if not result["fallbacks"]:
+        return []
+    pairs = sorted({f"{asked} by {own}" for names in result["fallbacks"].values() for asked, own in names.items()})
+    return [
+        f"{len(result['fallbacks'])} matrices have columns that 256 does not divide; there llama.cpp's replacements "
+        f"were used: {', '.join(pairs)}.",
+        "",
+    ]

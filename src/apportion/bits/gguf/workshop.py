@@ -1,0 +1,165 @@
+"""A model set up for its file: source, text, importance, encoded matrices, costs alone; each made once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from apportion.bits.gguf.bank import GgufBank, encode_all
+from apportion.bits.gguf.fisher import Fisher, fisher_costs
+from apportion.bits.gguf.game import FileGame
+from apportion.bits.gguf.importance import input_squares, path_of
+from apportion.bits.gguf.ladders import Ladders, ladders_of
+from apportion.bits.gguf.recipe import FileRequest
+from apportion.core.artifact import versions
+from apportion.core.device import Placement, place
+from apportion.core.errors import InputError
+from apportion.core.log import AppendLog
+from apportion.core.seeds import derived_seed, stream
+from apportion.formats.gguf_file import Field
+from apportion.models.gguf.load import is_gguf, load_gguf_tokenizer, staged_file
+from apportion.models.gguf.source import Source, file_source, folder_source
+from apportion.models.load import load_full
+from apportion.models.staged import StagedModel
+from apportion.models.text import Windows, sample_calibration, windows_of
+
+DIGEST = "apportion.plan_digest"
+QUANTIZATION_VERSION = 2  # of ggml's block layouts
+FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17,
+              "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28,
+              "IQ4_XS": 30}  # fmt: skip
+"""`general.file_type` of a file that has mostly one type: what programs show beside its name."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows for each use; no window serves two, as far as there are enough.
+
+    Attributes:
+        measured: plans are measured on these. importance, costs: behind the importance and the costs alone.
+        judged: kept aside for the figures that are reported.
+    """
+
+    measured: Windows
+    importance: Int[Tensor, "windows tokens"]
+    costs: Int[Tensor, "sequences tokens"]
+    judged: Int[Tensor, "judged tokens"]
+
+
+@dataclass
+class Workshop:
+    """Everything about a model that does not depend on the budget."""
+
+    staged: StagedModel
+    tokenizer: Any
+    source: Source
+    request: FileRequest
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The file's metadata, of its final size; type and digest are filled in when the plan is known."""
+        own = versions()
+        return {
+            **self.source.fields,
+            "general.quantization_version": Field("UINT32", QUANTIZATION_VERSION),
+            "general.file_type": Field("UINT32", 0),
+            "apportion.version": Field("STRING", own["apportion"]),
+            "apportion.model_digest": Field("STRING", self.staged.digest),
+            DIGEST: Field("STRING", "0" * 64),
+        }
+
+    @cached_property
+    def ladders(self) -> Ladders:
+        """Players, their types and what those take."""
+        shapes = self.source.shapes
+        choosable = [name for name, path in self.source.modules.items() if len(shapes[name]) == 2]
+        return ladders_of(shapes, choosable, self.request.types, self.fields)
+
+    @cached_property
+    def text(self) -> Text:
+        """Windows for each use."""
+        return text_of(self.staged, self.tokenizer, self.request)
+
+    @cached_property
+    def importance(self) -> Mapping[str, Tensor]:
+        """E[x^2] of every column, by GGUF name."""
+        found = input_squares(self.staged, self.text.importance)
+        head = path_of(self.staged.model, self.staged.model.get_output_embeddings())
+        paths = dict(self.source.modules)
+        if "output.weight" not in paths:
+            paths["token_embd.weight"] = head  # tied: the embedding multiplies what the head is given
+        return {name: found[path] for name, path in paths.items() if path in found}
+
+    @cached_property
+    def bank(self) -> GgufBank:
+        """Every matrix in every type of its ladder."""
+        encoded, seconds = encode_all(self.source, self.ladders, self.importance, self.request.threads)
+        bank = GgufBank(self.staged, self.source, self.ladders, encoded, seconds)
+        bank.decode_all(self.request.threads)
+        return bank
+
+    @cached_property
+    def fisher(self) -> Fisher:
+        """Costs of every type of every matrix alone."""
+        ask = self.request
+        return fisher_costs(
+            self.bank, self.text.costs, sequences=ask.sequences, tokens=ask.sequence_tokens,
+            seed=derived_seed(ask.seed, "fisher") % (1 << 63),
+        )  # fmt: skip
+
+    def game(self, log: AppendLog | None = None) -> FileGame:
+        """The game on the measured text."""
+        return FileGame(self.bank, self.text.measured, log)
+
+
+def open_workshop(model: str, request: FileRequest, placement: Placement | None = None) -> Workshop:
+    """Load a model, refusing what cannot be converted before any work.
+
+    Args:
+        model: a Hugging Face folder or hub name, or a GGUF file of high precision.
+    """
+    request.check()
+    placement = placement or place(request.device, request.dtype)
+    if is_gguf(model):
+        source = file_source(Path(model), allow_requantize=request.allow_requantize)
+        return Workshop(staged_file(source.file, placement), load_gguf_tokenizer(Path(model)), source, request)
+    staged, tokenizer = load_full(model, placement, trust_remote_code=request.trust_remote_code)
+    return Workshop(staged, tokenizer, folder_source(staged, tokenizer, model), request)
+
+
+def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
+    """Windows of the calibration text at random, or sampled from the model itself.
+
+    Raises:
+        InputError: the text has too few windows to keep any aside.
+    """
+    length, seed = request.window_tokens, request.seed
+    per_window = max(1, length // min(request.sequence_tokens, length))
+    cost_windows = -(-request.sequences // per_window)
+    wanted = (request.judged_windows, request.windows, request.importance_windows, cost_windows)
+    if request.calibration is None:
+        available = sample_calibration(
+            staged, tokenizer, windows=request.judged_windows + request.windows, window_tokens=length, seed=seed
+        ).windows
+        source = "sampled from the model itself"
+    else:
+        available, source = windows_of(request.calibration, tokenizer, length), str(request.calibration)
+    if len(available) < request.judged_windows + request.windows:
+        raise InputError(
+            f"--calibration {source}: {len(available)} windows of {length} tokens, expected at least "
+            f"{request.judged_windows + request.windows} (--judged-windows and --windows)",
+            "give a longer text, fewer windows or smaller --window-tokens",
+        )
+    order = stream(seed, "file text").permutation(len(available)).tolist()
+    judged, rest = order[: wanted[0]], order[wanted[0] :]
+    parts = []
+    start = 0
+    for count in wanted[1:]:
+        parts.append([rest[(start + i) % len(rest)] for i in range(min(count, len(rest)))])
+        start += count
+    measured, importance, costs = (available[sorted(part)].contiguous() for part in parts)
+    return Text(Windows(measured, source), importance, costs, available[sorted(judged)].contiguous())

@@ -1,0 +1,131 @@
+"""Steps of gradient descent on latent codes: rates that warm up and fall, batches that fit, smaller ones where not."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from apportion.bits.rounding.latent import Latents
+from apportion.core.device import free_memory, is_out_of_memory
+
+WARM_STEPS = 10
+LOSS_SCALE = {torch.float16: 1024.0}  # gradients of single weights underflow in float16; Adam divides it out
+Gradient = Callable[[dict[str, Tensor], Int[Tensor, " part"], float], Tensor]
+"""Given weights (leaves that want a gradient), windows and their share of the batch: sends the gradient of their loss
+to the weights, and returns that loss times the share."""
+
+
+@dataclass
+class Micro:
+    """Windows of one forward and backward pass, halved when memory runs out; sums over a batch stay the same.
+
+    Attributes:
+        windows: now. asked: at first; a smaller `windows` is said in the result.
+    """
+
+    windows: int
+    asked: int
+
+    def halve(self, device: str) -> None:
+        """Half as many from now on."""
+        self.windows = max(1, self.windows // 2)
+        free_memory(device)
+
+
+class Descent:
+    """A number of steps; what it holds can be saved between two steps and loaded in another process.
+
+    Args:
+        latents: what moves. steps: of which each is one `step`. dtype: that weights are decoded in.
+        micro: windows that fit.
+    """
+
+    def __init__(self, latents: Latents, steps: int, dtype: torch.dtype, micro: Micro) -> None:
+        self.latents, self.steps, self.dtype, self.micro = latents, steps, dtype, micro
+        self.optimizers = [codes.optimizer() for codes in latents.codes]
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.done = 0
+
+    def step(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> float:
+        """One step; the loss before it.
+
+        Raises:
+            torch.OutOfMemoryError: one window does not fit.
+        """
+        share = min(1.0, (self.done + 1) / WARM_STEPS) * (1 - self.done / self.steps)
+        for optimizer, given in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, given, strict=True):
+                group["lr"] = rate * share
+            optimizer.zero_grad()
+        loss = self.loss(gradient, batch)
+        for optimizer, codes in zip(self.optimizers, self.latents.codes, strict=True):
+            optimizer.step()
+            codes.confine()
+        self.done += 1
+        return loss
+
+    def loss(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> float:
+        """The loss of a batch, its gradient where the optimizers look for it; in smaller parts if memory runs out."""
+        while True:
+            try:
+                return self.parts(gradient, batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if self.micro.windows == 1 or not is_out_of_memory(error):
+                    raise
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            self.micro.halve(self.device)
+
+    def parts(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> float:
+        """The loss of a batch, part by part."""
+        with torch.enable_grad():
+            decoded = self.latents.weights(self.dtype, self.done / self.steps)
+            leaves = {path: weight.detach().requires_grad_() for path, weight in decoded.items()}
+            losses = [gradient(leaves, part, len(part) / len(batch)) for part in batch.split(self.micro.windows)]
+            used = [path for path, leaf in leaves.items() if leaf.grad is not None]
+            torch.autograd.backward([decoded[path] for path in used], [leaves[path].grad for path in used])
+        return float(torch.stack(losses).sum())
+
+    @property
+    def device(self) -> str:
+        """Where it moves."""
+        return str(self.optimizers[0].param_groups[0]["params"][0].device)
+
+    def values(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
+        """Everything that moves, by name."""
+        for place, optimizer in enumerate(self.optimizers):
+            for number, group in enumerate(optimizer.param_groups):
+                for value in group["params"]:
+                    yield f"{place}.{number}", value, optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that later steps depend on."""
+        found = {}
+        for name, value, optimizer in self.values():
+            found[f"{name}.value"] = value.detach()
+            for key, item in optimizer.state[value].items():
+                found[f"{name}.{key}"] = item
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor], done: int) -> None:
+        """Go on after so many steps, with what `tensors` gave there."""
+        for name, value, optimizer in self.values():
+            own = {key.removeprefix(f"{name}."): item for key, item in tensors.items() if key.startswith(f"{name}.")}
+            value.data.copy_(own.pop("value"))
+            steps = own.pop("step")
+            optimizer.state[value] = {"step": steps.to(value.device if value.is_cuda else "cpu")}
+            optimizer.state[value] |= {key: item.to(value.device) for key, item in own.items()}
+        self.done = done
+
+
+def batches(windows: int, size: int, steps: int, seed: int) -> Iterator[Int[Tensor, " size"]]:
+    """Random windows, all of them once before any comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting = torch.zeros(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(windows, generator=generator)])
+        yield waiting[:size]
+        waiting = waiting[size:]

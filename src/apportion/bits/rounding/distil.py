@@ -1,0 +1,86 @@
+"""All codes of a plan learned together, end to end: the rounded model is to predict what full precision predicts.
+
+The loss is the cross-entropy to full precision's predictions (soft labels), which is least where both agree. Logits
+are made in parts of at most LOGIT_BYTES, each with its own backward pass to the hidden states: with a vocabulary of
+150 thousand, logits and their gradients would otherwise be most of the memory.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import functional_call
+
+from apportion.bits.rounding.descent import LOSS_SCALE
+from apportion.models.staged import StagedModel
+
+LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 1 << 29}  # float32 logits in flight, of which about four copies exist at once
+WEIGHT_BYTES = 24  # of learning one weight: position, gradient, two moments of Adam (float32); decoded, its gradient
+
+
+def predictions_gradient(
+    staged: StagedModel,
+    weights: dict[str, Tensor],
+    windows: Int[Tensor, "windows tokens"],
+    teacher: Float[Tensor, "windows tokens hidden"],
+    share: float,
+) -> Tensor:
+    """Cross-entropy to the teacher, nats per token, times `share`; its gradient is added to the weights'.
+
+    Args:
+        weights: by module path; leaves that want a gradient.
+        teacher: full precision's hidden states after the last block.
+    """
+    hidden = last_hidden(staged, weights, windows)[:, :-1].flatten(0, 1)
+    wanted = teacher[:, :-1].flatten(0, 1)
+    leaf = hidden.detach().requires_grad_()
+    total = torch.zeros((), device=hidden.device)
+    for part in parts(staged, len(leaf)):
+        logits = staged.head(leaf[None, part])
+        loss, slope = cross_entropy(logits, staged.logits(wanted[None, part]))
+        logits.backward((slope * (share * LOSS_SCALE.get(staged.compute_dtype, 1.0) / len(leaf))).to(logits))
+        total += loss * (share / len(leaf))
+    hidden.backward(leaf.grad)
+    return total
+
+
+@torch.no_grad()
+def cross_entropy(
+    logits: Float[Tensor, "1 tokens vocabulary"], wanted: Float[Tensor, "1 tokens vocabulary"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "1 tokens vocabulary"]]:
+    """Summed cross-entropy to the wanted logits' distribution, and its gradient softmax(logits) - softmax(wanted).
+
+    By hand: a third of the passes over the vocabulary that autograd would make.
+    """
+    log_share = logits.float().log_softmax(-1)
+    labels = wanted.float().softmax(-1)
+    loss = -torch.linalg.vecdot(labels.flatten(), log_share.flatten())
+    return loss, log_share.exp_().sub_(labels)
+
+
+def parts(staged: StagedModel, tokens: int) -> Iterator[slice]:
+    """Tokens whose logits are made at once."""
+    vocabulary = int(staged.model.config.get_text_config().vocab_size)
+    most = max(1, LOGIT_BYTES[torch.device(staged.placement.device).type] // (4 * vocabulary))
+    for start in range(0, tokens, most):
+        yield slice(start, start + most)
+
+
+def last_hidden(
+    staged: StagedModel, weights: dict[str, Tensor], windows: Int[Tensor, "windows tokens"]
+) -> Float[Tensor, "windows tokens hidden"]:
+    """Hidden states after the last block with these weights, differentiable; the head sees one token a window."""
+    seen: list[Tensor] = []
+
+    def keep(_: Any, __: Any, out: Any) -> None:
+        seen.append(out[0] if isinstance(out, tuple) else out)
+
+    handle = staged.blocks[-1].register_forward_hook(keep)
+    try:
+        put = {f"{path}.weight": weight for path, weight in weights.items()}
+        functional_call(staged.model, put, (windows,), {"use_cache": False, "logits_to_keep": 1})
+    finally:
+        handle.remove()
+    return seen[0]

@@ -1,0 +1,195 @@
+"""Codes and scales of many linears as a few flat tensors that a gradient can move, each group within its own width.
+
+All groups of one size lie in one tensor, whatever linear and width they belong to: a step over a whole plan is some
+ten operations instead of some thousand (the plan's widths are two columns, lowest and highest code).
+
+A weight is `code * scale`. The scale is its start times exp(gain). The code is a position, a float in units of the
+scale, rounded; the gradient passes through the rounding as if it were not there (straight-through). A position begins
+where the checkpoint's own weight lies, within CENTRE of the code that the rounding found: before the first step the
+weights are exactly those of the rounding, and the codes that are nearly another one need little to become it.
+
+Source: straight-through, arXiv 1308.3432; learned step sizes, LSQ (arXiv 1902.08153). Ours: positions in units of the
+scale (so that moving a scale never changes a code), signed scales as gains in the exponent, the flat layout.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from apportion.formats import GridWeight
+
+GAIN_RATE = 0.01  # of Adam, in log gain
+POSITION_RATE = 0.01  # of Adam, in codes
+CENTRE = 0.4
+REACH = 0.49  # how far a position may lie beyond the outermost code: further, and a gradient needs many steps back
+
+
+@dataclass(frozen=True)
+class Start:
+    """What codes of one group size start from: one row a group.
+
+    Attributes:
+        codes: as the rounding left them. scale: as stored, in float32, its sign kept.
+        lowest, highest: the outermost codes of the group's width.
+        wanted: the checkpoint's own weights in units of the scale.
+    """
+
+    codes: Int8[Tensor, "groups size"]
+    scale: Float[Tensor, "groups 1"]
+    lowest: Float[Tensor, "groups 1"]
+    highest: Float[Tensor, "groups 1"]
+    wanted: Float[Tensor, "groups size"]
+
+
+@runtime_checkable
+class Codes(Protocol):
+    """A way to learn codes and scales; `progress` goes from 0 to 1."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Over everything that moves; rates are set by `descend`, as shares of those given here."""
+        ...
+
+    def decode(self, dtype: torch.dtype, progress: float) -> Float[Tensor, "groups size"]:
+        """The weights, differentiable."""
+        ...
+
+    def confine(self) -> None:
+        """After a step: whatever may not leave its range is put back."""
+        ...
+
+    def found(self) -> tuple[Int8[Tensor, "groups size"], Float[Tensor, "groups 1"]]:
+        """Codes and scales (float32) as they would be written now."""
+        ...
+
+
+Make = Callable[[Start], Codes]
+
+
+class StraightThrough:
+    """Positions and gains, see the top of this file.
+
+    Args:
+        start: what the rounding found. position_rate: 0 leaves the codes as they are and tunes scales alone.
+    """
+
+    def __init__(self, start: Start, position_rate: float | None = None, gain_rate: float | None = None) -> None:
+        position_rate = POSITION_RATE if position_rate is None else position_rate
+        self.start, self.rates = start, (position_rate, GAIN_RATE if gain_rate is None else gain_rate)
+        self.position = start.codes.float()
+        if position_rate > 0:
+            self.position += (start.wanted - start.codes).clamp_(-CENTRE, CENTRE)
+        self.position.requires_grad_(position_rate > 0)
+        self.gain = torch.zeros_like(start.scale).requires_grad_()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        position_rate, gain_rate = self.rates
+        groups: list[dict[str, Any]] = [{"params": [self.gain], "lr": gain_rate}]
+        if position_rate > 0:
+            groups.append({"params": [self.position], "lr": position_rate})
+        return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=self.gain.is_cuda)
+
+    def decode(self, dtype: torch.dtype, progress: float) -> Float[Tensor, "groups size"]:
+        found: Tensor = Rounded.apply(self.position, self.gain, self.start, dtype)
+        return found
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        if self.position.requires_grad:
+            self.position.clamp_(self.start.lowest - REACH, self.start.highest + REACH)
+
+    @torch.no_grad()
+    def found(self) -> tuple[Int8[Tensor, "groups size"], Float[Tensor, "groups 1"]]:
+        codes = self.position.round().clamp_(self.start.lowest, self.start.highest)
+        return codes.to(torch.int8), self.start.scale * self.gain.exp()
+
+
+class Rounded(torch.autograd.Function):
+    """code * scale as `GridWeight.dequantize` has it; backward in float32, straight through the rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, position: Tensor, gain: Tensor, start: Start, dtype: torch.dtype) -> Tensor:
+        codes = position.round().clamp_(start.lowest, start.highest).to(torch.int8)
+        scale = start.scale * gain.exp()
+        ctx.save_for_backward(codes, scale)
+        return codes.to(dtype) * scale.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        codes, scale = ctx.saved_tensors
+        given = given.float()
+        position = given * scale if ctx.needs_input_grad[0] else None
+        return position, (given * codes).sum(1, keepdim=True) * scale, None, None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a linear's groups lie in a flat tensor."""
+
+    path: str
+    shape: tuple[int, int]
+    item: GridWeight
+
+
+class Latents:
+    """All codes of a plan (or of one block): `make` turns each group size's start into codes that can be learned."""
+
+    def __init__(self, items: Mapping[str, GridWeight], own: Mapping[str, Tensor], device: str, make: Make) -> None:
+        sizes = sorted({item.width.group_size for item in items.values()})
+        self.places = [
+            [Place(path, item.shape, item) for path, item in items.items() if item.width.group_size == size]
+            for size in sizes
+        ]
+        self.codes: list[Codes] = [make(start_of(places, own, device)) for places in self.places]
+
+    def weights(self, dtype: torch.dtype, progress: float) -> dict[str, Float[Tensor, "rows columns"]]:
+        """Every linear's weight by module path, differentiable."""
+        found = {}
+        for codes, places in zip(self.codes, self.places, strict=True):
+            flat = codes.decode(dtype, progress)
+            for place, part in zip(places, split(flat, places), strict=True):
+                found[place.path] = part.view(place.shape)
+        return found
+
+    def found(self) -> dict[str, GridWeight]:
+        """Every linear's weight as it would be written now, scales in the dtype that they are stored in."""
+        found = {}
+        for learned, places in zip(self.codes, self.places, strict=True):
+            codes, scale = learned.found()
+            pairs = zip(places, split(codes, places), split(scale, places), strict=True)
+            for place, own_codes, own_scale in pairs:
+                rows, _ = place.shape
+                kept = place.item
+                found[place.path] = GridWeight.of(
+                    own_codes.reshape(place.shape).to(kept.scale.device),
+                    own_scale.reshape(rows, -1).to(kept.scale.dtype).to(kept.scale.device),
+                    kept.width,
+                )
+        return found
+
+
+def split(flat: Tensor, places: Iterable[Place]) -> tuple[Tensor, ...]:
+    """A flat tensor's rows by linear: one `split`, whose gradient is one concatenation."""
+    found: tuple[Tensor, ...] = flat.split([place.item.scale.numel() for place in places])
+    return found
+
+
+def start_of(places: Iterable[Place], own: Mapping[str, Tensor], device: str) -> Start:
+    """The flat tensors of linears with one group size."""
+    codes, scales, lowest, highest, wanted = [], [], [], [], []
+    for place in places:
+        item = place.item
+        scale = item.scale.to(device).float().view(-1, 1)
+        size = item.width.group_size
+        codes.append(item.codes.to(device).view(-1, size))
+        scales.append(scale)
+        lowest.append(torch.full_like(scale, item.width.lowest))
+        highest.append(torch.full_like(scale, item.width.highest))
+        safe = torch.where(scale == 0, torch.ones_like(scale), scale)
+        wanted.append((own[place.path].to(device).float().view(-1, size) / safe).to(torch.bfloat16))
+    return Start(*(torch.cat(parts) for parts in (codes, scales, lowest, highest, wanted)))

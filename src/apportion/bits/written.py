@@ -1,0 +1,194 @@
+"""What was written is what was meant: compared with its source, and loaded once, before it is called complete."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from apportion.bits.checkpoint import unquantized
+from apportion.core.artifact import Json, plain
+from apportion.core.errors import ApportionError, ArtifactCorruptError
+from apportion.formats import COMPRESSED_TENSORS, Format, Packed
+from apportion.models.experts import LinearExperts
+from apportion.models.load import load
+from apportion.models.pretrained import first_line, model_class, quiet
+from apportion.models.source import open_source
+from apportion.models.staged import StagedModel
+
+TOKENS = 16  # of the made-up text on which written and measured weights are compared
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of everything that the source holds.
+
+    Attributes:
+        quantized: number of tensors that were. copied: number, `copied_bytes`: bytes, and `copied_digest`: SHA-256 over
+            names, dtypes, shapes and bytes of those that were not: the same as the source's.
+        unknown: tensors that the loaded class has no place for, copied too.
+        kept: linears inside the blocks that were left as they are, with reasons.
+        files: copied byte for byte. left: files of the source that were not, with reasons.
+    """
+
+    quantized: int
+    copied: int
+    copied_bytes: int
+    copied_digest: str
+    unknown: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    left: Mapping[str, str]
+
+
+def account_of(folder: Path, staged: StagedModel) -> Account:
+    """Compare a written folder with its source, tensor by tensor and byte by byte.
+
+    Raises:
+        ArtifactCorruptError: naming what differs.
+
+    Cost: one read of what was not quantized, from both.
+    """
+    expected, written = unquantized(staged), open_source(folder)
+    missing = [name for name, entry in expected.items() if written.tensors.get(name) != entry]
+    digest, differing, size = hashlib.sha256(), [], 0
+    for name, entry in sorted(expected.items()) if not missing else ():
+        found, own = raw(written.tensor(name)), raw(staged.origin.read(name))
+        if not torch.equal(found, own):
+            differing.append(name)
+        digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+        digest.update(found.numpy().data)
+        size += entry.nbytes
+    if missing or differing:
+        raise ArtifactCorruptError(
+            f"{folder}: differs from its source in {', '.join([*missing, *differing][:8])}",
+            "the disk, or another program, changed what was written: write it again into another --out",
+        )
+    origin = staged.origin
+    return Account(
+        quantized=len(staged.originals),
+        copied=len(expected),
+        copied_bytes=size,
+        copied_digest=digest.hexdigest(),
+        unknown=origin.unknown,
+        kept=staged.layout.kept,
+        files=origin.companions,
+        left=origin.left,
+    )
+
+
+def raw(tensor: Tensor) -> Tensor:
+    """A tensor's bytes: equal ones are equal also where they are no numbers."""
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else torch.zeros(0, dtype=torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a written folder does when it is loaded.
+
+    Attributes:
+        difference: largest difference of a log-probability from the weights that were measured, on a made-up text, in
+            nats: 0 where they are the same to the bit.
+        loads_in: by program, empty where it loads, else why it does not.
+    """
+
+    difference: float
+    loads_in: Mapping[str, str]
+
+
+@torch.inference_mode()
+def reloaded(
+    folder: Path, staged: StagedModel, packed: Mapping[str, Packed], form: Format, *, trust_remote_code: bool = False
+) -> Reloaded:
+    """Load a written folder as a user would, and compare what it predicts with the weights that were measured.
+
+    Raises:
+        ArtifactCorruptError: it does not load, or predicts something else.
+
+    Cost: the model once more in the memory of the CPU, and a forward pass on a few tokens.
+    """
+    ids = torch.arange(TOKENS)[None] % staged.model.get_input_embeddings().weight.shape[0]
+    with staged.in_place(packed):
+        expected = predictions(staged.model, ids.to(staged.placement.device))
+    dtype = str(staged.compute_dtype).removeprefix("torch.")
+    found, loads = None, {"transformers": f"has no {form.name} in several widths: load it with apportion.load"}
+    if form is COMPRESSED_TENSORS:
+        found, loads["transformers"] = in_transformers(folder, ids, staged.compute_dtype, trust_remote_code)
+        if found is not None and not agree(found, expected, staged.compute_dtype):
+            why = "it does not fill in experts from packed weights" if has_experts(staged) else "please report this"
+            loads["transformers"] = f"predicts otherwise, by {apart(found, expected):.3g} nats: {why}"
+            found = None
+    if found is None:
+        try:
+            found = predictions(load(folder, dtype=dtype, dense=True, trust_remote_code=trust_remote_code), ids)
+        except ApportionError as error:
+            raise ArtifactCorruptError(f"{folder}: was written and does not load: {error.problem}") from error
+    if not agree(found, expected, staged.compute_dtype):
+        raise ArtifactCorruptError(
+            f"{folder}: predicts otherwise than the weights that were measured, by {apart(found, expected):.3g} nats",
+            "please report this with the model's name: the folder must not be used",
+        )
+    return Reloaded(apart(found, expected), loads)
+
+
+def has_experts(staged: StagedModel) -> bool:
+    """Whether experts were taken apart: the class has them in one tensor, the file one by one."""
+    return any(isinstance(module, LinearExperts) for module in staged.model.modules())
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Largest difference, in nats."""
+    return float((one - other.to(one)).abs().max())
+
+
+def agree(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether predictions differ by no more than the order of additions in a dtype."""
+    return apart(one, other) <= TOLERANCE.get(dtype, 0.5)
+
+
+def predictions(model: Any, ids: Int[Tensor, "one tokens"]) -> Float[Tensor, "one tokens vocabulary"]:
+    """Log-probabilities of every next token."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float().log_softmax(-1).cpu()
+
+
+def in_transformers(
+    folder: Path, ids: Int[Tensor, "one tokens"], dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Tensor | None, str]:
+    """What stock transformers predicts with a folder; or why it cannot load it."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+            kind = model_class(str(folder), config, list(config.architectures or []))
+            extra: dict[str, Any] = {"trust_remote_code": trust_remote_code} if kind.__name__.startswith("Auto") else {}
+            if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+                extra["attn_implementation"] = "eager"
+            model, info = kind.from_pretrained(str(folder), dtype=dtype, output_loading_info=True, **extra)
+            if info["missing_keys"]:
+                return (
+                    None,
+                    f"fills in {len(info['missing_keys'])} tensors at random, {min(info['missing_keys'])} first",
+                )
+            return predictions(model.eval(), ids), ""
+    except Exception as error:  # whatever the library or the model's own code raises is the answer
+        return None, f"{type(error).__name__}: {first_line(error)}"
+
+
+def proven(
+    folder: Path, staged: StagedModel, packed: Mapping[str, Packed], form: Format, *, trust_remote_code: bool = False
+) -> Json:
+    """`account_of` and `reloaded`, for the result and the manifest.
+
+    Raises:
+        ArtifactCorruptError: as they do.
+    """
+    account = account_of(folder, staged)
+    found = reloaded(folder, staged, packed, form, trust_remote_code=trust_remote_code)
+    return {"account": plain(account), "reload_difference": found.difference, "loads_in": dict(found.loads_in)}

@@ -1,0 +1,98 @@
+"""Options of `quantize --format gguf`, and its call."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apportion.core.errors import InputError
+
+FORMATS = ("checkpoint", "gguf")
+PLAN_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """What only GGUF files have."""
+
+    format: Annotated[
+        str, typer.Option(help="checkpoint (a folder), or gguf: one file for llama.cpp, of --max-bytes in all.")
+    ] = "checkpoint"
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="gguf: budget of the whole file in bits per weight, instead of --max-bytes.")
+    ] = None
+    types: Annotated[str | None, typer.Option(help="gguf: ggml types that matrices may have, with commas.")] = None
+    plans: Annotated[int, typer.Option(help="gguf: plans that are measured.")] = 60
+    plan_tokens: Annotated[
+        int | None, typer.Option(help="gguf: tokens that a plan is measured on (2,048 on a CPU, 16,384 on a GPU).")
+    ] = None
+    sequences: Annotated[int, typer.Option(help="gguf: backward passes behind the costs of single types.")] = 96
+    threads: Annotated[int | None, typer.Option(help="gguf: threads of ggml's quantizer; all cores if left out.")] = (
+        None
+    )
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="gguf: take a source that is quantized already.")
+    ] = False
+
+    def is_gguf(self) -> bool:
+        """Whether a GGUF file is asked for.
+
+        Raises:
+            InputError: unknown format, or options of GGUF files without it.
+        """
+        if self.format not in FORMATS:
+            raise InputError(f"--format {self.format}: unknown", f"choose from {', '.join(FORMATS)}")
+        given = {"--bits-per-weight": self.bits_per_weight, "--types": self.types, "--plan-tokens": self.plan_tokens}
+        named = [name for name, value in given.items() if value is not None]
+        if self.format != "gguf" and (named or self.allow_requantize):
+            named += ["--allow-requantize"] * self.allow_requantize
+            raise InputError(f"{', '.join(named)}: only for GGUF files", "add --format gguf")
+        return self.format == "gguf"
+
+
+def quantize_file(
+    model: str, out: Path, file: FileOptions, max_bytes: str | None, recipe: Any, place: Any, *, resume: bool
+) -> dict[str, Any]:
+    """Run it; options of checkpoints are left aside."""
+    from apportion.bits.gguf.ladders import DEFAULT_TYPES
+    from apportion.bits.gguf.quantize import quantize_gguf
+    from apportion.bits.gguf.recipe import FileRequest
+    from apportion.bits.plan import parse_bytes
+    from apportion.core.device import place as placed
+
+    device = placed(place.device, place.dtype).device.split(":")[0]
+    tokens = file.plan_tokens or PLAN_TOKENS.get(device, 2048)
+    types = DEFAULT_TYPES if file.types is None else tuple(part.strip().upper() for part in file.types.split(","))
+    ask = FileRequest(
+        max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+        bits_per_weight=file.bits_per_weight,
+        types=types,
+        calibration=recipe.calibration,
+        windows=max(1, tokens // recipe.window_tokens),
+        window_tokens=recipe.window_tokens,
+        sequences=file.sequences,
+        evaluations=file.plans,
+        seed=recipe.seed,
+        threads=file.threads,
+        allow_requantize=file.allow_requantize,
+        device=place.device,
+        dtype=place.dtype,
+        trust_remote_code=place.trust_remote_code,
+    )
+    return quantize_gguf(model, out, ask, resume=resume)
+
+
+def file_text(result: dict[str, Any]) -> str:
+    """What a person sees when the file is written."""
+    found, seconds = result["divergence"], result["seconds"]
+    types = ", ".join(f"{count} {kind}" for kind, count in sorted(result["types"].items(), key=lambda item: -item[1]))
+    return (
+        f"{result['out']}: {result['bytes']:,} bytes of {result['max_bytes']:,}, {result['bits_per_weight']:.2f} bits "
+        f"per weight; {types}\n"
+        f"mean KL from the original {found['kl_mean']['mean']:.5f} nats, 99.9 % {found['kl_999']:.4f}, same top token "
+        f"{found['same_top']['mean']:.2%}, on {result['judged_on']}\n"
+        f"{result['evaluations']} plans measured; seconds: "
+        + ", ".join(f"{step} {spent:.0f}" for step, spent in seconds.items())
+        + f"\nreport: {result['out']}.apportion/report.md"
+    )
