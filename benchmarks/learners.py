@@ -22,6 +22,8 @@ from torch import Tensor
 from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
+from apportion.bits.rounding.lesson import batch_of, lesson_of
+from apportion.bits.rounding.looks import Looks
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
 from apportion.formats import GridWeight, grid_width
@@ -160,19 +162,19 @@ class Bench:
         torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
         staged, start = self.staged, self.starts(variant.rounding)
         text = torch.cat([self.text, self.own_text()]) if variant.own_text else self.text
-        lesson = tuning.lesson_of(staged, text, max(variant.steps, 200))
+        lesson = lesson_of(staged, text, max(variant.steps, 200))
         lesson = replace(lesson, kept=self.text[7::8], steps=variant.steps)
         staged.restore()
         lesson = replace(lesson, kept_teacher=staged.last_hidden(lesson.kept))
         began = time.monotonic()
-        size = min(tuning.batch_of(staged, text), len(lesson.windows))
+        size = min(batch_of(staged, text), len(lesson.windows))
         state = start
         if variant.blocks:
             walk = Blockwise(staged, variant.blocks, size, 0, variant.block_make or variant.make)
             state = walk.learn(start, lesson.windows)
         latents = Latents(state, staged.originals, staged.placement.device, variant.make)
         descent = Descent(latents, max(1, variant.steps), staged.compute_dtype, Micro(size, size))
-        looks = tuning.Looks(staged, lesson, start, descent, None)
+        looks = Looks(staged, lesson, start, descent, None)
         if variant.blocks:
             looks.take(0)
         gradient = tuning.gradient_of(staged, lesson)

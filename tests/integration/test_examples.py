@@ -8,6 +8,7 @@ import doctest
 import importlib
 import pkgutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,12 @@ import apportion.models
 from tests.tiny_models import make_text
 
 PACKAGES = (apportion.core, apportion.formats, apportion.models, apportion.bits)
+GPU_ONLY = {"apportion.bits.rounding.kernels"}  # imports triton, which comes with torch for CUDA
 MODULES = [
-    module.name for package in PACKAGES for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    module.name
+    for package in PACKAGES
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if module.name not in GPU_ONLY or find_spec("triton")
 ]
 
 
@@ -45,3 +50,10 @@ def test_every_public_function_of_the_bits_half_says_all_that_its_user_needs() -
         for text in [getattr(apportion, name).__doc__ or ""]
     }
     assert not {name: parts for name, parts in lacking.items() if parts}
+
+
+def test_public_names_are_the_documented_ones():
+    assert all(getattr(apportion, name) is not None for name in apportion.__all__)
+    assert 12 <= len(apportion.__all__) <= 50
+    with pytest.raises(AttributeError, match="public names"):
+        _ = apportion.nothing

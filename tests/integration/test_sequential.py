@@ -99,6 +99,17 @@ def test_a_plan_rounded_in_sequence_beats_nearest(staged: StagedModel) -> None:
     assert distance(ours) < distance(theirs)
 
 
+def test_a_plan_may_mix_widths_and_group_sizes(staged: StagedModel) -> None:
+    mixed = [grid_width(2, 16), grid_width(3, 32), grid_width(4, 64)]
+    widths = {path: mixed[place % 3] for place, path in enumerate(staged.originals)}
+    for rounding in (Gptq(rounds=1), Nearest()):
+        found = round_plan(staged, rounding, widths, WINDOWS)
+        for path, item in found.items():
+            assert isinstance(item, GridWeight)
+            assert item.width == widths[path]
+            assert item.scale.shape == (item.shape[0], item.shape[1] // widths[path].group_size)
+
+
 def test_a_bank_holds_every_width_and_needs_text(staged: StagedModel) -> None:
     widths = (grid_width(2, 32), grid_width(4, 32))
     found = round_all(staged, Gptq(rounds=1), widths, WINDOWS)

@@ -1,5 +1,7 @@
 """Tuned scales and learned codes: nearer to full precision, same bytes, never worse where the state is chosen."""
 
+import math
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -7,10 +9,12 @@ from torch.func import functional_call
 from apportion.bits.rounding import distil, round_plan, tuning
 from apportion.bits.rounding.descent import Descent, batches
 from apportion.bits.rounding.latent import Latents, Start, StraightThrough
+from apportion.bits.rounding.lesson import lesson_of, loss_of
+from apportion.bits.rounding.looks import CHECKS
 from apportion.bits.rounding.nearest import Nearest
-from apportion.bits.rounding.tuning import CHECKS, lesson_of, loss_of, require_tunable, tune
+from apportion.bits.rounding.tuning import require_tunable, tune
 from apportion.core.device import place
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, OutOfMemoryError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, grid_width
 from apportion.models.load import load_staged
 from tests.tiny_models import KINDS
@@ -183,6 +187,35 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(checkpoi
     assert whole.batch == len(lesson.windows)
     assert halved.batch <= 24
     assert halved.after == pytest.approx(whole.after, rel=1e-4)
+
+
+def test_a_device_too_small_for_one_window_is_a_clear_error(checkpoint, monkeypatch):
+    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+
+    def none(*given):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(tuning, "predictions_gradient", none)
+    with pytest.raises(OutOfMemoryError, match="one window at a time"):
+        tune(staged, rounded_to(staged, 2), lesson_of(staged, WINDOWS, 2))
+
+
+def test_tuning_that_diverges_ends_with_the_best_state_and_says_where(checkpoint, monkeypatch):
+    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8)
+    steps = []
+
+    def diverges(*given):
+        steps.append(gradient(*given))
+        return steps[-1] * (math.nan if len(steps) > 5 else 1.0)
+
+    gradient = tuning.predictions_gradient
+    monkeypatch.setattr(tuning, "predictions_gradient", diverges)
+    tuned = tune(staged, rounded, lesson)
+    assert tuned.diverged == 6
+    assert len(steps) == 6
+    assert tuned.steps in (2, 4)
+    assert tuned.after < tuned.before
 
 
 def test_without_the_memory_for_codes_scales_are_tuned_and_the_result_says_so(checkpoint, monkeypatch):

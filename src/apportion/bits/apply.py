@@ -1,5 +1,6 @@
 """The last step alone: round a model as a plan says and write the checkpoint."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from apportion.bits.checkpoint import require_fusable, write_checkpoint
 from apportion.bits.game import widths_by_path
 from apportion.bits.game.costs import costs_of
 from apportion.bits.plan import Plan
-from apportion.bits.quantize import PACKAGES
+from apportion.bits.quantize import PACKAGES, WORK
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe, applied_named
 from apportion.bits.rounding import require_tunable, require_windows
@@ -125,7 +126,7 @@ def write_plan(
     recipe = recipe_of(plan, recipe, backend.name)
     recipe.check()
     plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend.format, backend.name))
-    require_tunable(backend.name, backend.format, recipe.tune)
+    require_tunable(backend.name, backend.format, recipe.tune or 0)
     quantizer = Quantizer(staged, tokenizer, recipe)
     if recipe.tune:
         require_windows(quantizer.tuning_text)
@@ -138,12 +139,13 @@ def write_plan(
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
-        "tune": recipe.tune,
+        "tune": [recipe.tune or 0, recipe.codes],
         **{name: Windows(text, "").digest if text is not None else None for name, text in texts.items()},
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])
     start(out, asked)
+    quantizer.work = out / WORK
     weights = quantizer.write(widths)
     weight_bytes, files = write_checkpoint(out, staged, widths, weights.packed, tokenizer, backend.format)
     proof = proven(out, staged, weights.packed, backend.format, trust_remote_code=trust_remote_code)
@@ -166,6 +168,7 @@ def write_plan(
         {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
         [*files, RUN, "plan.json"],
     )
+    shutil.rmtree(out / WORK, ignore_errors=True)
     return result
 
 

@@ -91,13 +91,20 @@ def judges_for(quantizer: Quantizer, used: Windows) -> Judges:
     return Judges(used, "the search's own windows: the text has no others")
 
 
-def written(quantizer: Quantizer, assignment: Assignment, text: Windows, judges: Windows | None = None) -> Written:
+def written(
+    quantizer: Quantizer,
+    assignment: Assignment,
+    text: Windows,
+    judges: Windows | None = None,
+    *,
+    tuned: bool = True,
+) -> Written:
     """Round a plan as it is written and measure it on a text, and on another where finalists are judged.
 
     Raises:
         NumericError: the loss is not finite.
     """
-    weights = quantizer.written(assignment)
+    weights = quantizer.written(assignment, tuned=tuned)
     texts = [text] if judges is None else [text, judges]
     total = sum(len(item.windows) for item in texts)
     with quantizer.staged.in_place(weights.packed), progress("plan as written", total, "windows") as advance:
@@ -122,19 +129,38 @@ def finalists(found: Found, count: int) -> list[Assignment]:
 def best_written(
     quantizer: Quantizer, found: Found, budget: Budget, text: Windows, count: int
 ) -> tuple[Plan, PlanWeights]:
-    """The finalist of least loss as written, on unseen windows, with what each came to and what it was judged on."""
+    """The finalist of least loss as written, on unseen windows, with what each came to and what it was judged on.
+
+    Tuning takes minutes a plan: where it is asked for, the best finalist as rounded and the best uniform one are tuned
+    and meet again.
+    """
     judges = judges_for(quantizer, text)
-    best: Written | None = None
-    tried: list[Json] = []
-    for item in finalists(found, count):
-        one = written(quantizer, item, text, judges.windows)
-        tuned = {"tuned": one.weights.tuned} if one.weights.tuned else {}
-        tried.append({"assignment": encode(item), "nll_written": one.nll, "nll_judged": one.judged, **tuned})
-        best = one if best is None or one.judged < best.judged else best
-    assert best is not None, "a search always keeps a plan"
+
+    def meet(plans: list[Assignment], *, tuned: bool) -> list[Written]:
+        return [written(quantizer, item, text, judges.windows, tuned=tuned) for item in plans]
+
+    met = meet(finalists(found, count), tuned=False)
+    ranked = sorted(met, key=judged)
+    if quantizer.recipe.tune:
+        level = [item.assignment for item in ranked if len(set(item.assignment)) == 1]
+        again = meet(list(dict.fromkeys([ranked[0].assignment, *level[:1]])), tuned=True)
+        met, ranked = [*again, *met], sorted(again, key=judged)
+    best = ranked[0]
     source = found.source if best.assignment == found.assignment else "finalist"
     plan = plan_found(replace(found, assignment=best.assignment, source=source), budget)
+    tried = tuple(map(row_of, met))
     plan = replace(
         plan, measured_nll=best.nll, judged_nll=best.judged, tried=(*tried, *plan.tried), judged_on=judges.told
     )
     return plan, best.weights
+
+
+def judged(item: Written) -> float:
+    """The loss that finalists are ranked by."""
+    return item.judged
+
+
+def row_of(item: Written) -> Json:
+    """What a finalist came to, as the plan keeps it."""
+    row: Json = {"assignment": encode(item.assignment), "nll_written": item.nll, "nll_judged": item.judged}
+    return {**row, "tuned": item.weights.tuned} if item.weights.tuned else row

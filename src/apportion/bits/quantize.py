@@ -1,12 +1,13 @@
 """The main job in one call: checkpoint, text and budget in; a mixed-precision checkpoint and its evidence out."""
 
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from apportion.bits.checkpoint import write_checkpoint
 from apportion.bits.finalists import best_written, plan_found, searched, written
-from apportion.bits.game import Costs, MeasuredGame, Samples, measure, sample, widths_by_path
+from apportion.bits.game import Costs, MeasuredGame, Samples, encode, measure, sample, widths_by_path
 from apportion.bits.game.samples import SAMPLES, VALUES, WINDOWS
 from apportion.bits.plan import (
     METHODS,
@@ -25,7 +26,7 @@ from apportion.bits.plan import (
 from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.bits.recipe import Recipe, require_tied
 from apportion.bits.report import write_report
-from apportion.bits.rounding import require_windows
+from apportion.bits.rounding import best_affordable, free_bytes, require_windows
 from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
@@ -45,6 +46,7 @@ from apportion.models.identity import source_identity, text_identity
 from apportion.models.load import load_full
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
+WORK = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
 FRONTIER_SECONDS = 5.0  # of the solver for each of them
 FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
 
@@ -58,6 +60,7 @@ class QuantizeRequest:
         method: `auto` (see `plan.search` and `finalists`), or one of `plan.estimate`. alpha: shrinkage of coopq.
         evaluations: coalitions that `auto` may measure. finalists: plans that it writes and measures again, where
             the written weights differ from the sampled ones.
+        fast: as quick as can be: codes rounded to nearest, untuned, unless the recipe says otherwise.
         until_stable: stop sampling permutations when the plans have stopped changing (see `plan.stopping`).
         device, dtype: where the game is played; `auto` chooses and says why.
     """
@@ -68,6 +71,7 @@ class QuantizeRequest:
     alpha: float = 0.5
     evaluations: int = 500
     finalists: int = 3
+    fast: bool = False
     until_stable: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -177,7 +181,7 @@ def quantize(
 
     Source: CoopQ (Findings of ACL 2026, arXiv 2509.15455) with `method="coopq"` and players as blocks; `auto` is ours.
 
-    >>> ask = QuantizeRequest(avg_bits=3, evaluations=20)
+    >>> ask = QuantizeRequest(avg_bits=3, evaluations=20, fast=True)
     >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32)
     >>> result = quantize(MODEL, OUT, ask, recipe)
     >>> result["avg_bits"] <= 3, result["bytes"] == (OUT / "model.safetensors").stat().st_size
@@ -201,21 +205,31 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     Args:
         run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
-    quantizer = open_model(model, recipe, ask)
+    quantizer = open_affordable(model, recipe, ask)
     budget = ask.budget(quantizer.costs)
     if ask.method == "auto":
         require_evaluations(ask.evaluations, len(quantizer.costs.players), len(quantizer.costs.widths))
-    if recipe.tune and recipe.calibration is not None:
+    if quantizer.recipe.tune and recipe.calibration is not None:
         require_windows(quantizer.tuning_text)
     start(out, run["asked"])
+    quantizer.work = out / WORK
     folder = out / "samples"
     with quantizer.game(folder, resume=True) as game:
         chosen = (by_search if ask.method == "auto" else by_estimate)(quantizer, game, ask, budget, folder)
         frontier = frontier_plans(chosen.sensitivity)
-        samples = measure(game, chosen.samples, [item.assignment for item in (chosen.plan, *frontier)])
+        level = [game.costs.uniform(column) for column in range(len(game.costs.widths))]
+        samples = measure(game, chosen.samples, [*(item.assignment for item in (chosen.plan, *frontier)), *level])
         told = {**game.execution(), "embeddings": quantizer.staged.embeddings, "tokenised": quantizer.tokenised}
     frontier = [measured(item, samples) for item in frontier]
     return finish(out, quantizer, replace(chosen, samples=samples), frontier, {**run, "execution": told})
+
+
+def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantizer:
+    """`open_model`, with what the recipe leaves open as the machine affords it."""
+    staged, tokenizer = load_full(model, place(ask.device, ask.dtype), trust_remote_code=ask.trust_remote_code)
+    device, weights = staged.placement.device, sum(weight.numel() for weight in staged.originals.values())
+    choice = best_affordable(device, weights, free_bytes(device), fast=ask.fast) if recipe.open else None
+    return Quantizer(staged, tokenizer, recipe, choice)
 
 
 @dataclass(frozen=True)
@@ -272,6 +286,24 @@ def frontier_budgets(costs: Costs) -> list[Budget]:
     return [budget_from_bits(costs, low + (high - low) * step / FRONTIER) for step in range(FRONTIER + 1)]
 
 
+def uniform_rows(samples: Samples, plan: Plan) -> list[Json]:
+    """The plain alternatives: every player at one width; losses as sampled, and as written where that was tried."""
+    written = {item["assignment"]: item for item in reversed(plan.tried) if "nll_judged" in item}
+    rows = []
+    for column, width in enumerate(samples.costs.widths):
+        level = samples.costs.uniform(column)
+        rows.append(
+            {
+                "width": width.name,
+                "bytes": samples.costs.spent(level) + samples.costs.fixed_bytes,
+                "fits": samples.costs.spent(level) <= plan.budget_bytes,
+                "nll_sampled": samples.mean(level),
+                "nll_judged": written.get(encode(level), {}).get("nll_judged"),
+            }
+        )
+    return rows
+
+
 def measured(plan: Plan, samples: Samples) -> Plan:
     """The plan with its measured loss on the calibration text."""
     return replace(plan, measured_nll=samples.mean(plan.assignment))
@@ -311,13 +343,16 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "format": form.name,
         "servers": list(form.servers),
         **proof,
+        "choice": asdict(quantizer.choice) if quantizer.choice else None,
         "tuned": weights.tuned,
         "optimal": plan.optimal,
         "source": plan.source,
         "tried": len(plan.tried),
+        "uniform": uniform_rows(samples, plan),
         "judged_on": plan.judged_on,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
+        "bos": samples.windows.bos,
         **samples.counts,
         "execution": run["execution"],
         "seconds": time.monotonic() - run["began"],
@@ -342,4 +377,5 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         },
         files,
     )
+    shutil.rmtree(out / WORK, ignore_errors=True)
     return result

@@ -30,9 +30,9 @@ from apportion.bits.game import (
 from apportion.bits.game.samples import VALUES, WINDOWS
 from apportion.bits.game.spqe import draw_permutations
 from apportion.bits.recipe import Recipe
-from apportion.bits.rounding import Lesson, Rounding, lesson_of, round_all, round_plan, rounding_named, tune
+from apportion.bits.rounding import Choice, Lesson, Rounding, lesson_of, round_all, round_plan, rounding_named, tune
 from apportion.core.arrays import NDArray
-from apportion.core.artifact import Json, claim_folder, require_same
+from apportion.core.artifact import Json, claim_folder, digest_of, require_same
 from apportion.core.log import AppendLog, read_log
 from apportion.core.output import output_folder
 from apportion.core.seeds import derived_seed
@@ -43,6 +43,7 @@ from apportion.models.text import (
     Windows,
     choose,
     load_calibration,
+    prefix_of,
     require_windows,
     sample_calibration,
     save_calibration,
@@ -55,9 +56,10 @@ class PlanWeights:
     """A plan's weights as they are written.
 
     Attributes:
-        packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after
-            how many the scales were best; 0: none was better than untuned), `before` and `after` (cross-entropy to
-            full precision on windows kept aside, nats per token).
+        packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after how
+            many it was best; 0: none was better than untuned), `before` and `after` (cross-entropy to full precision on
+            windows kept aside, nats per token), `learned` (codes and scales, or scales alone and why), `batch` (windows
+            at once), `moved` (share of the codes).
     """
 
     packed: Mapping[str, Packed]
@@ -68,16 +70,23 @@ class Quantizer:
     """A model and its recipe.
 
     Args:
-        recipe: what is asked; a method's own choices must be in it already (`Recipe.for_method`).
+        recipe: what is asked; a method's own choices must be in it already (`Recipe.for_method`), what is left open of
+            rounding and tuning is taken as nearest, untuned (`Recipe.settled`).
+        choice: what the machine affords, where it was asked.
+
+    Attributes:
+        work: a folder in which rounding and tuning keep finished pieces, so that a killed run goes on; None keeps none.
 
     Raises:
         InputError: the recipe cannot be used, or not on this model.
     """
 
-    def __init__(self, staged: StagedModel, tokenizer: Any, recipe: Recipe) -> None:
+    def __init__(self, staged: StagedModel, tokenizer: Any, recipe: Recipe, choice: Choice | None = None) -> None:
         recipe.check()
-        self.staged, self.tokenizer, self.recipe = staged, tokenizer, recipe
-        self.rounding: Rounding = rounding_named(recipe.rounding)
+        recipe = recipe.settled(choice)
+        self.staged, self.tokenizer, self.recipe, self.choice = staged, tokenizer, recipe, choice
+        self.work: Path | None = None
+        self.rounding: Rounding = rounding_named(recipe.measured)
         self.applied: Rounding = rounding_named(recipe.applied)
         self.costs: Costs = costs_in(staged, recipe, self.applied)
         self.tokenised = 0
@@ -103,7 +112,8 @@ class Quantizer:
             length, seed = recipe.window_tokens, recipe.seed
             return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed)
         require_windows(self.available, count, recipe.calibration)
-        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration))
+        bos = bool(prefix_of(self.tokenizer))
+        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration), bos)
 
     @cached_property
     def rounding_text(self) -> Int[Tensor, "windows tokens"]:
@@ -125,7 +135,8 @@ class Quantizer:
     @cached_property
     def lesson(self) -> Lesson:
         """What scales are tuned on, with full precision's answers, once for all plans."""
-        return lesson_of(self.staged, self.tuning_text, self.recipe.tune, self.recipe.seed)
+        recipe = self.recipe
+        return lesson_of(self.staged, self.tuning_text, recipe.tune or 0, recipe.seed, codes=recipe.codes)
 
     # --- the game ----------------------------------------------------------------------------------------------------
 
@@ -193,7 +204,7 @@ class Quantizer:
             "widths": [width.name for width in self.costs.widths],
             "players": recipe.kind,
             "untied": recipe.untie,
-            "rounding": recipe.rounding,
+            "rounding": recipe.measured,
             "apply_rounding": recipe.applied,
             "dtype": placement.dtype,
             "device": placement.device.split(":")[0],
@@ -214,27 +225,36 @@ class Quantizer:
     def rewrites(self) -> bool:
         """Whether a plan is written with other weights than it was sampled with."""
         other = self.applied.name != self.rounding.name
-        return other or self.rounding.needs_hessian or self.recipe.tune > 0
+        return other or self.rounding.needs_hessian or bool(self.recipe.tune)
 
-    def written(self, assignment: Assignment) -> PlanWeights:
+    def written(self, assignment: Assignment, *, tuned: bool = True) -> PlanWeights:
         """Each linear's weight as a plan is written.
 
         By the applied rounding, in sequence where it sees moments, and tuned where that is asked for.
-        """
-        return self.write(widths_by_path(self.staged, self.costs, assignment))
 
-    def write(self, widths: Mapping[str, Width]) -> PlanWeights:
+        Args:
+            tuned: False leaves the tuning out.
+        """
+        return self.write(widths_by_path(self.staged, self.costs, assignment), tuned=tuned)
+
+    def write(self, widths: Mapping[str, Width], *, tuned: bool = True) -> PlanWeights:
         """Each linear's weight at its width, by module path; see `written`."""
         if self.applied.name == self.rounding.name and not self.rounding.needs_hessian and self._rounded:
             packed: Mapping[str, Packed] = {path: self._rounded[path, width] for path, width in widths.items()}
         else:
             text = self.rounding_text if self.applied.needs_hessian else None
-            packed = round_plan(self.staged, self.applied, widths, text)
-        if not self.recipe.tune:
+            packed = round_plan(self.staged, self.applied, widths, text, self.kept_for(widths))
+        if not (self.recipe.tune and tuned):
             return PlanWeights(packed)
-        found = tune(self.staged, packed, self.lesson)
-        told = {"asked": self.lesson.steps, "steps": found.steps, "before": found.before, "after": found.after}
-        return PlanWeights(found.packed, told)
+        found = tune(self.staged, packed, self.lesson, self.kept_for(widths))
+        told = {name: getattr(found, name) for name in ("steps", "before", "after", "learned", "batch", "moved")}
+        return PlanWeights(found.packed, {"asked": self.lesson.steps, **told})
+
+    def kept_for(self, widths: Mapping[str, Width]) -> Path | None:
+        """Where finished pieces of a plan's rounding and tuning are kept."""
+        if self.work is None:
+            return None
+        return self.work / digest_of({path: width.name for path, width in widths.items()})[:12]
 
 
 def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
@@ -243,12 +263,26 @@ def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
     Raises:
         InputError: a group size divides not every linear's columns; all of them are listed.
     """
-    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
     widths = recipe.grid()
-    for size in dict.fromkeys(width.group_size for width in widths):
-        require_groups(columns, size)
+    leave_undivided(staged, widths, strict=recipe.strict)
     players = players_of(staged.layout, recipe.kind, untie=recipe.untie)
     return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
+
+
+def leave_undivided(staged: StagedModel, widths: tuple[Width, ...], *, strict: bool) -> None:
+    """Leave linears as they are whose columns a width's groups do not divide; the result names them.
+
+    Raises:
+        InputError: `strict`, or most of the weights would be left: all of them are listed.
+    """
+    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
+    for size in dict.fromkeys(width.group_size for width in widths):
+        left = [path for path, count in columns.items() if count % size]
+        weights = sum(staged.originals[path].numel() for path in left)
+        if strict or 2 * weights > sum(weight.numel() for weight in staged.originals.values()):
+            require_groups(columns, size)
+        staged.keep(left, f"columns that groups of {size} do not divide")
+        columns = {path: count for path, count in columns.items() if path not in left}
 
 
 def take_samples(

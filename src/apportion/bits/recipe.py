@@ -1,10 +1,10 @@
 """What is asked of a quantization: everything that measured values and written weights depend on, besides the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apportion.bits.game.players import require_kind
-from apportion.bits.rounding import ROUNDINGS, Rounding, require_tunable, rounding_named
+from apportion.bits.rounding import ROUNDINGS, Choice, Rounding, require_tunable, rounding_named
 from apportion.core.errors import InputError, require_all
 from apportion.formats import COMPRESSED_TENSORS, Width, rising, width_named
 from apportion.formats.width import require_bits
@@ -22,24 +22,28 @@ class Recipe:
             linears, 2 and 4 (the paper's) for blocks, as far as the roundings have them.
         players: `blocks` or `linears`. None: linears where plans are searched (`--method auto`), else blocks (the
             paper's). untie: leave q/k/v and gate/up free of each other.
-        rounding: `nearest`, `gptq`, `hqq` or `quanto`.
-        group_size: columns that share a scale, for widths that do not say.
+        rounding: `nearest`, `gptq`, `hqq` or `quanto`. None: the best that the machine affords where a checkpoint is
+            quantized (`rounding.best_affordable`), nearest where methods are studied (samples, compare).
+        group_size: columns that share a scale, for widths that do not say. strict: refuse linears whose columns it does
+            not divide; without it they stay as they are, and the result names them.
         calibration: a text file; None samples the windows from the model itself.
         windows, window_tokens: how much calibration text.
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
         rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
             width costs is counted in its format.
-        tune: steps by which a written plan's scales are tuned, see `rounding.tuning`; tune_windows: on how much of the
-            text, at most, and on no more than three quarters of it, two windows at least; all of what a model samples
-            itself.
+        tune: steps by which a written plan is tuned, see `rounding.tuning`; None: as the machine affords where the
+            rounding is left open too, else not at all. codes: learn codes together with scales, not scales alone.
+        tune_windows: how much of the text tuning sees, at most, and no more than three quarters of it, two windows at
+            least; all of what a model samples itself.
     """
 
     widths: tuple[int | str, ...] | None = None
     players: str | None = None
     untie: bool = False
-    rounding: str = "nearest"
+    rounding: str | None = None
     group_size: int = 64
+    strict: bool = False
     calibration: Path | None = None
     windows: int = 32
     window_tokens: int = 512
@@ -48,13 +52,36 @@ class Recipe:
     seed: int = 0
     rounding_windows: int = 128
     apply_rounding: str | None = None
-    tune: int = 0
+    tune: int | None = None
+    codes: bool = True
     tune_windows: int = 1024
+
+    @property
+    def measured(self) -> str:
+        """The rounding that values are measured with."""
+        return self.rounding or "nearest"
 
     @property
     def applied(self) -> str:
         """The rounding that the plan is written with."""
-        return self.apply_rounding or self.rounding
+        return self.apply_rounding or self.measured
+
+    @property
+    def open(self) -> bool:
+        """Whether rounding and tuning are left to what the machine affords."""
+        return self.rounding is None and self.apply_rounding is None
+
+    def settled(self, choice: Choice | None = None) -> "Recipe":
+        """The recipe with nothing left open.
+
+        Args:
+            choice: what the machine affords; taken where the recipe leaves it open. None: nearest, untuned.
+        """
+        if choice is None or not self.open:
+            return replace(self, rounding=self.measured, tune=self.tune or 0)
+        asked = self.tune is not None
+        tune, codes = (self.tune, self.codes) if asked else (choice.tune, choice.codes)
+        return replace(self, rounding=choice.rounding, tune=tune, codes=codes)
 
     @property
     def kind(self) -> str:
@@ -70,7 +97,7 @@ class Recipe:
         if self.widths is not None:
             return rising(width_named(item, self.group_size) for item in self.widths)
         wanted = LINEARS if self.kind == "linears" else BLOCKS
-        found = [rounding_named(name).format.bits for name in (self.rounding, self.applied)]
+        found = [rounding_named(name).format.bits for name in (self.measured, self.applied)]
         return rising(width_named(bits, self.group_size) for bits in wanted if all(bits in own for own in found))
 
     def for_method(self, method: str) -> "Recipe":
@@ -78,8 +105,6 @@ class Recipe:
 
         `auto` plays linears and draws no permutations; the paper's estimators play blocks.
         """
-        from dataclasses import replace
-
         if method == "auto":
             return replace(self, players=self.players or "linears", permutations=0)
         return replace(self, players=self.kind)
@@ -90,11 +115,11 @@ class Recipe:
         Raises:
             InputError: with every offending value. MissingExtraError: the rounding's package is missing.
         """
-        rounding, applied = rounding_named(self.rounding), applied_named(self.applied)
+        rounding, applied = rounding_named(self.measured), applied_named(self.applied)
         require_all(
             lambda: at_least("--group-size", self.group_size, 1),
             lambda: require_bits(self.grid(), rounding.format.bits, rounding.name),
-            lambda: require_applied(self.grid(), self.rounding, self.applied),
+            lambda: require_applied(self.grid(), self.measured, self.applied),
             lambda: require_kind(self.kind),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--tune-windows", self.tune_windows, 2),
@@ -103,7 +128,7 @@ class Recipe:
             lambda: at_least("--permutations", self.permutations, 0),
             lambda: at_least("--seed", self.seed, 0),
             lambda: require_text(self.calibration),
-            lambda: require_tunable(applied.name, applied.format, self.tune),
+            lambda: require_tunable(applied.name, applied.format, self.tune or 0),
         )
 
 

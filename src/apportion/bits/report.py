@@ -44,8 +44,15 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
         f"({result['naive_block_forwards']:,} without prefix sharing), {result['seconds']:.0f} s."
         + (f" {result['resumed_evaluations']} more by an earlier run." if result["resumed_evaluations"] else ""),
+        *([choice_note(result["choice"])] if result["choice"] else []),
         *([tuning_note(result["tuned"])] if result["tuned"] else []),
         *memory_note(result["execution"]),
+        "",
+        "## The plain alternatives",
+        "",
+        "| every player at | bytes | within the budget | NLL as sampled | as written, judged |",
+        "|---|---|---|---|---|",
+        *map(uniform_row, result["uniform"]),
         "",
         "## Other budgets from the same samples",
         "",
@@ -74,18 +81,34 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
     return "\n".join(lines)
 
 
+def uniform_row(row: Json) -> str:
+    """One uniform plan of the table."""
+    judged = "not tried" if row["nll_judged"] is None else f"{row['nll_judged']:.4f}"
+    fits = "yes" if row["fits"] else "no"
+    return f"| {row['width']} | {row['bytes']:,} | {fits} | {row['nll_sampled']:.4f} | {judged} |"
+
+
 def roundings(settings: Json) -> str:
     """The rounding that values were measured with, and the one of the written weights where it is another."""
     measured, written = settings["rounding"], settings["apply_rounding"]
     return f"`{measured}`" if measured == written else f"`{measured}` measured, `{written}` written"
 
 
+def choice_note(choice: Json) -> str:
+    """What was chosen where nothing was asked, and why."""
+    tuned = f", {choice['tune']} steps of tuning" if choice["tune"] else ", untuned"
+    return f"Rounding {choice['rounding']}{tuned}: {choice['reason']}."
+
+
 def tuning_note(tuned: Json) -> str:
-    """What tuning the written scales gained, or that it gained nothing."""
+    """What tuning the written weights gained, or that it gained nothing."""
+    learned = tuned["learned"].capitalize()
     if not tuned["steps"]:
-        return f"Scales were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as rounded."
+        return (
+            f"{learned} were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as rounded."
+        )
     return (
-        f"Scales tuned, best after {tuned['steps']} of {tuned['asked']} steps: cross-entropy to full precision on "
+        f"{learned} tuned, best after {tuned['steps']} of {tuned['asked']} steps: cross-entropy to full precision on "
         f"windows kept aside {tuned['before']:.4f} before, {tuned['after']:.4f} after. The loss of this plan above is "
         "on text that tuning may have seen."
     )

@@ -26,8 +26,10 @@ from apportion.cli.options import (
     Seed,
     Text,
     Tune,
+    TuneScales,
     TuneWindows,
     WindowTokens,
+    tuning,
     with_groups,
 )
 
@@ -46,8 +48,12 @@ def quantize(
     evaluations: Annotated[int, typer.Option(help="Plans that auto may measure.")] = 500,
     finalists: Annotated[int, typer.Option(help="Plans that auto writes and measures again.")] = 3,
     apply_rounding: ApplyRounding = None,
-    tune: Tune = 0,
+    tune: Tune = None,
+    tune_scales: TuneScales = None,
     tune_windows: TuneWindows = 1024,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="As quick as can be: nearest codes, untuned, unless asked otherwise.")
+    ] = False,
     alpha: Alpha = 0.5,
     until_stable: Annotated[
         bool, typer.Option("--until-stable", help="Stop sampling when the plans stop changing (not with auto).")
@@ -79,19 +85,21 @@ def quantize(
         alpha=alpha,
         evaluations=evaluations,
         finalists=finalists,
+        fast=fast,
         until_stable=until_stable,
         device=place.device,
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,
     )
-    asked = recipe.recipe(apply_rounding=apply_rounding, tune=tune, tune_windows=tune_windows)
+    ways = tuning(tune, tune_scales)
+    asked = recipe.recipe(apply_rounding=apply_rounding, tune_windows=tune_windows, **ways)
     result = run(model, out, ask, asked, resume=resume)
     emit(result, as_json=as_json, text=quantize_text(result))
 
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
-    from apportion.bits.report import tuning_note
+    from apportion.bits.report import choice_note, tuning_note
 
     resumed = result["resumed_evaluations"]
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
@@ -102,6 +110,7 @@ def quantize_text(result: dict[str, Any]) -> str:
         f"highest width, {result['nll_plan']:.4f} this plan\n"
         f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
         f"(naive: {result['naive_block_forwards']:,}), {result['seconds']:.0f} s\n"
+        + (choice_note(result["choice"]) + "\n" if result["choice"] else "")
         + (tuning_note(result["tuned"]) + "\n" if result["tuned"] else "")
         + f"report: {result['out']}/report/report.md"
     )
@@ -191,7 +200,8 @@ def apply(
     apply_rounding: ApplyRounding = None,
     calibration: Calibration = None,
     rounding_windows: RoundingWindows = 128,
-    tune: Tune = 0,
+    tune: Tune = None,
+    tune_scales: TuneScales = None,
     tune_windows: TuneWindows = 1024,
     window_tokens: WindowTokens = 512,
     seed: Seed = 0,
@@ -214,9 +224,9 @@ def apply(
         calibration=calibration,
         rounding_windows=rounding_windows,
         window_tokens=window_tokens,
-        tune=tune,
         tune_windows=tune_windows,
         seed=seed,
+        **tuning(tune, tune_scales),
     )
     result = run(
         model,

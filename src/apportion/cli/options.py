@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apportion.core.errors import InputError
+
 if TYPE_CHECKING:
     from apportion.bits.quantize import QuantizeRequest
     from apportion.bits.recipe import Recipe
@@ -29,7 +31,10 @@ Calibration = Annotated[
     Path | None, typer.Option(help=".txt or .jsonl with 'text'; without it the model samples its own text.")
 ]
 RoundingWindows = Annotated[int, typer.Option(help="Windows of the text that gptq sees, at most.")]
-Tune = Annotated[int, typer.Option(help="Steps by which written scales are tuned (nearest, gptq), e.g. 200; 0: not.")]
+Tune = Annotated[
+    int | None, typer.Option(help="Steps by which written codes and scales are learned (nearest, gptq); 0: not.")
+]
+TuneScales = Annotated[int | None, typer.Option(help="Steps by which scales alone are tuned instead.")]
 TuneWindows = Annotated[int, typer.Option(help="Windows of the text that tuning sees, at most.")]
 WindowTokens = Annotated[int, typer.Option(help="Tokens per window.")]
 Seed = Annotated[int, typer.Option(help="Root of all randomness.")]
@@ -54,8 +59,15 @@ class RecipeOptions:
     untie: Annotated[
         bool, typer.Option("--untie", help="Leave q/k/v and gate/up free (quanto and hqq only: servers fuse them).")
     ] = False
-    rounding: Annotated[str, typer.Option(help="nearest, quanto, hqq or gptq.")] = "nearest"
+    rounding: Annotated[
+        str | None,
+        typer.Option(help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize)."),
+    ] = None
     rounding_windows: RoundingWindows = 128
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse linears that no group divides, instead of leaving them as they are."),
+    ] = False
     group_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 64
     calibration: Calibration = None
     windows: Annotated[int, typer.Option(help="Calibration windows.")] = 32
@@ -95,6 +107,17 @@ class PlaceOptions:
 def parse_widths(text: str) -> tuple[str, ...]:
     """Widths with commas; what each means is the recipe's to say."""
     return tuple(part.strip() for part in text.split(","))
+
+
+def tuning(tune: int | None, tune_scales: int | None) -> dict[str, Any]:
+    """The recipe's fields for the two ways of tuning, of which one may be asked for.
+
+    Raises:
+        InputError: both are.
+    """
+    if tune is not None and tune_scales is not None:
+        raise InputError("--tune and --tune-scales: expected one of them", "codes and scales, or scales alone")
+    return {"tune": tune if tune_scales is None else tune_scales, "codes": tune_scales is None}
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -39,6 +39,7 @@ class BitsPlan:
         return Recipe(
             widths=self.widths if searched else None,
             players=self.players if searched else None,
+            rounding="nearest",
             permutations=self.permutations,
             calibration=calibration,
             windows=self.windows,

@@ -250,9 +250,11 @@ def judging_quantizer(quantizer: Quantizer) -> Quantizer:
         InputError: that rounding cannot hold this model or these widths.
     """
     recipe = quantizer.recipe
-    if recipe.applied == recipe.rounding:
+    if recipe.applied == recipe.measured:
         return quantizer
-    return Quantizer(quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied))
+    return Quantizer(
+        quantizer.staged, quantizer.tokenizer, replace(recipe, rounding=recipe.applied, apply_rounding=None)
+    )
 
 
 def judge(quantizer: Quantizer, held_out: Windows, plans: list[Assignment], out: Path) -> Judged:

@@ -1,17 +1,23 @@
 """Rounding: weights to codes, one algorithm per file, one protocol."""
 
+from apportion.bits.rounding.choice import Choice, best_affordable
+from apportion.bits.rounding.lesson import Lesson, lesson_of, require_windows
 from apportion.bits.rounding.linears import round_all, round_plan
+from apportion.bits.rounding.looks import Tuned
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.protocol import Rounding
 from apportion.bits.rounding.registry import ROUNDINGS, rounding_named
-from apportion.bits.rounding.tuning import Lesson, Tuned, lesson_of, require_tunable, require_windows, tune
+from apportion.bits.rounding.tuning import free_bytes, require_tunable, tune
 
 __all__ = [
     "ROUNDINGS",
+    "Choice",
     "Lesson",
     "Moments",
     "Rounding",
     "Tuned",
+    "best_affordable",
+    "free_bytes",
     "lesson_of",
     "require_tunable",
     "require_windows",

@@ -47,7 +47,7 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
         >>> best_affordable("cuda", 106_000_000, 70 << 30)
         Choice(rounding='gptq', tune=200, codes=True, reason='a GPU with memory to learn 106,000,000 codes')
         >>> best_affordable("cuda", 7_000_000_000, 60 << 30).reason
-        'a GPU; learning 7,000,000,000 codes needs 168,000,000,000 bytes, 38,654,705,664 may be taken'
+        'a GPU; learning 7,000,000,000 codes needs 224,000,000,000 bytes, 38,654,705,664 may be taken'
         >>> best_affordable("cpu", 500_000_000, 16 << 30).reason
         'no GPU, and more than 40,000,000 weights: tuning takes hours'
         >>> best_affordable("cpu", 500_000_000, 16 << 30, fast=True).rounding

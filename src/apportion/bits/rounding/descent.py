@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.rounding.latent import Latents
 from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.errors import OutOfMemoryError
 
 WARM_STEPS = 10
 LOSS_SCALE = {torch.float16: 1024.0}  # gradients of single weights underflow in float16; Adam divides it out
@@ -48,11 +49,11 @@ class Descent:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.done = 0
 
-    def step(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> float:
-        """One step; the loss before it.
+    def step(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
+        """One step; the loss before it, left on the device (to read it is to wait for it).
 
         Raises:
-            torch.OutOfMemoryError: one window does not fit.
+            OutOfMemoryError: one window does not fit.
         """
         share = min(1.0, (self.done + 1) / WARM_STEPS) * (1 - self.done / self.steps)
         for optimizer, given in zip(self.optimizers, self.rates, strict=True):
@@ -66,19 +67,24 @@ class Descent:
         self.done += 1
         return loss
 
-    def loss(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> float:
+    def loss(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """The loss of a batch, its gradient where the optimizers look for it; in smaller parts if memory runs out."""
         while True:
             try:
                 return self.parts(gradient, batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if self.micro.windows == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
+                if self.micro.windows == 1:
+                    raise OutOfMemoryError(
+                        f"memory of {self.device} ran out while learning from one window at a time",
+                        "use smaller --window-tokens, --tune-scales instead of --tune, or a larger device",
+                    ) from error
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             self.micro.halve(self.device)
 
-    def parts(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> float:
+    def parts(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """The loss of a batch, part by part."""
         with torch.enable_grad():
             decoded = self.latents.weights(self.dtype, self.done / self.steps)
@@ -86,7 +92,7 @@ class Descent:
             losses = [gradient(leaves, part, len(part) / len(batch)) for part in batch.split(self.micro.windows)]
             used = [path for path, leaf in leaves.items() if leaf.grad is not None]
             torch.autograd.backward([decoded[path] for path in used], [leaves[path].grad for path in used])
-        return float(torch.stack(losses).sum())
+        return torch.stack(losses).sum()
 
     @property
     def device(self) -> str:

@@ -17,7 +17,7 @@ from apportion.bits.rounding.descent import LOSS_SCALE
 from apportion.models.staged import StagedModel
 
 LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 1 << 29}  # float32 logits in flight, of which about four copies exist at once
-WEIGHT_BYTES = 24  # of learning one weight: position, gradient, two moments of Adam (float32); decoded, its gradient
+WEIGHT_BYTES = 32  # of learning one weight: position, its gradient, two moments of Adam; decoded, its gradient; copies
 
 
 def predictions_gradient(

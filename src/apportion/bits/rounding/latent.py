@@ -13,7 +13,7 @@ scale (so that moving a scale never changes a code), signed scales as gains in t
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -36,14 +36,14 @@ class Start:
     Attributes:
         codes: as the rounding left them. scale: as stored, in float32, its sign kept.
         lowest, highest: the outermost codes of the group's width.
-        wanted: the checkpoint's own weights in units of the scale.
+        wanted: the checkpoint's own weights in units of the scale; no rows when they are not needed any more.
     """
 
     codes: Int8[Tensor, "groups size"]
     scale: Float[Tensor, "groups 1"]
     lowest: Float[Tensor, "groups 1"]
     highest: Float[Tensor, "groups 1"]
-    wanted: Float[Tensor, "groups size"]
+    wanted: Float[Tensor, "wanted size"]
 
 
 @runtime_checkable
@@ -79,11 +79,12 @@ class StraightThrough:
 
     def __init__(self, start: Start, position_rate: float | None = None, gain_rate: float | None = None) -> None:
         position_rate = POSITION_RATE if position_rate is None else position_rate
-        self.start, self.rates = start, (position_rate, GAIN_RATE if gain_rate is None else gain_rate)
-        self.position = start.codes.float()
+        self.rates = (position_rate, GAIN_RATE if gain_rate is None else gain_rate)
+        self.position: Tensor = start.codes  # bytes, as long as they stay where they are
         if position_rate > 0:
-            self.position += (start.wanted - start.codes).clamp_(-CENTRE, CENTRE)
-        self.position.requires_grad_(position_rate > 0)
+            self.position = start.codes.float().add_((start.wanted - start.codes).clamp_(-CENTRE, CENTRE))
+            self.position.requires_grad_()
+        self.start = replace(start, wanted=start.wanted[:0])
         self.gain = torch.zeros_like(start.scale).requires_grad_()
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -104,8 +105,14 @@ class StraightThrough:
 
     @torch.no_grad()
     def found(self) -> tuple[Int8[Tensor, "groups size"], Float[Tensor, "groups 1"]]:
-        codes = self.position.round().clamp_(self.start.lowest, self.start.highest)
-        return codes.to(torch.int8), self.start.scale * self.gain.exp()
+        return nearest(self.position, self.start), self.start.scale * self.gain.exp()
+
+
+def nearest(position: Tensor, start: Start) -> Int8[Tensor, "groups size"]:
+    """The codes of positions; codes are their own."""
+    if position.dtype == torch.int8:
+        return position
+    return position.round().clamp_(start.lowest, start.highest).to(torch.int8)
 
 
 class Rounded(torch.autograd.Function):
@@ -113,7 +120,7 @@ class Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, position: Tensor, gain: Tensor, start: Start, dtype: torch.dtype) -> Tensor:
-        codes = position.round().clamp_(start.lowest, start.highest).to(torch.int8)
+        codes = nearest(position, start)
         scale = start.scale * gain.exp()
         ctx.save_for_backward(codes, scale)
         return codes.to(dtype) * scale.to(dtype)

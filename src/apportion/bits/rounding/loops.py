@@ -63,14 +63,20 @@ def feed_back(
     Returns:
         Codes, and errors as later columns need them (divided by the factor's diagonal).
     """
-    work, divisor = work.clone(), nonzero(scales)
-    codes, errors = torch.empty_like(work), torch.empty_like(work)
-    for column in range(work.shape[1]):
-        code = (work[:, column] / divisor[:, column]).round_().clamp_(width.lowest, width.highest)
-        error = (work[:, column] - code * scales[:, column]) / factor[column, column]
-        work[:, column:].addr_(error, factor[column, column:], alpha=-1)
-        codes[:, column], errors[:, column] = code, error
-    return codes, errors
+    left, scales = upright(work), upright(scales)
+    divisor = nonzero(scales)
+    codes, errors = torch.empty_like(left), torch.empty_like(left)
+    for column in range(len(left)):
+        code = (left[column] / divisor[column]).round_().clamp_(width.lowest, width.highest)
+        error = (left[column] - code * scales[column]).div_(factor[column, column])
+        left[column:].addr_(factor[column, column:], error, alpha=-1)
+        codes[column], errors[column] = code, error
+    return codes.T, errors.T
+
+
+def upright(part: Float[Tensor, "rows block"]) -> Float[Tensor, "block rows"]:
+    """A copy in which each column lies in one piece: on a CPU the loops take half the time."""
+    return part.T.clone(memory_format=torch.contiguous_format)
 
 
 def settle(
@@ -90,12 +96,13 @@ def settle(
     Returns:
         Codes, and by how much each weight moved.
     """
-    codes, slope, divisor = codes.clone(), slope.clone(), nonzero(scales)
+    codes, slope, scales = upright(codes), upright(slope), upright(scales)
+    divisor = curvature[:, None] * nonzero(scales)
     moved = torch.empty_like(slope)
-    for column in range(slope.shape[1]):
-        best = codes[:, column] + slope[:, column] / (curvature[column] * divisor[:, column])
+    for column in range(len(slope)):
+        best = torch.addcdiv(codes[column], slope[column], divisor[column])
         best.round_().clamp_(width.lowest, width.highest)
-        step = (best - codes[:, column]) * scales[:, column]
-        slope.addr_(step, inside[column], alpha=-1)
-        codes[:, column], moved[:, column] = best, step
-    return codes, moved
+        step = (best - codes[column]).mul_(scales[column])
+        slope.addr_(inside[column], step, alpha=-1)
+        codes[column], moved[column] = best, step
+    return codes.T, moved.T

@@ -1,0 +1,110 @@
+"""Looks at a descent: the best state so far on the windows kept aside, kept on disk for a run that is killed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apportion.bits.rounding.descent import Descent
+from apportion.bits.rounding.kept import Kept, packed_from, packed_tensors
+from apportion.bits.rounding.lesson import Lesson, loss_of
+from apportion.core.artifact import Json
+from apportion.formats import COMPRESSED_TENSORS, GridWeight
+from apportion.models.staged import StagedModel
+from apportion.models.text import Windows
+
+CHECKS = 4  # looks at the windows kept aside
+STATE = "tuning"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan's weights after tuning.
+
+    Attributes:
+        packed: as the plan was written, with other scales (and codes).
+        steps: after how many steps they were best; 0 is before the first.
+        before, after: cross-entropy to full precision on the windows kept aside, nats per token.
+        learned: `scales`, `codes and scales`, or what memory allowed of it and why.
+        batch: windows of a forward pass, fewer than asked for where memory ran out.
+        moved: share of the codes that changed.
+        diverged: the look at which the loss was not finite any more, and tuning ended; None where it never was.
+    """
+
+    packed: Mapping[str, GridWeight]
+    steps: int
+    before: float
+    after: float
+    learned: str = "scales"
+    batch: int = 0
+    moved: float = 0.0
+    diverged: int | None = None
+
+
+class Looks:
+    """The best state so far on the windows kept aside, and what a killed run needs to go on.
+
+    Attributes:
+        best: the start, until a look is better. steps: after which ones to look.
+    """
+
+    def __init__(
+        self,
+        staged: StagedModel,
+        lesson: Lesson,
+        start: Mapping[str, GridWeight],
+        descent: Descent,
+        kept: Kept | None,
+    ) -> None:
+        self.staged, self.lesson, self.start, self.descent, self.kept = staged, lesson, start, descent, kept
+        self.steps = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
+        piece = None if kept is None else kept.load(STATE)
+        if piece is None:
+            before = loss_of(staged, start, lesson.kept, lesson.kept_teacher)
+            self.best = Tuned(start, 0, before, before)
+        else:
+            self.best = self.resume(*piece)
+
+    def resume(self, tensors: Mapping[str, Tensor], told: Json) -> Tuned:
+        """The best state of a killed run; the descent goes on where that one looked last."""
+        moving = {name.removeprefix("now/"): item for name, item in tensors.items() if name.startswith("now/")}
+        self.descent.load(moving, told["step"])
+        saved = {name.removeprefix("best/"): item for name, item in tensors.items() if name.startswith("best/")}
+        shapes = {path: item.shape for path, item in self.start.items()}
+        widths = {path: item.width for path, item in self.start.items()}
+        packed = packed_from(saved, COMPRESSED_TENSORS, shapes, widths) if saved else self.start
+        grid = {path: item for path, item in packed.items() if isinstance(item, GridWeight)}
+        return Tuned(grid, told["steps"], told["before"], told["after"])
+
+    def take(self, step: int) -> None:
+        """Look: keep the state if it is better than all before, and what is needed to go on from here."""
+        found = self.descent.latents.found()
+        loss = loss_of(self.staged, found, self.lesson.kept, self.lesson.kept_teacher)
+        if loss < self.best.after:
+            self.best = replace(self.best, packed=found, steps=step, after=loss)
+        if self.kept is not None:
+            best = packed_tensors(self.best.packed) if self.best.steps else {}
+            tensors = {f"now/{name}": item for name, item in self.descent.tensors().items()}
+            tensors |= {f"best/{name}": item for name, item in best.items()}
+            told = {"step": step, "steps": self.best.steps, "before": self.best.before, "after": self.best.after}
+            self.kept.save(STATE, tensors, told)
+
+
+def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson, learned: str) -> Kept:
+    """Where a tuning run keeps its state, and all that it depends on."""
+    digest = sha256()
+    for path, item in start.items():
+        digest.update(f"{path} {item.width.name}\n".encode())
+        for tensor in (item.codes, item.scale.view(torch.uint8)):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    depends = {
+        "model": staged.digest,
+        "placement": [staged.placement.device.split(":")[0], staged.placement.dtype],
+        "start": digest.hexdigest(),
+        "windows": [Windows(windows, "").digest for windows in (lesson.windows, lesson.kept)],
+        "lesson": [lesson.steps, lesson.seed, learned],
+    }
+    return Kept(folder, depends)
