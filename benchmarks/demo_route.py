@@ -34,7 +34,7 @@ from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.source import ProfileSource
 from apportion.route.ask.strategy import STRATEGIES
-from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.field import EvaluationPlan
 from apportion.route.evaluation.plot import draw_frontier
 from apportion.route.evaluation.report import report
@@ -109,9 +109,9 @@ def judge(given: argparse.Namespace) -> None:
     if given.traffic:
         test = as_traffic(test)
     plan = EvaluationPlan(ablations=not given.brief, leave_out=not given.brief)
-    evaluation = evaluate(test, plan, train=seen)
+    evaluation = evaluate_router(test, plan, train=seen)
     print(report(evaluation).split("## Strategies in detail")[0])
-    rehearsed = evaluate(seen, EvaluationPlan(ablations=False, leave_out=False)) if not given.traffic else None
+    rehearsed = evaluate_router(seen, EvaluationPlan(ablations=False, leave_out=False)) if not given.traffic else None
     saved: dict[str, Any] = plain(evaluation)
     chosen = chosen_before(plain(rehearsed), saved) if rehearsed else None
     found = {

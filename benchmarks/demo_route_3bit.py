@@ -33,7 +33,7 @@ from apportion.demo.recorded import recorded
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.strategy import STRATEGIES
-from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.field import EvaluationPlan
 from apportion.route.index.build import build_index
 from apportion.route.index.corpus import read_corpus
@@ -84,7 +84,7 @@ def pipelines(full: Profile, low: Profile) -> dict[str, Json]:
 def routed(seen: Profile, test: Profile) -> Json:
     """A router fitted on these questions, at every token weight."""
     plan = EvaluationPlan(latency_weights=(0.0,), ablations=False, leave_out=False)
-    saved = plain(evaluate(test, plan, train=seen))
+    saved = plain(evaluate_router(test, plan, train=seen))
     kept = ("token_weight", "router", "best_static", "best_static_names", "oracle", "gain", "gap_closed")
     return {
         "training_questions": seen.n,

@@ -26,7 +26,7 @@ from torch import Tensor
 from apportion.bits.divergence import Reference, TokenDivergence, divergence_of, summarize
 from apportion.bits.divergence.summary import kl_difference
 from apportion.bits.gguf.ladders import DEFAULT_TYPES
-from apportion.bits.gguf.quantize import plan_of, write_file
+from apportion.bits.gguf.plan import plan_of, write_file
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.search import FileSearch, falling, search_file
 from apportion.bits.gguf.workshop import Text, Workshop
@@ -152,16 +152,22 @@ def run(arguments: argparse.Namespace) -> None:
     tokens = {name: torch.from_numpy(a.astype(np.int64)) for name, a in np.load(arguments.work / "tokens.npz").items()}
     mixes = json.loads((arguments.work / "mixes.json").read_text())
     calibration = tokens.pop("calibration")
-    tokens = {name: windows[: arguments.text_windows] for name, windows in tokens.items()}
+    tokens = {name: windows[: arguments.text_windows, : arguments.tokens] for name, windows in tokens.items()}
     request = FileRequest(
-        max_bytes=1, types=tuple(arguments.types.split(",")), windows=arguments.search_windows, window_tokens=WINDOW,
-        sequences=arguments.sequences, sequence_tokens=128, evaluations=arguments.evaluations, device=arguments.device,
+        max_bytes=1,
+        types=tuple(arguments.types.split(",")),
+        windows=arguments.search_windows,
+        window_tokens=WINDOW,
+        sequences=arguments.sequences,
+        sequence_tokens=arguments.sequence_tokens,
+        evaluations=arguments.evaluations,
+        device=arguments.device,
         dtype=arguments.dtype,
-    )  # fmt: skip
+    )
     shop = opened(arguments.gguf, request)
     split = arguments.search_windows
-    measured = Windows(calibration[:split], "C4")
-    costs = calibration[split : split + -(-arguments.sequences // (WINDOW // 128))]
+    measured = Windows(calibration[:split, : arguments.tokens].contiguous(), "C4")
+    costs = calibration[split : split + -(-arguments.sequences // (WINDOW // arguments.sequence_tokens))]
     shop.__dict__["text"] = Text(measured, calibration[split : split + arguments.importance], costs, calibration[-8:])
     marks = {"loading": time.monotonic() - began}
     log("loaded", marks)
@@ -173,7 +179,7 @@ def run(arguments: argparse.Namespace) -> None:
     log("costs alone", marks)
     result: dict[str, Any] = {"model": arguments.name, "types": request.types, "seconds": marks, "sizes": {}}
     game = shop.game()
-    for mix in MIXES:
+    for mix in arguments.mixes.split(","):
         types = {name: mixes[mix][name] for name in shop.ladders.names}
         size = bench.bytes_of(types)
         one, best = one_size(bench, game, types, size, request)
@@ -182,7 +188,7 @@ def run(arguments: argparse.Namespace) -> None:
             write_ours(bench, best, size, arguments.write / f"{arguments.name}-{mix}.gguf")
         log(mix, {"bytes": size, **{k: v["text"]["kl_mean"]["mean"] for k, v in result["sizes"][mix]["found"].items()}})
         save(arguments, result)
-    result["uniform"] = uniform_types(bench)
+    result["uniform"] = uniform_types(bench) if arguments.uniform else {}
     result["costs"] = {"tensors": shop.ladders.names, "types": shop.ladders.types, "kl": np.round(fisher.costs, 8)}
     marks["all"] = time.monotonic() - began
     save(arguments, result)
@@ -251,7 +257,7 @@ def page(arguments: argparse.Namespace) -> None:
     for path in arguments.results:
         result = json.loads(path.read_text())
         for text in ("text", "chat"):
-            if text not in result["sizes"]["Q2_K"]["found"]["mix"]:
+            if all(text not in one["found"]["mix"] for one in result["sizes"].values()):
                 continue
             print(f"\n{result['model']}, {text}\n")
             print(
@@ -286,6 +292,10 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--dtype", default="auto")
     two.add_argument("--write", type=Path, help="folder for our files")
     two.add_argument("--text-windows", type=int, default=64)
+    two.add_argument("--tokens", type=int, default=WINDOW, help="of each window that plans and files are measured on")
+    two.add_argument("--uniform", action="store_true", help="a type for all matrices alike, too")
+    two.add_argument("--sequence-tokens", type=int, default=128)
+    two.add_argument("--mixes", default=",".join(MIXES))
     for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 256), ("evaluations", 120)):
         two.add_argument(f"--{name}", type=int, default=default)
     two.set_defaults(step=run)

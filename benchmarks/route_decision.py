@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,23 +18,24 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 from command_line import own_command  # noqa: E402
 
-from apportion.route.router.file import load_router  # noqa: E402
-from apportion.route.router.router import Router  # noqa: E402
-from apportion.route.router.train import train_router  # noqa: E402
+from apportion.route.ask.features import FEATURES, group_of  # noqa: E402
+from apportion.route.router import Router, load_router, train_router  # noqa: E402
+from apportion.route.router.policy import Policy  # noqa: E402
 from tests.synthetic_profiles import needs_profile  # noqa: E402
+from tests.trained_routers import preferring  # noqa: E402
 
 
 def wide_router() -> Router:
     """A router that reads sixteen features, none of them useless by construction."""
     profile = needs_profile(400, seed=1)
-    more = tuple(f"score_{i}" for i in range(11))
+    more = tuple(name for name in FEATURES if name not in profile.feature_names and group_of(name) == "retrieval")[:11]
     noise = np.random.default_rng(0).normal(size=(profile.n, len(more)))
     return train_router(profile.with_features(more, noise)).router
 
 
 def measure(router: Router, decisions: int) -> dict[str, float | int]:
     """Times of decisions at weights where a policy decides, in microseconds."""
-    names = router.tiers[0].policy.names
+    names = router.tiers[0].names
     draws = np.random.default_rng(1).normal(size=(decisions, len(names)))
     asked = [dict(zip(names, row.tolist(), strict=True)) for row in draws]
     times = []
@@ -43,7 +43,8 @@ def measure(router: Router, decisions: int) -> dict[str, float | int]:
         start = time.perf_counter()
         decision = router.decide(features, 0.3, 0.1 if router.has_latency else 0.0)
         times.append((time.perf_counter() - start) * 1e6)
-    members, _, hidden = router.tiers[0].policy.layers.w1.shape
+    network = router.tiers[0].decider
+    members, _, hidden = network.layers.w1.shape if isinstance(network, Policy) else (0, 0, 0)
     return {
         "median_us": float(np.median(times)),
         "p99_us": float(np.quantile(times, 0.99)),
@@ -55,21 +56,13 @@ def measure(router: Router, decisions: int) -> dict[str, float | int]:
     }
 
 
-def preferring(router: Router, name: str) -> Router:
-    """The same router with one tier's gate wide open."""
-    tiers = tuple(
-        replace(tier, gate=replace(tier.gate, gain=tier.gate.gain + 10 * (tier.name == name))) for tier in router.tiers
-    )
-    return replace(router, tiers=tiers)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--router", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     router = load_router(given.router) if given.router else wide_router()
-    found = {tier.name: measure(preferring(router, tier.name), 5000) for tier in router.tiers}
+    found = {tier.name: measure(preferring(router, tier.name), 5000) for tier in router.tiers if not tier.looks}
     text = json.dumps({"command": own_command(), "by_tier": found}, indent=1)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

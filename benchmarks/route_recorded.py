@@ -17,7 +17,7 @@ from typing import Any
 from command_line import own_command
 
 from apportion.core.artifact import plain, sha256_file, versions, write_json
-from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.field import EvaluationPlan
 from apportion.route.evaluation.report import report
 from apportion.route.index.build import build_index
@@ -33,7 +33,7 @@ def measure(path: Path, index: Path | None, plan: EvaluationPlan) -> dict[str, A
     """One recorded profile, compared on folds."""
     start = time.monotonic()
     profile = add_probes(read_profile(path), index)
-    evaluation = evaluate(profile, plan)
+    evaluation = evaluate_router(profile, plan)
     print(report(evaluation).split("## Strategies in detail")[0])
     saved: dict[str, Any] = plain(evaluation)
     saved.pop("frontier")

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import openai
+from command_line import own_command
 
 from apportion.core.bootstrap import Bootstrap
 from apportion.demo.recorded import recorded
+from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.evaluation.contest import Routed, play
 from apportion.route.profile.scoring import score
 from apportion.route.router.file import load_router
-from apportion.route.router.train import probed_cost
 from apportion.route.router.utility import Weights
 
 WEIGHTS = ((0.05, 0.0), (0.1, 0.1), (0.5, 0.5))
@@ -53,18 +55,22 @@ def main() -> None:
                 "same_route": float(np.mean(routes)),
                 **{f"{name}_served": float(np.mean(asked[name])) for name in ("quality", "tokens", "latency_ms")},
                 **{f"{name}_recorded": float(np.mean(expected[name])) for name in ("quality", "tokens", "latency_ms")},
-                "quality_difference": vars_of(bootstrap.interval(quality)),
-                "tokens_difference": vars_of(bootstrap.interval(tokens)),
+                "quality_difference": shown(bootstrap.interval(quality)),
+                "tokens_difference": shown(bootstrap.interval(tokens)),
             }
         )
         print(json.dumps(found[-1]), flush=True)
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        title = (
+            "The demonstration model behind the server: 200 test questions through the openai client, and the recording"
+        )
+        saved = {"title": title, "command": own_command(), "rows": found}
+        given.out.write_text(json.dumps(saved, indent=1) + "\n")
 
 
-def vars_of(interval: Any) -> dict[str, float]:
+def shown(interval: Any) -> str:
     """A paired difference: mean and 95 %."""
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
 def served(url: str, ids: list[str], weights: Weights) -> dict[str, list[Any]]:
@@ -90,22 +96,16 @@ def served(url: str, ids: list[str], weights: Weights) -> dict[str, list[Any]]:
 
 def replayed(folder: Path, profile: Any, rows: Any, weights: Weights) -> dict[str, list[Any]]:
     """What the router's decisions give on the recording, probes counted as `evaluate-router` counts them."""
-    router = load_router(folder)
+    router = load_router(folder).one_decision()
     part = profile.select(np.isin(np.arange(len(profile.ids)), rows))
-    columns, tiers = router.decide_many(part.features, part.feature_names, weights)
-    names = {tier.name: tier.policy.names for tier in router.tiers}
-    wanted = router.tier_at(weights)
-    quality, tokens, latency = [], [], []
-    for row, (column, tier) in enumerate(zip(columns, tiers, strict=True)):
-        read = tuple(names.get(tier, ())) + (tuple(names[wanted.name]) if wanted and tier != "static" else ())
-        costed = probed_cost(part, router.scale, read)
-        quality.append(float(costed.quality[row, column]))
-        tokens.append(float(costed.tokens[row, column] * router.scale.tokens))
-        latency.append(float(costed.latency[row, column] * (router.scale.latency_ms or 0)))
-    from apportion.route.ask.strategy import STRATEGIES
-
-    routes = [STRATEGIES[column] for column in columns]
-    return {"quality": quality, "tokens": tokens, "latency_ms": latency, "routes": routes}
+    choice = Routed(router).choose(part, weights)
+    played = play(part, choice)
+    return {
+        "quality": played.quality.tolist(),
+        "tokens": played.tokens.tolist(),
+        "latency_ms": played.latency_ms.tolist(),
+        "routes": [STRATEGIES[column] for column in choice.columns],
+    }
 
 
 if __name__ == "__main__":

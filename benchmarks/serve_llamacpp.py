@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import openai
 import uvicorn
+from command_line import own_command
 
 from apportion.serve import Address, Routing, Settings, Upstream, create_app
 from apportion.serve.run import Impatient, listen
@@ -53,18 +54,19 @@ def main() -> None:
             for question in QUESTIONS:
                 for name, (where, model) in places.items():
                     times[name].append(ask(where, model, known, question, plain=name == "upstream"))
-    found: dict[str, Any] = {"model": given.model.parent.name, "questions": len(QUESTIONS) * given.rounds}
+    base, rows = times["upstream"], []
     for name, pairs in times.items():
-        first, last = (statistics.median(one[n] for one in pairs) for n in (0, 1))
-        found[name] = {"first_token_ms": round(first, 1), "last_token_ms": round(last, 1)}
-    base = times["upstream"]
-    for name in ("direct", "draft"):
+        row: dict[str, Any] = {"asked": name}
         for n, what in enumerate(("first", "last")):
-            ratios = [one[n] / other[n] for one, other in zip(times[name], base, strict=True)]
-            found[name][f"{what}_token_against_upstream"] = round(statistics.median(ratios), 3)
-    print(json.dumps(found))
+            row[f"{what}_token_ms"] = round(statistics.median(one[n] for one in pairs), 1)
+            ratios = [one[n] / other[n] for one, other in zip(pairs, base, strict=True)]
+            row[f"{what}_token_of_upstreams"] = round(statistics.median(ratios), 3)
+        rows.append(row)
+    title = f"Time to first and last token, {given.model.parent.name} in llama.cpp, medians of {len(base)} questions"
+    print(json.dumps(rows))
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        saved = {"title": title, "command": own_command(), "rows": rows}
+        given.out.write_text(json.dumps(saved, indent=1) + "\n")
     del server
 
 
@@ -85,8 +87,8 @@ def keeping_router() -> Any:
     """A router that drafts every question and takes the draft, however unsure it is."""
     router = knowing_router()
     full = router.tiers[0]
-    mean = np.array([0.0, 1e6, 1e6])
-    return replace(router, tiers=(replace(full, policy=replace(full.policy, mean=mean)),))
+    decider = replace(full.decider, reader=replace(full.decider.reader, mean=np.array([0.0, 1e6, 1e6])))
+    return replace(router, tiers=(replace(full, decider=decider),))
 
 
 def serve(known: Routing, upstream: str) -> str:

@@ -21,6 +21,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from command_line import own_command
+
+TITLE = "What the server costs: 32 at once, answers of 50 tokens, a stub upstream, forced direct, two shared cores"
+KEY = "sk-load-test-0123456789abcdef"  # of a LiteLLM proxy that is measured beside ours; ours and the stub need none
 TOKENS = 50
 PACE_S = 0.02  # 50 tokens a second, as a small model on a GPU
 QUESTION = {"model": "direct", "messages": [{"role": "user", "content": "Who founded the city of Bern, and when?"}]}
@@ -116,16 +120,18 @@ def measure(given: argparse.Namespace) -> None:
         places = {"stub": upstream, "apportion": f"http://127.0.0.1:{proxy_port}/v1"}
         if given.litellm:
             places["litellm"] = given.litellm
-        found: dict[str, Any] = {"load_average_before": os.getloadavg()[0], "cores": os.cpu_count()}
+        rows = []
         for kind in ("plain", "stream", "paced stream"):
-            found[kind] = {name: load(url, kind, given.seconds) for name, url in places.items()}
-            print(kind, json.dumps(found[kind]), flush=True)
+            for name, url in places.items():
+                busy = os.getloadavg()[0]
+                rows.append({"asked": kind, "server": name, **load(url, kind, given.seconds), "load_average": busy})
+                print(json.dumps(rows[-1]), flush=True)
+        saved = {"title": TITLE, "command": own_command(), "rows": rows}
         if given.requests:
-            found["memory"] = memory(proxy.pid, places["apportion"], given.requests)
-            print("memory", json.dumps(found["memory"]), flush=True)
-        found["load_average_after"] = os.getloadavg()[0]
+            saved["memory"] = memory(proxy.pid, places["apportion"], given.requests)
+            print(json.dumps(saved["memory"]), flush=True)
         if given.out:
-            given.out.write_text(json.dumps(found, indent=1) + "\n")
+            given.out.write_text(json.dumps(saved, indent=1) + "\n")
     finally:
         proxy.terminate()
         stub.terminate()
@@ -139,7 +145,7 @@ def load(url: str, kind: str, seconds: int) -> dict[str, float]:
     if kind == "paced stream":
         body["messages"] = [{"role": "user", "content": "paced: who founded Bern?"}]
     command = ["hey", "-z", f"{seconds}s", "-c", "32", "-m", "POST", "-T", "application/json"]
-    command += ["-H", "Authorization: Bearer sk-none", "-d", json.dumps(body), f"{url}/chat/completions"]
+    command += ["-H", f"Authorization: Bearer {KEY}", "-d", json.dumps(body), f"{url}/chat/completions"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     statuses = {int(code): int(count) for code, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", said)}
     quantiles = {int(share): 1000 * float(took) for share, took in re.findall(r"(\d+)%+ in ([\d.]+) secs", said)}

@@ -227,8 +227,12 @@ def model_class(config: Any) -> Any:
     return getattr(transformers, named)
 
 
-def make(name: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a tiny checkpoint in bfloat16, with norms in float32, a tensor that no class knows, and further files."""
+def make(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny checkpoint in bfloat16, with norms in float32, a tensor that no class knows, and further files.
+
+    Args:
+        changes: of its configuration.
+    """
     import torch
     from transformers.utils import logging
 
@@ -237,6 +241,8 @@ def make(name: str, folder: Path, *, seed: int = 0) -> Path:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     config = ARCHITECTURES[name]()
+    for key, value in changes.items():
+        setattr(config, key, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)(config).to(torch.bfloat16)

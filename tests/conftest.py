@@ -17,7 +17,9 @@ except ModuleNotFoundError as error:
     if error.name != "beartype":
         raise
 else:
-    install_import_hook("apportion.bits", "tests.checked.checked")
+    install_import_hook(
+        ["apportion.bits", "apportion.route.router", "apportion.route.evaluation"], "tests.checked.checked"
+    )
 
 import torch
 

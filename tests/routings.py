@@ -11,7 +11,8 @@ from apportion.route.index.build import build_index
 from apportion.route.index.corpus import Passage
 from apportion.route.router.gate import Gate
 from apportion.route.router.policy import Layers, Policy
-from apportion.route.router.router import FULL, LEAN, Router, Tier
+from apportion.route.router.reader import Reader
+from apportion.route.router.router import FULL, Router, Tier
 from apportion.route.router.utility import Scale
 from apportion.serve import Routing
 
@@ -43,7 +44,7 @@ def knowing_router() -> Router:
     Without a draft its lean tier always retrieves.
     """
     full = Tier(FULL, _policy(("hits", "question_numbers", "draft_nll_mean")), _open_gate(1.0), (1.0, 1.0))
-    lean = Tier(LEAN, _policy(("hits", "question_numbers")), _open_gate(0.5), (1.0, 1.0))
+    lean = Tier("lean", _policy(("hits", "question_numbers")), _open_gate(0.5), (1.0, 1.0))
     return replace(static_router("direct"), tiers=(full, lean))
 
 
@@ -63,7 +64,8 @@ def _policy(names: tuple[str, ...]) -> Policy:
     mean = np.array([0.0, 1.5, 0.5][:features])
     zeros = np.zeros((1, 1, hidden), np.float32)
     layers = Layers(w1, b1, w2, zeros, w3, np.zeros((1, 1, 6), np.float32))
-    return Policy(names, mean, np.full(features, 0.25), (0, 1, 2, 3), static_router("direct").means, layers)
+    reader = Reader(names, mean, np.full(features, 0.25))
+    return Policy(reader, (0, 1, 2, 3), static_router("direct").means, layers)
 
 
 def _open_gate(gain: float) -> Gate:

@@ -76,3 +76,15 @@ def _profile(quality: Floats, features: Floats, seed: int, *, latency: bool, fam
         features=features,
         feature_names=NAMES,
     )
+
+
+def look_profile(n: int, seed: int = 0) -> Profile:
+    """Only the retrieved answer tells whether reasoning is needed: RAG is right where the passages hold its answer,
+    as they do for three in five questions, RAG+CoT is right always and costs three times as much."""
+    rng = stream(seed, "look_profile")
+    held = rng.random(n) < 0.6
+    quality = np.stack([np.zeros(n), held, np.zeros(n), np.ones(n)], axis=1).astype(float)
+    profile = _profile(quality, rng.normal(size=(n, len(NAMES))), seed, latency=True, families=np.full(n, "facts"))
+    profile.tokens[:, 3] = 3 * profile.tokens[:, 1]
+    answers = np.stack([held.astype(float), rng.normal(size=n)], axis=1)
+    return profile.with_features(("rag_in_passages", "rag_nll_mean"), answers)

@@ -42,6 +42,7 @@ def configuration(kind: str, **more: Any) -> Any:
         "gemma2": ("Gemma2Config", {"sliding_window": 8, "query_pre_attn_scalar": 16}),
         "gemma3": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 6}),
         "olmo2": ("Olmo2Config", {}),
+        "mistral": ("MistralConfig", {}),
     }
     name, settings = own[kind]
     return getattr(transformers, name)(**{**COMMON, **settings, **more})

@@ -1,9 +1,9 @@
 """Routers trained once for all tests of a process, on profiles whose best routes are known."""
 
+from dataclasses import replace
 from functools import cache
 
-from apportion.route.router.fit import TrainingPlan
-from apportion.route.router.train import Trained, train_router
+from apportion.route.router import Router, Trained, TrainingPlan, train_router
 from tests.synthetic_profiles import either_profile, needs_profile
 
 QUICK = TrainingPlan(folds=4, seeds=1, steps=300, check_every=50, head_share=0.5)  # so few steps need the larger share
@@ -25,3 +25,12 @@ def exclusive() -> Trained:
 def uninformed() -> Trained:
     """Features are noise."""
     return train_router(needs_profile(300, seed=1, signal=0.0), QUICK)
+
+
+def preferring(router: Router, name: str) -> Router:
+    """The same router with one tier's held-out gains raised, so that it is the first choice everywhere."""
+    tiers = tuple(
+        replace(tier, gate=replace(tier.gate, gain=tier.gate.gain + 9 * (tier.name == name))) for tier in router.tiers
+    )
+    assert router.guard
+    return replace(router, tiers=tiers, guard=replace(router.guard, any=router.guard.any.opened()))

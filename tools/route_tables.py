@@ -19,11 +19,107 @@ def route_part(files: Mapping[str, Json]) -> list[str]:
     return [
         "## Routing",
         "",
+        *six(files.get("route_six")),
         *demonstration(files.get("demo_route")),
         *traffic(files.get("demo_route_traffic")),
         *three_bits(files.get("demo_route_3bit")),
         *recorded(files.get("route_recorded")),
     ]
+
+
+def six(found: Json | None) -> list[str]:
+    """A real model on six question-answering sets, judged on the half not learned from."""
+    lines = ["### Six question-answering sets", ""]
+    if not found:
+        return [*lines, NOT_RUN, ""]
+    summary, closed = found["summary"], found["summary"]["reach_closed"]
+    verdicts = ", ".join(f"{verdict} at {count}" for verdict, count in summary["verdicts"].items())
+    return [
+        *lines,
+        f"Learned on {found['training_questions']} questions, judged once on {found['questions']} others; everything that "
+        "was done for an answer is counted. Utility = quality - weights x costs, in units of always RAG+CoT.",
+        "",
+        *six_sets(found["by_set"]),
+        "",
+        *weights_table(found),
+        "",
+        *sentences(found),
+        f"By verdict: {verdicts}."
+        + (
+            ""
+            if closed is None
+            else f" Of what was reachable (the best of all that was fitted) it gained {closed:.0%}."
+        ),
+        *chosen_text(found["savings_chosen_on_folds"]),
+        "",
+        "Mean over the weights of the router's utility minus another's:",
+        "",
+        *markdown(["against", "difference"], ([name, interval(gain)] for name, gain in gains(found))),
+        "",
+        "What the router loses when a feature is dealt out anew among the judged questions (the ten that cost most, and "
+        "groups), mean utility over the weights:",
+        "",
+        *worth_table(found["worth"]),
+        "",
+        *left_out_table(found["left_out"]),
+        *signal_table(found["signals"]),
+        *made(found, "route_six"),
+    ]
+
+
+def six_sets(rows: Sequence[Json]) -> list[str]:
+    """Quality (tokens; ms) of each pipeline in each set."""
+    names = list(rows[0]["pipelines"])
+    body = [
+        [
+            row["set"],
+            str(row["questions"]),
+            *(_cell(row["pipelines"][name]) for name in names),
+            f"{row['best_of_four']:.3f}",
+        ]
+        for row in rows
+    ]
+    return markdown(["set", "questions", *names, "best of four in hindsight"], body)
+
+
+def _cell(one: Json) -> str:
+    timed = "" if one["latency_ms"] is None else f"; {one['latency_ms']:.0f} ms"
+    return f"{one['quality']:.3f} ({one['tokens']:.0f}{timed})"
+
+
+def chosen_text(found: Json) -> list[str]:
+    """Savings against always RAG+CoT at weights chosen before the judged half was looked at."""
+    if found["weights"] is None:
+        return [f"Savings against always RAG+CoT: {found['reason']}."]
+    latency = "" if found["latency_saved"] is None else f" and {found['latency_saved']:.0%} less latency"
+    return [
+        f"At the weights that save most at no lower quality on folds of the learning half, "
+        f"({found['weights'][0]:g}, {found['weights'][1]:g}): {found['tokens_saved']:.0%} fewer tokens{latency} than always "
+        f"RAG+CoT, quality {interval(found['quality_change'])}."
+    ]
+
+
+def worth_table(rows: Sequence[Json]) -> list[str]:
+    shown = [*[row for row in rows if not row["feature"].startswith("all ")][:10]]
+    shown += [row for row in rows if row["feature"].startswith("all ")]
+    return markdown(["feature", "worth"], ([row["feature"], interval(row["worth"])] for row in shown))
+
+
+def signal_table(rows: Sequence[Json]) -> list[str]:
+    """Areas under the ROC curve over all sets, with the smallest and largest single set."""
+    kinds = ("draft_right", "retrieval_helps", "reasoning_helps")
+    body = []
+    for row in (row for row in rows if row["family"] == "all"):
+        cells = [row["feature"]]
+        for kind in kinds:
+            own = [
+                one[kind] for one in rows if one["feature"] == row["feature"] and one["family"] != "all" and one[kind]
+            ]
+            spread = f" ({min(own):.2f} to {max(own):.2f})" if own else ""
+            cells.append("–" if row[kind] is None else f"{row[kind]:.3f}{spread}")
+        body.append(cells)
+    title = "Each signal alone, area under the ROC curve over all sets (in single sets):"
+    return [title, "", *markdown(["feature", "draft right", "retrieval helps", "reasoning helps"], body), ""]
 
 
 def demonstration(found: Json | None) -> list[str]:
@@ -72,7 +168,7 @@ def weights_table(found: Json) -> list[str]:
                 closed,
                 f"{at['router']['quality']:.3f}",
                 f"{at['router']['tokens']:.0f}",
-                f"{at['router']['latency_ms']:.0f}",
+                "–" if at["router"]["latency_ms"] is None else f"{at['router']['latency_ms']:.0f}",
             ]
         )
     head = ["weights: token, latency", "best static", "router", "oracle", "gain [95 %]", "gap closed"]
@@ -84,7 +180,7 @@ def sentences(found: Json) -> list[str]:
     summary = found["summary"]
     lines = [
         f"Better than the best static pipeline at {summary['beaten']} of {summary['weights']} weights, worse at "
-        f"{summary['worse']}; {summary['gap_closed_mean']:.0%} of the gap to the oracle closed on average."
+        f"{summary['worse']} of them; {summary['gap_closed_mean']:.0%} of the gap to the oracle closed on average."
     ]
     chosen = found.get("weights_chosen_on_training_questions")
     if chosen:

@@ -17,9 +17,10 @@ _HOMES = {
     "QuantizeRequest": "bits.quantize",
     "Quantizer": "bits.quantizer",
     "Recipe": "bits.recipe",
-    "Router": "route.router.router",
+    "Router": "route.router",
     "Samples": "bits.game",
     "Sensitivity": "bits.plan",
+    "Weights": "route.router",
     "allocate": "bits.plan",
     "answer": "route.answer",
     "apply": "bits.apply",
@@ -27,11 +28,14 @@ _HOMES = {
     "budget_from_bytes": "bits.plan",
     "compare": "bits.compare",
     "estimate": "bits.plan",
+    "evaluate_router": "route.evaluation",
     "load": "models.load",
+    "load_router": "route.router",
     "open_model": "bits.quantize",
     "perplexity": "bits.perplexity",
     "quantize": "bits.quantize",
     "take_samples": "bits.quantizer",
+    "train_router": "route.router",
 }
 __all__ = sorted(_HOMES)
 

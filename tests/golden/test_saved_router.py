@@ -47,7 +47,7 @@ def test_decisions_are_those_of_then() -> None:
 
 def make() -> None:
     """Train a small router and save what it decides."""
-    from apportion.route.router.fit import TrainingPlan
+    from apportion.route.router.plan import TrainingPlan
     from apportion.route.router.train import train_router
     from tests.synthetic_profiles import needs_profile
 

@@ -58,7 +58,10 @@ def _completion(server: Server, body: dict[str, Any], user: str) -> dict[str, An
         "finish_reason": "stop",
     }
     if body.get("logprobs") and server.logprobs == "yes":
-        listed = [{"token": token, "logprob": -0.5 / (1 + n), "bytes": None} for n, token in enumerate(tokens)]
+        listed = [
+            {"token": token, "logprob": -0.5 / (1 + n), "bytes": None, **_alternatives(body, token, -0.5 / (1 + n))}
+            for n, token in enumerate(tokens)
+        ]
         choice["logprobs"] = {"content": listed}
     prompt = sum(len(message["content"]) for message in body["messages"])
     answer = {
@@ -70,6 +73,13 @@ def _completion(server: Server, body: dict[str, Any], user: str) -> dict[str, An
     }
     usage = {"prompt_tokens": math.ceil(prompt / 4), "completion_tokens": len(tokens), "total_tokens": 0}
     return {**answer, "usage": usage} if server.usage else answer
+
+
+def _alternatives(body: dict[str, Any], token: str, logprob: float) -> dict[str, Any]:
+    """The likeliest tokens where they are asked for: the one that was chosen, and one a nat below it."""
+    if not body.get("top_logprobs"):
+        return {"top_logprobs": []}
+    return {"top_logprobs": [{"token": token, "logprob": logprob}, {"token": "?", "logprob": logprob - 1.0}]}
 
 
 def _error(status: int, message: str) -> JSONResponse:

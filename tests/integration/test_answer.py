@@ -13,11 +13,14 @@ from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.index.build import build_index
 from apportion.route.index.corpus import Passage
 from apportion.route.llm.openai import OpenAILLM
+from apportion.route.router.price import Price
 from apportion.route.router.router import Decision
-from apportion.route.router.utility import Weights
+from apportion.route.router.utility import Scale, Weights
 from tests.integration.chat_server import Server, serve
 
 WEIGHTS = Weights(0.2)
+UNPRICED = Scale(100.0, None, "rag+cot")
+PRICED = Scale(100.0, None, "rag+cot", Price(1.0, 1.0, 4.0))
 
 
 @dataclass
@@ -28,6 +31,9 @@ class FixedRouter:
     wanted: tuple[str, ...] = ("nqc_top1_k10", "question_words", "draft_nll_mean")
     seen: dict[str, float] = field(default_factory=dict)
     drafts: bool = True
+    source: dict[str, str | int] = field(default_factory=dict)
+    scale: Scale = UNPRICED
+    reasons: bool | None = None  # after looking at a retrieved answer; None: it is not looked at
 
     def features_wanted(self, weights: Weights, *, draft: bool = True) -> tuple[str, ...]:
         return tuple(name for name in self.wanted if draft or not name.startswith("draft_"))
@@ -41,7 +47,12 @@ class FixedRouter:
         rag, cot = "rag" in self.strategy, "cot" in self.strategy
         weights = Weights(token_weight, latency_weight)
         missing = tuple(name for name in self.wanted if name not in features)
-        return Decision(self.strategy, rag, cot, weights, "full", 0.5, 0.5, self.wanted, missing, lacking)
+        look = self.reasons is not None
+        return Decision(self.strategy, rag, cot, weights, "full", 0.5, 0.5, self.wanted, missing, lacking, look)
+
+    def decide_after(self, decision: Decision, features: Mapping[str, float]) -> Decision:
+        self.seen = dict(features)
+        return replace(decision, strategy="rag+cot" if self.reasons else "rag", need_cot=bool(self.reasons), look=False)
 
 
 @pytest.fixture
@@ -61,7 +72,41 @@ def setup(server: Server, tmp_path: Path) -> Iterator[Setup]:
 
 
 def route(strategy: str, setup: Setup, **settings: object):
+    settings.setdefault("source", trained_on(setup))
     return answer("The capital of France", FixedRouter(strategy, **settings), setup, WEIGHTS)  # type: ignore[arg-type]
+
+
+def trained_on(setup: Setup) -> dict[str, str | int]:
+    source = setup.source()
+    return {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
+
+
+@pytest.mark.parametrize(("reasons", "strategies"), [(False, ["direct", "rag"]), (True, ["direct", "rag", "rag+cot"])])
+def test_after_a_retrieved_answer_it_stops_or_reasons_and_every_call_counts(
+    server: Server, setup: Setup, reasons: bool, strategies: list[str]
+) -> None:
+    router = FixedRouter("rag", source=trained_on(setup), reasons=reasons, scale=PRICED)
+    found = answer("The capital of France", router, setup, WEIGHTS)  # type: ignore[arg-type]
+    assert [call.strategy for call in found.calls] == strategies
+    assert found.strategy == strategies[-1]
+    assert [call.purpose for call in found.calls] == (
+        ["draft", "look", "answer"] if reasons else ["draft", "look and answer"]
+    )
+    assert found.tokens == sum(call.prompt_tokens + call.completion_tokens for call in found.calls)
+    assert found.price == sum(call.prompt_tokens + 4 * call.completion_tokens for call in found.calls)
+    assert {"rag_nll_mean", "rag_in_passages", "rag_abstains", "passages_cover"} <= router.seen.keys()
+
+
+def test_a_router_that_does_not_say_what_it_learned_from_is_used_and_that_is_said(setup: Setup) -> None:
+    found = route("rag", setup, source={"k": 1})
+    assert [why for why in found.weaker if "does not record its model, corpus, prompts" in why] != []
+    with pytest.raises(ArtifactMismatchError, match="another corpus"):
+        route("rag", setup, source={**trained_on(setup), "corpus": "other"})
+
+
+def test_a_feature_that_this_program_does_not_know_is_missing_and_named(setup: Setup) -> None:
+    found = route("rag", setup, wanted=("question_words", "difficulty"))
+    assert any("difficulty" in why for why in found.weaker)
 
 
 def test_a_draft_that_the_router_finds_not_worth_its_cost_is_not_made(server: Server, setup: Setup) -> None:
@@ -73,7 +118,7 @@ def test_a_draft_that_the_router_finds_not_worth_its_cost_is_not_made(server: Se
 
 def test_a_direct_route_returns_the_draft_and_pays_once(server: Server, setup: Setup) -> None:
     found = route("direct", setup)
-    assert (found.text, found.strategy, found.draft_reused) == ("Answer: France", "direct", True)
+    assert (found.text, found.strategy, found.draft_reused) == ("France", "direct", True)
     assert [call.purpose for call in found.calls] == ["draft and answer"]
     assert len(server.calls) == 1
     assert found.weaker == ()
@@ -122,9 +167,9 @@ def test_a_draft_that_lacks_logprobs_once_is_said_too(server: Server, setup: Set
 
 def test_a_question_longer_than_the_context_says_what_was_cut(server: Server, setup: Setup) -> None:
     server.context = 60
-    found = answer("word " * 100 + "France", FixedRouter("direct"), setup, WEIGHTS)  # type: ignore[arg-type]
+    found = answer("word " * 100 + "France", FixedRouter("direct", source=trained_on(setup)), setup, WEIGHTS)  # type: ignore[arg-type]
     assert [reason for reason in found.weaker if "prompt was cut by about" in reason] != []
-    assert found.text == "Answer: France"
+    assert found.text == "France"
 
 
 def test_bad_questions_and_failing_servers(server: Server, setup: Setup) -> None:

@@ -39,7 +39,14 @@ with torch.inference_mode():
 
 
 def small(text: Path, **changes) -> Recipe:
-    given = {"calibration": text, "windows": 4, "window_tokens": 24, "permutations": 3, "group_size": 32}
+    given = {
+        "calibration": text,
+        "windows": 4,
+        "window_tokens": 24,
+        "permutations": 3,
+        "group_size": 32,
+        "rounding": "nearest",
+    }
     return Recipe(**{**given, "rounding_windows": 12, **changes})
 
 

@@ -87,8 +87,8 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("where", "words", "trusted"),
     [
         ("apportion.bits.perplexity.perplexity", ("perplexity", "m", "--text", "t"), True),
-        ("apportion.bits.apply.load_full", ("apply", "m", "PLAN", "--out", "o"), True),
-        ("apportion.bits.apply.load_full", ("apply", "m", "PLAN", "--out", "o"), False),
+        ("apportion.bits.apply.apply", ("apply", "m", "PLAN", "--out", "o"), True),
+        ("apportion.bits.apply.apply", ("apply", "m", "PLAN", "--out", "o"), False),
     ],
 )
 def test_code_is_run_where_the_command_says_so(

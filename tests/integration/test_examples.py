@@ -50,3 +50,10 @@ def test_every_public_function_of_the_bits_half_says_all_that_its_user_needs() -
         for text in [getattr(apportion, name).__doc__ or ""]
     }
     assert not {name: parts for name, parts in lacking.items() if parts}
+
+
+def test_public_names_are_the_documented_ones():
+    assert all(getattr(apportion, name) is not None for name in apportion.__all__)
+    assert 12 <= len(apportion.__all__) <= 50
+    with pytest.raises(AttributeError, match="public names"):
+        _ = apportion.nothing

@@ -1,6 +1,7 @@
 """`apportion quantize --format gguf`: exact bytes, real llama.cpp, refusals, and a run that was cut off."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from typer.testing import CliRunner
 import apportion.cli.bits
 import apportion.cli.divergence  # noqa: F401  both add commands
 from apportion.bits.divergence import divergence_of, reference_of, summarize
+from apportion.bits.gguf.importance import load_imatrix
 from apportion.bits.gguf.ladders import Ladders, require_budget
-from apportion.bits.gguf.quantize import find_plan, quantize_gguf, write_file
+from apportion.bits.gguf.plan import find_plan, write_file
+from apportion.bits.gguf.quantize import quantize_gguf
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.workshop import Workshop, open_workshop
 from apportion.cli.base import app
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
-from apportion.core.errors import ArtifactError, ArtifactExistsError, BudgetError, InputError
+from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, BudgetError, InputError
 from apportion.formats.gguf_file import file_bytes
 from apportion.models.gguf.load import load_gguf
 from apportion.models.gguf.source import GgufFile
@@ -151,6 +154,23 @@ def test_a_run_that_was_cut_off_goes_on(models: Callable[[str], Path], text: Pat
     again = quantize_gguf(str(models("llama")), out, request, resume=True)
     assert again["plan_digest"] == whole["plan_digest"]
     assert out.stat().st_size == whole["bytes"]
+
+
+def test_another_budget_needs_no_measuring(models: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    first = FileRequest(bits_per_weight=9, calibration=text, **SMALL)
+    quantize_gguf(str(models("qwen3")), tmp_path / "large.gguf", first)
+    evidence = tmp_path / "large.gguf.apportion"
+    second = replace(first, bits_per_weight=8, reuse=evidence)
+    result = quantize_gguf(str(models("qwen3")), tmp_path / "small.gguf", second)
+    assert result["evaluations"] == 0
+    assert result["bytes"] == (tmp_path / "small.gguf").stat().st_size <= result["max_bytes"]
+    measured = quantize_gguf(str(models("qwen3")), tmp_path / "own.gguf", replace(second, reuse=None))
+    assert result["divergence"]["kl_mean"]["mean"] < 1.5 * measured["divergence"]["kl_mean"]["mean"]
+    assert set(load_imatrix(evidence / "importance.imatrix")) == set(GgufFile(tmp_path / "own.gguf").types) - {
+        name for name, kind in GgufFile(tmp_path / "own.gguf").types.items() if kind == "F32"
+    }
+    with pytest.raises(ArtifactMismatchError, match="another model"):
+        quantize_gguf(str(models("llama")), tmp_path / "other.gguf", second)
 
 
 def test_a_disk_that_refuses_leaves_no_file(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from apportion.core.errors import InputError, ModelStructureError
 from apportion.models.identity import model_identity
 from apportion.route.llm.generate import Row, generate
-from apportion.route.llm.local import LocalLLM
+from apportion.route.llm.local import LocalLLM, _Prepared
 from apportion.route.llm.protocol import Request
 from tests.integration.tiny_model import make_tiny_model
 
@@ -105,21 +105,44 @@ def test_special_tokens_are_neither_text_nor_draft(llm: LocalLLM) -> None:
 
 
 def test_thinking_is_apart_also_when_it_never_ends(llm: LocalLLM) -> None:
-    def read(prompt: list[int], text: str) -> tuple[str, str, int]:
+    def read(opened: bool, text: str) -> tuple[str, str, int]:
         tokens = llm._tokenizer(text)["input_ids"]
-        row = Row(prompt, len(tokens), tokens=tokens, logprobs=[-1.0] * len(tokens))
-        found = llm._completion(Request("x", logprobs=True), row, 0)
+        row = Row([1], len(tokens), tokens=tokens, logprobs=[-1.0] * len(tokens), margins=[0.5] * len(tokens))
+        found = llm._completion(Request("x", logprobs=True), _Prepared(row, opened, 0))
         return found.thinking_text, found.text, len(found.token_logprobs or ())
 
-    switched = llm.render(Request("one", thinking=False))
-    plain = llm.render(Request("one", thinking=True))
-    opened = [*plain, *llm._tokenizer("<think>\n")["input_ids"]]
     seven = len(llm._tokenizer("seven")["input_ids"])
-    assert read(plain, "<think>two</think>seven<|im_end|>") == ("two", "seven", seven)
-    assert read(opened, "two</think>seven") == ("two", "seven", seven)
-    assert read(plain, "<think>two plus") == ("two plus", "", 0)
-    assert read(opened, "two plus") == ("two plus", "", 0)
-    assert read(switched, "seven") == ("", "seven", seven)
+    assert read(False, "<think>two</think>seven<|im_end|>") == ("two", "seven", seven)
+    assert read(True, "two</think>seven") == ("two", "seven", seven)
+    assert read(False, "<think>two plus") == ("two plus", "", 0)
+    assert read(True, "two plus") == ("two plus", "", 0)
+    assert read(False, "seven") == ("", "seven", seven)
+
+
+def test_a_template_that_opens_the_thinking_is_noticed(folder: Path) -> None:
+    fresh = LocalLLM.open(str(folder), device="cpu")
+    closed = fresh._prepare(Request("one", max_tokens=5, thinking=False))
+    fresh._tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    assert (closed.opened, fresh._prepare(Request("one", max_tokens=5)).opened) == (False, True)
+    found = fresh.complete([Request("one", max_tokens=5)])[0]
+    assert found.text == ""
+
+
+def test_a_stop_sequence_ends_the_answer_but_not_the_thinking(llm: LocalLLM) -> None:
+    whole = llm.complete([Request("What is the capital?", max_tokens=24)])[0].text
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    found = llm.complete([Request("What is the capital?", max_tokens=24, stop=("no such text", middle))])[0]
+    assert found.text == whole[: whole.index(middle)].rstrip()
+    assert found.completion_tokens < 24
+    ends = llm._ends((middle,), opened=True)
+    tokens = llm._tokenizer(f"{middle} so </think> x")["input_ids"]
+    assert not ends(tokens[: tokens.index(llm._think_end)])
+    assert ends([*tokens, *llm._tokenizer(middle)["input_ids"]])
+
+
+def test_examples_are_turns_before_the_question(llm: LocalLLM) -> None:
+    text = llm._text(Request("What?", system="S", examples=(("one", "two"),)))
+    assert text.index("user\none") < text.index("assistant\ntwo") < text.index("user\nWhat?")
 
 
 def test_seeds_choose_the_sample(llm: LocalLLM) -> None:

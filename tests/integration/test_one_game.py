@@ -1,6 +1,7 @@
 """A run plays one game: each text tokenised and embedded once; widths have names; what is open the method chooses."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ from apportion.core.artifact import read_json
 
 
 def small(text: Path, **changes) -> Recipe:
-    settings = {"calibration": text, "windows": 4, "window_tokens": 24, "permutations": 4, "group_size": 32}
+    settings = {
+        "calibration": text,
+        "windows": 4,
+        "window_tokens": 24,
+        "permutations": 4,
+        "group_size": 32,
+        "rounding": "nearest",
+    }
     return Recipe(**{**settings, **changes})
 
 
@@ -47,10 +55,10 @@ def test_a_run_embeds_and_tokenises_each_text_once(checkpoint, text_file, tmp_pa
 
 def test_group_sizes_are_part_of_a_width(checkpoint, text_file, tmp_path):
     recipe = small(text_file, widths=("w2g64", "w2g32", "w3g32", "4"), players="linears")
-    result = quantize(str(checkpoint()), tmp_path / "out", QuantizeRequest(max_bytes=100_000, evaluations=60), recipe)
+    result = quantize(str(checkpoint()), tmp_path / "out", QuantizeRequest(avg_bits=2.6, evaluations=60), recipe)
     assert set(result["plan"].values()) <= {"w2g64", "w2g32", "w3g32", "w4g32"}
     assert len(set(result["plan"].values())) > 1
-    assert result["bytes"] <= 100_000
+    assert result["avg_bits"] <= 2.6
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     for name, group in config.items():
         assert name == f"w{group['weights']['num_bits']}g{group['weights']['group_size']}"
@@ -60,3 +68,31 @@ def test_group_sizes_are_part_of_a_width(checkpoint, text_file, tmp_path):
     ids = torch.arange(2, 42).view(2, 20)
     with torch.inference_mode():
         assert torch.equal(apportion.load(tmp_path / "out")(ids).logits, quantizer.staged.model(ids).logits)
+
+
+def test_what_is_left_open_is_what_the_machine_affords_and_says_why(checkpoint, text_file, tmp_path):
+    model, ask = str(checkpoint(blocks=2)), QuantizeRequest(avg_bits=3.0, evaluations=20, finalists=1, device="cpu")
+    text = small(text_file, rounding=None, rounding_windows=8)
+    made = quantize(model, tmp_path / "best", ask, text)
+    assert made["apply_rounding"] == "gptq"
+    assert made["choice"]["reason"].startswith("no GPU, and a small model")
+    assert made["tuned"]["asked"] == made["choice"]["tune"] == 60
+    assert made["choice"]["reason"] in (tmp_path / "best" / "report" / "report.md").read_text()
+    assert not (tmp_path / "best" / "work").exists()  # the pieces that a killed run would have left
+    quick = quantize(model, tmp_path / "fast", QuantizeRequest(**{**asdict(ask), "fast": True}), text)
+    assert (quick["apply_rounding"], quick["tuned"]) == ("nearest", None)
+    own = quantize(model, tmp_path / "own", ask, small(text_file, rounding="nearest"))
+    assert (own["apply_rounding"], own["tuned"], own["choice"]) == ("nearest", None, None)
+
+
+def test_uniform_plans_stand_beside_the_plan_that_was_kept(checkpoint, text_file, tmp_path):
+    result = quantize(
+        str(checkpoint(blocks=2)), tmp_path / "out", QuantizeRequest(avg_bits=3.0, evaluations=30), small(text_file)
+    )
+    rows = {row["width"]: row for row in result["uniform"]}
+    assert [(row["width"], row["fits"]) for row in result["uniform"]] == [
+        ("w2g32", True),
+        ("w3g32", True),
+        ("w4g32", False),
+    ]
+    assert result["nll_plan"] <= rows["w3g32"]["nll_sampled"]

@@ -38,6 +38,10 @@ class OwnModel(LlamaForCausalLM):
 }
 
 
+def small(text: Path) -> Recipe:
+    return Recipe(calibration=text, windows=2, window_tokens=24, permutations=2, group_size=32, rounding="nearest")
+
+
 @pytest.fixture
 def own(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A Llama whose classes are its own."""
@@ -82,7 +86,9 @@ def test_every_step_runs_code_where_it_is_trusted_and_carries_it_along(
 
 
 def test_apply_runs_code_where_it_is_trusted(own: str, text_file: Path, tmp_path: Path) -> None:
-    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32)
+    recipe = Recipe(
+        calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32, rounding="nearest"
+    )
     quantize(own, tmp_path / "out", QuantizeRequest(3.0, method="coopq", trust_remote_code=True), recipe)
     plan = plan_from(read_json(tmp_path / "out" / "plan.json"))
     with pytest.raises(InputError, match="custom code"):
@@ -95,7 +101,9 @@ def test_apply_runs_code_where_it_is_trusted(own: str, text_file: Path, tmp_path
 def test_bars_of_other_packages_stay_off_standard_error(
     checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32)
+    recipe = Recipe(
+        calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32, rounding="nearest"
+    )
     quantize(str(checkpoint(blocks=2)), tmp_path / "out", QuantizeRequest(3.0, method="coopq"), recipe)
     apportion.load(tmp_path / "out")
     perplexity(str(tmp_path / "out"), text_file, window_tokens=24, windows=1)

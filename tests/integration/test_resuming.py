@@ -22,7 +22,7 @@ Make = Callable[..., Path]
 
 
 def small(text: Path | None, **changes: int) -> Recipe:
-    given = {"windows": 2, "window_tokens": 24, "permutations": 2, "group_size": 32}
+    given = {"windows": 2, "window_tokens": 24, "permutations": 2, "group_size": 32, "rounding": "nearest"}
     return Recipe(calibration=text, **{**given, **changes})  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ import pytest
 from apportion.cli import main
 from apportion.route.profile.file import read_profile
 from apportion.route.router.file import save_router
-from apportion.route.router.fit import TrainingPlan
+from apportion.route.router.plan import TrainingPlan
 from apportion.route.router.train import train_router
 from tests.integration.chat_server import KEY, Server, serve
 

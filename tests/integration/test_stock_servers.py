@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apportion.route.ask.probes import FEATURES
+from apportion.route.ask.features import FEATURES
 from apportion.route.ask.prompts import Prompts, load_prompts
 from apportion.route.ask.setup import Setup
 from apportion.route.index.build import build_index

@@ -24,7 +24,14 @@ CPU = place("cpu", "float32")
 
 
 def small(text: Path, **changes: object) -> Recipe:
-    given = {"windows": 2, "window_tokens": 24, "group_size": 32, "players": "linears", "widths": (2, 3, 4)}
+    given = {
+        "windows": 2,
+        "window_tokens": 24,
+        "group_size": 32,
+        "rounding": "nearest",
+        "players": "linears",
+        "widths": (2, 3, 4),
+    }
     return Recipe(calibration=text, **{**given, "permutations": 0, "rounding_windows": 4, "tune": 8, **changes})
 
 

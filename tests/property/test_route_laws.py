@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.pipelines import build_request
 from apportion.route.ask.probes import question_features, retrieval_features
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.index.collection import Collection

@@ -195,3 +195,46 @@ def test_every_passage_can_be_read_back(folder: Path) -> None:
     assert index.passages() == CAPITALS
     assert index.find("jp") == CAPITALS[2]
     assert index.find("xx") is None
+
+
+UNSPACED = [
+    Passage("zh", "伯尔尼", "伯尔尼是瑞士的首都。"),
+    Passage("ja", "東京", "東京は日本の首都です。"),
+    Passage("th", "กรุงเทพ", "กรุงเทพเป็นเมืองหลวงของประเทศไทย"),
+    Passage("ko", "서울", "서울은 대한민국의 수도이다."),
+    Passage("en", "Bern", "Bern is the capital of Switzerland."),
+    Passage("none", "", "?!... --"),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "best"),
+    [
+        ("瑞士的首都是哪里", "zh"),
+        ("日本の首都はどこですか", "ja"),
+        ("เมืองหลวงของประเทศไทยคืออะไร", "th"),
+        ("대한민국 수도", "ko"),
+        ("Switzerland 的 capital", "en"),
+    ],
+)
+def test_scripts_without_blanks_are_found(tmp_path: Path, question: str, best: str) -> None:
+    index = build_index(UNSPACED, tmp_path / "index")
+    assert index.search(question, 1).passages[0].id == best
+
+
+def test_passages_without_terms_are_counted_and_come_and_go(tmp_path: Path) -> None:
+    index = build_index(UNSPACED, tmp_path / "index")
+    assert index.collection.without_terms == Bm25Index.open(tmp_path / "index").collection.without_terms == 1
+    assert delete_passages(tmp_path / "index", ["none"]).collection.without_terms == 0
+    assert index.search("?", 3).passages == index.search("", 3).passages == ()
+
+
+def test_an_index_of_an_earlier_version_is_searched_but_not_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    build_index(UNSPACED, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["terms"], manifest["corpus"]["without_terms"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert Bm25Index.open(folder).search("capital", 1).passages[0].id == "en"
+    with pytest.raises(ArtifactMismatchError, match="made by an earlier version"):
+        add_passages(folder, [Passage("new", "", "text")])

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from apportion.core.errors import ArtifactError, InputError
-from apportion.route.index.corpus import Passage, read_corpus
+from apportion.route.index.corpus import Passage, Skipped, read_corpus
 from apportion.route.index.split import markdown_sections, split_text
 
 
@@ -69,9 +69,9 @@ def test_all_offending_lines_are_named_at_once_and_bounded(tmp_path: Path) -> No
     with pytest.raises(InputError) as caught:
         list(read_corpus(path))
     message = str(caught.value)
-    for line in range(2, 9):
+    for line in (2, 3, 4, 5, 6, 8):
         assert f"line {line}:" in message
-    assert "37 problems" in message
+    assert "36 problems" in message
     assert "and 17 more" in message
     assert "id 'a' occurs twice" in message
 
@@ -106,3 +106,39 @@ def test_half_characters_are_refused_by_line(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "\\ud800"}\n')
     with pytest.raises(InputError, match="line 1: holds half a character"):
         list(read_corpus(tmp_path / "c.jsonl"))
+
+
+def test_one_empty_passage_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "c.jsonl", {"id": "a", "text": "x"}, {"id": "b", "text": " \n"}, {"id": "c", "text": "y"}
+    )
+    skipped = Skipped()
+    assert [one.id for one in read_corpus(path, skipped=skipped)] == ["a", "c"]
+    assert (skipped.count, skipped.places) == (1, ["c.jsonl, line 2"])
+    write_lines(path, {"text": ""})
+    with pytest.raises(InputError, match="corpus is empty, 1 passages have no text"):
+        list(read_corpus(path))
+
+
+def test_contents_json_and_csv_are_read_like_lines(tmp_path: Path) -> None:
+    rows = [{"id": "1", "title": "T", "contents": 'a, "quoted"\nline'}, {"id": "2", "title": "", "contents": "b"}]
+    lines = write_lines(tmp_path / "c.jsonl", *rows)
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.json").write_text(lines.read_text())
+    (tmp_path / "c.csv").write_text('id,title,contents\n1,T,"a, ""quoted""\nline"\n2,,b\n')
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    wanted = [Passage("1", "T", 'a, "quoted"\nline'), Passage("2", "", "b")]
+    for name in ("c.jsonl", "c.json", "lines.json", "c.csv", "c.parquet"):
+        assert list(read_corpus(tmp_path / name)) == wanted
+
+
+def test_bad_json_and_csv_name_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('[{"text": "x"}, 3, {"title": "no text"}]')
+    with pytest.raises(InputError, match=r"item 2: is a JSON int.*item 3: has no text"):
+        list(read_corpus(tmp_path / "c.json"))
+    (tmp_path / "c.csv").write_text("id,text\n1,x\n2\n3,y,z\n")
+    with pytest.raises(InputError, match=r"line 3: has not the 2 cells.*line 4: has not"):
+        list(read_corpus(tmp_path / "c.csv"))
+    (tmp_path / "c.csv").write_bytes(b"id,text\n1,\xff\n")
+    with pytest.raises(InputError, match="no CSV in UTF-8"):
+        list(read_corpus(tmp_path / "c.csv"))

@@ -10,15 +10,16 @@ from apportion.core.artifact import plain
 from apportion.core.bootstrap import Bootstrap, Interval
 from apportion.core.errors import InputError
 from apportion.route.evaluation.baselines import LengthRule, Logistic, Neighbours
-from apportion.route.evaluation.contenders import Always, BestStatic, Choice, Oracle, RandomChoice, play
-from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.contest import Always, BestStatic, Choice, Oracle, RandomChoice, play
+from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.evaluation import BETTER, SAME, UNCLEAR, WORSE, Evaluation
 from apportion.route.evaluation.field import EvaluationPlan
 from apportion.route.evaluation.report import report
 from apportion.route.evaluation.summary import judged
 from apportion.route.profile.profile import Profile
-from apportion.route.router.fit import TrainingPlan
 from apportion.route.router.folds import split_folds
+from apportion.route.router.plan import TrainingPlan
+from apportion.route.router.spending import Done
 from apportion.route.router.utility import Weights, cost, scale_of, utility
 from tests.synthetic_profiles import needs_profile
 from tests.trained_routers import QUICK, informed, uninformed
@@ -37,14 +38,14 @@ PLAN = EvaluationPlan(
 def informed_evaluation() -> Evaluation:
     """A router that knows, on questions it has not seen, with baselines fitted on others."""
     profiles = [needs_profile(n, seed=seed) for n, seed in ((300, 2), (500, 1))]
-    return evaluate(profiles[0], PLAN, train=profiles[1], router=informed().router)
+    return evaluate_router(profiles[0], PLAN, train=profiles[1], router=informed().router)
 
 
 def test_probes_are_charged_as_defined() -> None:
     profile = needs_profile(4, seed=0)
-    yes, no = np.ones(4, dtype=bool), np.zeros(4, dtype=bool)
     columns = np.array([0, 1, 2, 3])
-    free, probed = play(profile, Choice(columns, no, no)), play(profile, Choice(columns, yes, yes))
+    free = play(profile, Choice(columns, Done.for_all(4)))
+    probed = play(profile, Choice(columns, Done.for_all(4, draft=True, search=True)))
     direct_tokens, direct_ms = profile.tokens[:, 0], profile.latency_ms[:, 0]
     np.testing.assert_array_equal(probed.quality, free.quality)
     np.testing.assert_array_equal(probed.tokens - free.tokens, direct_tokens * [0, 1, 1, 1])
@@ -55,9 +56,9 @@ def test_probes_are_charged_as_defined() -> None:
 
 def test_playing_agrees_with_the_utilities_that_routers_learn_from() -> None:
     profile, weights = needs_profile(6, seed=1), Weights(0.3, 0.2)
-    scale, yes = scale_of(profile), np.ones(6, dtype=bool)
+    scale, done = scale_of(profile), Done.for_all(6, draft=True, search=True)
     for column in range(4):
-        played = play(profile, Choice(np.full(6, column), yes, yes)).utility(weights, scale)
+        played = play(profile, Choice(np.full(6, column), done)).utility(weights, scale)
         learnt = utility(cost(profile, scale, draft=True, search=True), weights)[:, column]
         np.testing.assert_allclose(played, learnt)
 
@@ -91,8 +92,8 @@ def test_the_length_rule_finds_the_length() -> None:
     rule = LengthRule(profile, scale).choose(profile, Weights(0.1))
     assert set(rule.columns[long].tolist()) == {3}
     assert set(rule.columns[~long].tolist()) == {0}
-    assert not rule.draft.any()
-    assert not rule.search.any()
+    assert not rule.done.draft.any()
+    assert not rule.done.search.any()
 
 
 def test_an_interval_holds_the_mean_and_narrows_with_more_questions() -> None:
@@ -129,7 +130,7 @@ def test_the_evaluation_has_every_part_of_the_contract() -> None:
         assert set(at["strategies"]) == {"direct", "rag", "cot", "rag+cot"}
         assert {"random", "logistic", "knn", "query_length", "router_ungated"} <= set(at["baselines"])
         for row in (*at["strategies"].values(), at["best_static"], at["oracle"], at["router"]):
-            assert set(row) == {"quality", "tokens", "latency_ms", "utility", "regret"}
+            assert set(row) == {"quality", "tokens", "price", "latency_ms", "utility", "regret"}
             assert row["regret"] == pytest.approx(at["oracle"]["utility"] - row["utility"], abs=1e-9)
             assert row["regret"] >= -1e-9
         names = at["strategies"]
@@ -147,10 +148,10 @@ def test_a_router_that_knows_is_said_to_beat_static_pipelines() -> None:
 
 def test_a_router_of_noise_is_said_not_to_beat_them_in_the_first_line() -> None:
     profile = needs_profile(200, seed=2, signal=0.0)
-    evaluation = evaluate(profile, PLAN, router=uninformed().router)
+    evaluation = evaluate_router(profile, PLAN, router=uninformed().router)
     first = report(evaluation).splitlines()[0]
     assert first.startswith("THE ROUTER DOES NOT BEAT THE BEST STATIC PIPELINE at 6 of 6 weights")
-    assert "worse at 0" in first
+    assert "at no weight is it worse" in first
     assert any("no training profile" in reason for reason in evaluation.dropped)
     assert "logistic" not in evaluation.weights[0].baselines
 
@@ -158,7 +159,7 @@ def test_a_router_of_noise_is_said_not_to_beat_them_in_the_first_line() -> None:
 def test_training_questions_are_recognised_when_a_router_is_judged_by_them() -> None:
     honest = informed_evaluation()
     assert honest.trained_on_these == 0
-    unfair = evaluate(needs_profile(500, seed=1).select(np.arange(40)), PLAN, router=informed().router)
+    unfair = evaluate_router(needs_profile(500, seed=1).select(np.arange(40)), PLAN, router=informed().router)
     assert unfair.trained_on_these == 40
     assert "40 of the 40 questions were training questions" in report(unfair)
 
@@ -166,8 +167,8 @@ def test_training_questions_are_recognised_when_a_router_is_judged_by_them() -> 
 def test_a_profile_without_draft_features_is_decided_by_the_lean_tier_and_says_so() -> None:
     profile = needs_profile(60, seed=2)
     bare = profile.keep_features(tuple(n for n in profile.feature_names if not n.startswith("draft_")))
-    evaluation = evaluate(bare, PLAN, router=informed().router)
-    assert all(set(row.tiers) <= {"lean", "static"} for row in evaluation.weights)
+    evaluation = evaluate_router(bare, PLAN, router=informed().router)
+    assert all(not any("full" in tier or tier == "asking" for tier in row.tiers) for row in evaluation.weights)
     assert any("the profile lacks: draft_nll_max, draft_nll_mean" in one for one in evaluation.dropped)
 
 
@@ -199,7 +200,7 @@ def test_folds_hold_their_share_of_every_dataset() -> None:
 def test_ablations_and_families_left_out_on_folds() -> None:
     brief = TrainingPlan(folds=2, seeds=1, steps=120, check_every=60, batch=64)
     plan = replace(PLAN, ablations=True, leave_out=True, token_weights=(0.3,), latency_weights=(0.0,))
-    evaluation = evaluate(needs_profile(160, seed=3), replace(plan, training=brief))
+    evaluation = evaluate_router(needs_profile(160, seed=3), replace(plan, training=brief))
     (row,) = evaluation.weights
     heads = {"need_rag_only", "need_cot_only"}
     assert heads | {"without_nqc", "without_nll", "without_weights"} <= set(row.baselines)
@@ -210,7 +211,7 @@ def test_ablations_and_families_left_out_on_folds() -> None:
 
 def test_a_profile_without_latency_is_compared_on_tokens_alone() -> None:
     profile = needs_profile(120, seed=3, latency=False)
-    evaluation = evaluate(profile, PLAN)
+    evaluation = evaluate_router(profile, PLAN)
     assert [row.latency_weight for row in evaluation.weights] == [0.0] * 3
     assert evaluation.weights[0].router.latency_ms is None
     assert {one.what for one in evaluation.savings} == {"tokens"}
@@ -219,7 +220,7 @@ def test_a_profile_without_latency_is_compared_on_tokens_alone() -> None:
 def test_what_the_test_profile_lacks_is_refused_by_name() -> None:
     seen, test = needs_profile(80, seed=1), needs_profile(40, seed=2)
     with pytest.raises(InputError, match="direct, rag not recorded"):
-        evaluate(test.restrict(("cot", "rag+cot")), PLAN, train=seen)
+        evaluate_router(test.restrict(("cot", "rag+cot")), PLAN, train=seen)
     bare = test.keep_features(tuple(n for n in test.feature_names if n != "score_top"))
     fitted = Logistic(seen, scale_of(seen))
     with pytest.raises(InputError, match="features score_top are missing"):
@@ -229,4 +230,4 @@ def test_what_the_test_profile_lacks_is_refused_by_name() -> None:
 def test_a_router_that_may_choose_what_was_not_recorded_is_refused() -> None:
     profile: Profile = needs_profile(50).restrict(("cot", "rag+cot"))
     with pytest.raises(InputError, match="direct, rag not recorded"):
-        evaluate(profile, PLAN, router=informed().router)
+        evaluate_router(profile, PLAN, router=informed().router)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from apportion.core.errors import ArtifactError, InputError
-from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.pipelines import asked_as, build_request
 from apportion.route.ask.prompts import DEFAULT_PATH, Prompt, Prompts, load_prompts
 from apportion.route.index.corpus import Passage
 from apportion.route.llm.protocol import Completion
@@ -18,7 +19,11 @@ def test_the_shipped_prompts_make_four_requests() -> None:
     prompts = load_prompts()
     for strategy in ("direct", "rag", "cot", "rag+cot"):
         request = build_request(prompts, strategy, "Who?", [ONE], logprobs=True)
-        assert request.user.endswith("Who?")
+        assert "Who?" in request.user.splitlines()[-3 if "cot" in strategy else -1]
+        assert [answer.splitlines()[-1][:8] for _, answer in request.examples] == ["Answer: "] * (
+            2 * ("cot" in strategy)
+        )
+        assert all(user.count("[1] ") == ("rag" in strategy) for user, _ in request.examples)
         assert ("text with" in request.user) == ("rag" in strategy)
         assert request.logprobs
         assert request.temperature == 0
@@ -93,10 +98,12 @@ def test_no_file_and_no_toml(tmp_path: Path) -> None:
     [
         ("direct", " Paris \n", "Paris", True),
         ("direct", "", "", False),
+        ("direct", "The answer is Paris\n\nParis is", "Paris", True),
         ("cot", "First, 2+2.\nAnswer: 4", "4", True),
         ("cot", "Answer: 3\nNo, wait.\n**Answer:** 4**", "4", True),
-        ("cot", "The answer: **Rome**\n", "Rome", True),
+        ("cot", "Final answer: **Rome**\n", "Rome", True),
         ("cot", "So it is\nRome", "Rome", False),
+        ("cot", "An answer: hmm. It must be\nAnswer: Rome.", "Rome", True),
     ],
 )
 def test_answers(strategy: str, text: str, answer: str, matched: bool) -> None:
@@ -109,3 +116,35 @@ def test_a_pattern_may_look_for_the_end_of_thinking() -> None:
     assert extract(prompt, Completion("4", 1, 1, 0.0, thinking_text="2+2")).matched
     assert extract(prompt, Completion("4", 1, 1, 0.0, thinking_text="2+2")).answer == "4"
     assert not extract(prompt, Completion("", 1, 1, 0.0, thinking_text="2+2 is")).matched
+
+
+def test_prompts_for_kinds_take_from_their_strategy_what_they_do_not_say(tmp_path: Path) -> None:
+    prompts = load_prompts()
+    number = prompts.of("cot", "Ann has 3 pens. Bo has 4. How many pens are there?")
+    assert (number.kind, number.max_tokens, number.stop) == ("number", 400, prompts.cot.stop)
+    assert number.answer_pattern == prompts.cot.answer_pattern
+    assert prompts.of("cot").kind == prompts.of("cot", "Who?").kind == "short"
+    path = tmp_path / "p.toml"
+    text = DEFAULT_PATH.read_text()
+    path.write_text(text.replace("[direct.yes_no]", "[direct.yes]"))
+    with pytest.raises(InputError, match=r"\[direct\] yes: is no key"):
+        load_prompts(path)
+    path.write_text(
+        text.replace("max_tokens = 8", "max_tokens = 0", 1).replace('question = "Would', 'query = "Would', 1)
+    )
+    with pytest.raises(InputError, match=r"\[cot.yes_no\] examples, number 1: is no table of the texts"):
+        load_prompts(path)
+
+
+def test_digests_of_prompts_without_kinds_and_examples_stay() -> None:
+    """The digest that a router of an earlier version has recorded for the demonstration's prompts."""
+    from apportion.demo import prompts_path
+
+    assert load_prompts(prompts_path()).digest == "87cc4b21c31775ba"
+
+
+def test_without_a_passage_rag_is_direct() -> None:
+    for strategy, other in (("rag", "direct"), ("rag+cot", "cot")):
+        assert asked_as(strategy, []) == other
+        assert asked_as(strategy, [ONE]) == strategy
+        assert build_request(load_prompts(), strategy, "Who?") == build_request(load_prompts(), other, "Who?")

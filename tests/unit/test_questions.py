@@ -71,3 +71,11 @@ def test_normalising_and_numbers() -> None:
     assert normalise("An  Old-Fashioned, the  Cup!") == "oldfashioned cup"
     assert number_in("-3.5%") == -3.5
     assert number_in("none") is None
+
+
+def test_golden_answers_json_and_csv(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('[{"id": 0, "question": "Who?", "golden_answers": ["A", "B"]}]')
+    assert read_questions(tmp_path / "q.json") == [Question("0", "q", "Who?", ("A", "B"))]
+    (tmp_path / "q.csv").write_text('id,dataset,question,answers\n,d,"Who, then?","[""A"", ""B""]"\n7,,Why?,[so]\n')
+    found = read_questions(tmp_path / "q.csv")
+    assert found == [Question("1", "d", "Who, then?", ("A", "B")), Question("7", "q", "Why?", ("[so]",))]

@@ -57,7 +57,7 @@ def test_extreme_logprobs_are_bounded_and_nan_is_none() -> None:
         {"choices": []},
         {"choices": [{}]},
         {"choices": [{"message": {}}]},
-        body(None),
+        {"choices": [{"message": None}]},
         body(5),
     ],
 )

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from apportion.core.errors import InputError
-from apportion.route.evaluation.contenders import Oracle, Routed, RouterStatic, play
+from apportion.route.evaluation.contest import Oracle, Routed, RouterStatic, play
 from apportion.route.profile.profile import Floats, Profile
 from apportion.route.router.router import STATIC, Router
 from apportion.route.router.train import train_router
 from apportion.route.router.utility import Weights, weight_grid
 from tests.synthetic_profiles import draft_profile, either_profile, needs_profile
-from tests.trained_routers import QUICK, exclusive, informed, uninformed
+from tests.trained_routers import QUICK, exclusive, informed, preferring, uninformed
 
 GRID = weight_grid((0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0), (0.0, 0.3), timed=True)
 
@@ -52,8 +52,9 @@ def test_the_draft_is_made_where_it_tells_something() -> None:
     """Facts are drafted and sums are not; asking is better than always or never drafting."""
     router = train_router(draft_profile(500, seed=1), QUICK).router
     test, weights = draft_profile(800, seed=2), Weights(0.4)
-    columns, tiers = router.decide_many(test.features, test.feature_names, weights)
-    drafted, sums = np.array([tier == "full" for tier in tiers]), np.array(test.dataset) == "sums"
+    asking = preferring(router, "asking").decide_many(test.features, test.feature_names, weights)
+    columns = router.decide_many(test.features, test.feature_names, weights).columns
+    drafted, sums = np.array([tier == "full" for tier in asking.tiers]), np.array(test.dataset) == "sums"
     assert drafted[~sums].mean() > 0.9
     assert drafted[sums].mean() < 0.1
     assert set(columns[sums].tolist()) == {2}
@@ -90,10 +91,12 @@ def test_noise_does_no_harm(n: int) -> None:
 
 
 def test_without_gates_noise_would_do_harm() -> None:
-    """The guard is what protects: the same members, let loose, lose utility."""
+    """The guard is what protects: the same networks, let loose, lose utility (what is shrunk by ridge need not)."""
     from apportion.route.evaluation.field import ungated
 
-    _, worst = gap_closed(ungated(uninformed().router), needs_profile(1500, seed=2, signal=0.0))
+    router = uninformed().router
+    networks = replace(router, tiers=tuple(tier for tier in router.tiers if tier.decider.kind == "network"))
+    _, worst = gap_closed(ungated(networks), needs_profile(1500, seed=2, signal=0.0))
     assert worst < -0.005
 
 
@@ -118,7 +121,7 @@ def test_training_is_deterministic_and_depends_on_the_seed() -> None:
     brief = replace(QUICK, folds=2, steps=40, check_every=20)
     one, two = (train_router(profile, brief, seed=7).router for _ in range(2))
     other = train_router(profile, brief, seed=8).router
-    first = [r.tiers[0].policy.layers.w1 for r in (one, two, other)]
+    first = [r.tiers[0].decider.layers.w1 for r in (one, two, other)]
     np.testing.assert_array_equal(first[0], first[1])
     assert not np.array_equal(first[0], first[2])
 

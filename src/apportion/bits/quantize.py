@@ -181,7 +181,7 @@ def quantize(
 
     Source: CoopQ (Findings of ACL 2026, arXiv 2509.15455) with `method="coopq"` and players as blocks; `auto` is ours.
 
-    >>> ask = QuantizeRequest(avg_bits=3, evaluations=20)
+    >>> ask = QuantizeRequest(avg_bits=3, evaluations=20, fast=True)
     >>> recipe = Recipe(calibration=TEXT, windows=2, window_tokens=24, group_size=32)
     >>> result = quantize(MODEL, OUT, ask, recipe)
     >>> result["avg_bits"] <= 3, result["bytes"] == (OUT / "model.safetensors").stat().st_size
@@ -352,6 +352,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "judged_on": plan.judged_on,
         "method": plan.method,
         "calibration": samples.settings["calibration_source"],
+        "bos": samples.windows.bos,
         **samples.counts,
         "execution": run["execution"],
         "seconds": time.monotonic() - run["began"],

@@ -43,6 +43,7 @@ from apportion.models.text import (
     Windows,
     choose,
     load_calibration,
+    prefix_of,
     require_windows,
     sample_calibration,
     save_calibration,
@@ -111,7 +112,8 @@ class Quantizer:
             length, seed = recipe.window_tokens, recipe.seed
             return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed)
         require_windows(self.available, count, recipe.calibration)
-        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration))
+        bos = bool(prefix_of(self.tokenizer))
+        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration), bos)
 
     @cached_property
     def rounding_text(self) -> Int[Tensor, "windows tokens"]:
@@ -261,12 +263,26 @@ def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
     Raises:
         InputError: a group size divides not every linear's columns; all of them are listed.
     """
-    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
     widths = recipe.grid()
-    for size in dict.fromkeys(width.group_size for width in widths):
-        require_groups(columns, size)
+    leave_undivided(staged, widths, strict=recipe.strict)
     players = players_of(staged.layout, recipe.kind, untie=recipe.untie)
     return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
+
+
+def leave_undivided(staged: StagedModel, widths: tuple[Width, ...], *, strict: bool) -> None:
+    """Leave linears as they are whose columns a width's groups do not divide; the result names them.
+
+    Raises:
+        InputError: `strict`, or most of the weights would be left: all of them are listed.
+    """
+    columns = {path: weight.shape[1] for path, weight in staged.originals.items()}
+    for size in dict.fromkeys(width.group_size for width in widths):
+        left = [path for path, count in columns.items() if count % size]
+        weights = sum(staged.originals[path].numel() for path in left)
+        if strict or 2 * weights > sum(weight.numel() for weight in staged.originals.values()):
+            require_groups(columns, size)
+        staged.keep(left, f"columns that groups of {size} do not divide")
+        columns = {path: count for path, count in columns.items() if path not in left}
 
 
 def take_samples(

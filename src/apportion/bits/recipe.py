@@ -24,7 +24,8 @@ class Recipe:
             paper's). untie: leave q/k/v and gate/up free of each other.
         rounding: `nearest`, `gptq`, `hqq` or `quanto`. None: the best that the machine affords where a checkpoint is
             quantized (`rounding.best_affordable`), nearest where methods are studied (samples, compare).
-        group_size: columns that share a scale, for widths that do not say.
+        group_size: columns that share a scale, for widths that do not say. strict: refuse linears whose columns it does
+            not divide; without it they stay as they are, and the result names them.
         calibration: a text file; None samples the windows from the model itself.
         windows, window_tokens: how much calibration text.
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
@@ -42,6 +43,7 @@ class Recipe:
     untie: bool = False
     rounding: str | None = None
     group_size: int = 64
+    strict: bool = False
     calibration: Path | None = None
     windows: int = 32
     window_tokens: int = 512

@@ -18,6 +18,15 @@ app = typer.Typer(
 )
 
 
+def printable(text: str) -> str:
+    """Text of a model without control characters, which could move the cursor or clear the terminal.
+
+    >>> printable("one\\x1b[2Jtwo\\nthree")
+    'one\ufffd[2Jtwo\\nthree'
+    """
+    return "".join(one if one in "\n\t" or one.isprintable() or ord(one) > 0x9F else "\ufffd" for one in text)
+
+
 def emit(value: Mapping[str, Any], *, as_json: bool, text: str) -> None:
     """Print one JSON object, or the text for people."""
-    print(json.dumps(plain(value), ensure_ascii=False) if as_json else text)
+    print(json.dumps(plain(value), ensure_ascii=False) if as_json else printable(text))

@@ -31,6 +31,9 @@ class FileOptions:
     threads: Annotated[int | None, typer.Option(help="gguf: threads of ggml's quantizer; all cores if left out.")] = (
         None
     )
+    reuse: Annotated[
+        Path | None, typer.Option(help="gguf: evidence folder of another budget's run; nothing is measured again.")
+    ] = None
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="gguf: take a source that is quantized already.")
     ] = False
@@ -75,6 +78,7 @@ def quantize_file(
         evaluations=file.plans,
         seed=recipe.seed,
         threads=file.threads,
+        reuse=file.reuse,
         allow_requantize=file.allow_requantize,
         device=place.device,
         dtype=place.dtype,

@@ -64,6 +64,10 @@ class RecipeOptions:
         typer.Option(help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize)."),
     ] = None
     rounding_windows: RoundingWindows = 128
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse linears that no group divides, instead of leaving them as they are."),
+    ] = False
     group_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 64
     calibration: Calibration = None
     windows: Annotated[int, typer.Option(help="Calibration windows.")] = 32

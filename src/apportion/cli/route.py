@@ -1,5 +1,6 @@
-"""Commands of apportion.route that meet a corpus or a language model: index, profile, ask."""
+"""Commands of apportion.route that meet a corpus or a language model: index, prompts, profile, ask."""
 
+import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -7,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apportion.cli.base import app, emit
+from apportion.cli.base import app, emit, printable
 from apportion.cli.options import AsJson
 from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
     from apportion.route.answer import Answer
-    from apportion.route.index.bm25 import Retriever
-    from apportion.route.llm.connect import LLMSettings
-    from apportion.route.llm.protocol import LLM
+    from apportion.route.index import Retriever
+    from apportion.route.llm import LLM, LLMSettings
+    from apportion.route.profile.preflight import Preflight
+    from apportion.route.profile.report import ProfileReport
 
 Index = Annotated[Path, typer.Option("--index", help="Index folder made by `apportion index`.")]
 Llm = Annotated[
@@ -37,6 +39,9 @@ Dense = Annotated[
 Passages = Annotated[int, typer.Option("--k", min=1, max=1000, help="Passages in a prompt.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that one call to a server may take.")]
 Retries = Annotated[int, typer.Option("--retries", help="Further calls after one that failed.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint, in this process.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda, for a model in this process.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16, likewise.")]
 
@@ -45,7 +50,7 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 def index(
     out: Annotated[Path, typer.Option("--out", help="Folder of the index.")],
     corpus: Annotated[
-        Path | None, typer.Argument(help="A .jsonl, .parquet, .md or .txt file, or a folder of them.")
+        Path | None, typer.Argument(help="A .jsonl, .json, .csv, .parquet, .md or .txt file, or a folder of them.")
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add CORPUS to the index that --out holds.")] = False,
     delete: Annotated[
@@ -58,16 +63,23 @@ def index(
     json: AsJson = False,
 ) -> None:
     """Make a BM25 index of a corpus, or change one: additions and deletions are all or nothing."""
-    from apportion.route.index.bm25 import Bm25Index
-    from apportion.route.index.build import add_passages, build_index, delete_passages, index_size_bytes
-    from apportion.route.index.corpus import read_corpus
+    from apportion.route.index import (
+        Bm25Index,
+        add_passages,
+        build_index,
+        delete_passages,
+        index_size_bytes,
+        read_corpus,
+    )
+    from apportion.route.index.corpus import Skipped
 
     if corpus is None and not delete and not dense:
         raise InputError("index: no CORPUS was given", "give a CORPUS, --delete ID, or --dense MODEL")
     if add and corpus is None:
         raise InputError("index --add: no CORPUS was given", "name the passages to add")
+    skipped = Skipped()
     if corpus is not None:
-        passages = read_corpus(corpus, max_chars=max_chars)
+        passages = read_corpus(corpus, max_chars=max_chars, skipped=skipped)
         made = add_passages(out, passages) if add else build_index(passages, out)
     else:
         made = Bm25Index.open(out)
@@ -78,19 +90,39 @@ def index(
 
         sync_dense(out, SentenceEncoder(dense))
     stats = made.collection
-    value = {"out": str(out), **stats.to_json(), "dense": dense, "bytes": index_size_bytes(out)}
+    value = {
+        "out": str(out),
+        **stats.to_json(),
+        "dense": dense,
+        "skipped": skipped.count,
+        "bytes": index_size_bytes(out),
+    }
     text = (
         f"{out}: {stats.passages} passages, {stats.tokens} words, {value['bytes'] / 1e6:.1f} MB, "
         f"corpus {stats.digest[:16]}"
     )
+    if skipped.count:
+        text += f"\n  {skipped.count} passages without text were left out, first: {'; '.join(skipped.places)}"
+    if stats.without_terms:
+        text += f"\n  {stats.without_terms} passages hold no word that can be searched for; they are never found"
     emit(value, as_json=json, text=text)
+
+
+@app.command(name="prompts", epilog="Example: apportion prompts > mine.toml")
+def show_prompts() -> None:
+    """Print the shipped prompts with their schema, to be changed and given with --prompts."""
+    from apportion.route.ask.prompts import DEFAULT_PATH
+
+    print(DEFAULT_PATH.read_text(encoding="utf-8"), end="")
 
 
 @app.command(
     epilog="Example: apportion profile questions.jsonl --index index --llm http://localhost:8000/v1 --out p.parquet"
 )
 def profile(
-    questions: Annotated[Path, typer.Argument(help="JSON lines: id, dataset, question, answers.")],
+    questions: Annotated[
+        Path, typer.Argument(help="JSON lines, JSON or CSV: id, dataset, question, answers (or golden_answers).")
+    ],
     index: Index,
     llm: Llm,
     out: Annotated[Path, typer.Option("--out", help="Parquet file to write; its log lies beside it.")],
@@ -99,6 +131,10 @@ def profile(
     model: ServerModel = None,
     dense: Dense = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first N questions only.")] = None,
+    unloaded: Annotated[
+        int,
+        typer.Option("--unloaded", min=0, help="Questions also timed one at a time; latency of the rest follows them."),
+    ] = 8,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue; answers in the log are not asked for again.")
     ] = False,
@@ -108,21 +144,35 @@ def profile(
     retries: Retries = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: TrustCode = False,
     json: AsJson = False,
 ) -> None:
     """Answer questions by all four pipelines and record quality, tokens, latency and features."""
     from apportion.route.ask.prompts import load_prompts
     from apportion.route.ask.setup import Setup
-    from apportion.route.llm.connect import LLMSettings
+    from apportion.route.llm import LLMSettings
     from apportion.route.profile.questions import read_questions
     from apportion.route.profile.run import run_profile
 
     asked = read_questions(questions, limit=limit)
     loaded = load_prompts(prompts)
     retriever = _open_retriever(index, dense)
-    settings = LLMSettings(llm, model, concurrency, timeout, retries, batch, device, dtype)
+    settings = LLMSettings(llm, model, concurrency, timeout, retries, batch, device, dtype, trust_remote_code)
     with closing(_connect(settings)) as connected:
-        report = run_profile(asked, Setup(connected, retriever, loaded, k), out, resume=resume)
+        setup = Setup(connected, retriever, loaded, k)
+        report = run_profile(asked, setup, out, resume=resume, unloaded=unloaded, on_preflight=_say_preflight)
+    emit(asdict(report), as_json=json, text="\n".join(_profile_lines(report)))
+
+
+def _say_preflight(found: "Preflight") -> None:
+    """What the first questions show, before the long run goes on."""
+    lines = [f"first {found.questions} questions: {warning}" for warning in found.warnings]
+    lines += [f"  sample: {sample}" for sample in found.samples]
+    if lines:
+        print(printable("\n".join(lines)), file=sys.stderr)
+
+
+def _profile_lines(report: "ProfileReport") -> list[str]:
     lines = [
         f"{report.path}: {report.rows} rows of {report.questions} questions, {report.resumed} from before, "
         f"{report.failed} failed, in {report.seconds:.0f} s"
@@ -130,20 +180,27 @@ def profile(
     lines += [f"  failed: {failure}" for failure in report.failures]
     if report.failed:
         lines.append("  run the same command with --resume to try the failed rows again")
+    for name, one in report.pipelines.items():
+        lines.append(
+            f"  {name:8}quality {one.quality:.3f}, {one.tokens:.0f} tokens, {one.latency_ms:.0f} ms; of "
+            f"{one.answers} answers {one.not_extracted} not extracted, {one.cut} ended by max_tokens, "
+            f"{one.no_passage} without a passage, {one.prompt_cut} prompts cut to the context"
+        )
+    lines.append(f"  latency: {report.latency}")
     if not report.has_logprobs:
         lines.append(f"  no draft features: {report.logprobs}")
+    missing = sum(one.no_logprobs for one in report.pipelines.values())
     for count, what in (
-        (report.cut_prompts, "prompts were cut to the context"),
-        (report.unmatched, "answers did not match the prompt's pattern; their last line was taken"),
+        (missing, "answers came back without log-probabilities"),
         (report.estimated_tokens, "rows have estimated tokens, since the server reports none"),
     ):
         if count:
             lines.append(f"  {count} {what}")
-    emit(asdict(report), as_json=json, text="\n".join(lines))
+    return [*lines, *(f"  {said}" for said in report.weaker)]
 
 
 def _open_retriever(folder: Path, dense: str | None) -> "Retriever":
-    from apportion.route.index.bm25 import Bm25Index
+    from apportion.route.index import Bm25Index
 
     if dense is None:
         return Bm25Index.open(folder)
@@ -154,7 +211,7 @@ def _open_retriever(folder: Path, dense: str | None) -> "Retriever":
 
 def _connect(settings: "LLMSettings") -> "LLM":
     """Open the model or the server; transformers' own bars and notices stay silent."""
-    from apportion.route.llm.connect import connect
+    from apportion.route.llm import connect
 
     if not settings.spec.startswith(("http://", "https://")):
         from transformers.utils import logging
@@ -187,6 +244,7 @@ def ask(
     retries: Retries = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: TrustCode = False,
     json: AsJson = False,
 ) -> None:
     """Answer one question by the pipeline that is worth its cost."""
@@ -194,7 +252,7 @@ def ask(
     from apportion.route.answer import answer
     from apportion.route.ask.prompts import load_prompts
     from apportion.route.ask.setup import DEFAULT_K, Setup, require_trained_on
-    from apportion.route.llm.connect import LLMSettings
+    from apportion.route.llm import LLMSettings
     from apportion.route.router.file import load_router
     from apportion.route.router.utility import Weights
 
@@ -202,7 +260,16 @@ def ask(
     loaded = load_router(router)
     passages = k if k is not None else int(loaded.source.get("k") or DEFAULT_K)
     retriever = _open_retriever(index, dense)
-    settings = LLMSettings(llm, model, timeout_s=timeout, retries=retries, batch_size=1, device=device, dtype=dtype)
+    settings = LLMSettings(
+        llm,
+        model,
+        timeout_s=timeout,
+        retries=retries,
+        batch_size=1,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
     with closing(_connect(settings)) as connected:
         setup = Setup(connected, retriever, load_prompts(prompts), passages)
         unknown = require_trained_on(loaded.source, setup)

@@ -119,14 +119,14 @@ def serve(
 
     if log_level not in ("debug", "info", "warning", "error"):
         raise InputError(f"--log-level {log_level}: expected debug, info, warning or error")
-    listening = listen(host, port)
-    routing, backend = _demo(what.work) if what.demo else _opened(what, how.timeout, require_upstream)
-    found = create_app(routing, backend, how.settings(what.router, timed=routing.timed))
-    log_to_stderr(log_level)
-    shown = listening.getsockname()
-    place = f"[{shown[0]}]" if ":" in shown[0] else shown[0]
-    print(f"apportion serves at http://{place}:{shown[1]}/v1; dashboard at http://{place}:{shown[1]}/", file=sys.stderr)
-    run(found, [listening])
+    with listen(host, port) as listening:
+        routing, backend = _demo(what.work) if what.demo else _opened(what, how.timeout, require_upstream)
+        found = create_app(routing, backend, how.settings(what.router, timed=routing.timed))
+        log_to_stderr(log_level)
+        shown = listening.getsockname()
+        url = f"http://[{shown[0]}]:{shown[1]}" if ":" in shown[0] else f"http://{shown[0]}:{shown[1]}"
+        print(f"apportion serves at {url}/v1; dashboard at {url}/", file=sys.stderr)
+        run(found, [listening])
 
 
 @app.command(epilog="Example: apportion refit --decisions decisions.sqlite --profile p.parquet --router router")
@@ -204,7 +204,7 @@ def _demo(work: Path) -> "tuple[Routing, Backend]":
     from apportion.demo import model_path, prompts_path, write_corpus
     from apportion.demo.recorded import recorded
     from apportion.serve.opening import Opening, open_backend, open_routing
-    from apportion.serve.routing import learn, write_index
+    from apportion.serve.routing_files import learn, write_index
 
     if not (work / "index" / "manifest.json").exists():
         print("indexing the passages of the demonstration ...", file=sys.stderr)

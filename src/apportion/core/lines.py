@@ -1,5 +1,6 @@
-"""JSON lines read with every offending line named at once, in one bounded error."""
+"""Rows of JSON lines, JSON or CSV, read with every offending one named at once, in one bounded error."""
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,55 @@ class Offenders:
         more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
         noun = "problem" if self.count == 1 else "problems"
         raise InputError(f"{self.where}: {self.count} {noun}: {'; '.join(self.shown)}{more}", self.remedy)
+
+
+def rows(path: Path, offenders: Offenders) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Number (from 1), place for messages and content of each row of a file, by its kind.
+
+    .csv has its keys in the first line; .json is an array of objects (or JSON lines after all); others are JSON lines.
+
+    Raises:
+        ArtifactError: the file cannot be opened.
+    """
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        yield from _csv_rows(path, offenders)
+    elif kind == ".json" and (array := _json_array(path)) is not None:
+        for number, value in enumerate(array, start=1):
+            if isinstance(value, dict):
+                yield number, f"item {number}", value
+            else:
+                offenders.add(f"item {number}", f"is a JSON {type(value).__name__}, expected an object")
+    else:
+        yield from ((number, f"line {number}", value) for number, value in json_lines(path, offenders))
+
+
+def _json_array(path: Path) -> list[Any] | None:
+    """The array that a file holds; None where it holds something else, to be read as lines."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", "name a file that exists") from error
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
+def _csv_rows(path: Path, offenders: Offenders) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for number, value in enumerate(reader, start=1):
+                place = f"line {reader.line_num}"
+                if None in value or None in value.values():
+                    offenders.add(place, f"has not the {len(reader.fieldnames or ())} cells of the first line")
+                else:
+                    yield number, place, value
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", "name a file that exists") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        offenders.add("the file", f"is no CSV in UTF-8: {error}")
 
 
 def json_lines(path: Path, offenders: Offenders) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -5,9 +5,9 @@ English stems, a question as a set of words), without its files.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from apportion.demo.documents import Passage
+from apportion.route.index.terms import Analyzer
 
 
 class Search:
@@ -20,36 +20,25 @@ class Search:
         self._passages = tuple(passages)
         schema = tantivy.SchemaBuilder()
         schema.add_unsigned_field("place", stored=True)
-        schema.add_text_field("body", stored=False, tokenizer_name="en_stem", index_option="freq")
+        schema.add_text_field("body", stored=False, tokenizer_name="whitespace", index_option="freq")
         self._schema = schema.build()
         index = tantivy.Index(self._schema)
         writer = index.writer(heap_size=32 << 20, num_threads=1)
+        self._analyzer = Analyzer()
         for place, passage in enumerate(self._passages):
-            body = f"{passage.title}\n{passage.text}"
+            body = " ".join(self._analyzer.terms(f"{passage.title}\n{passage.text}"))
             writer.add_document(tantivy.Document(place=place, body=body))
         writer.commit()
         writer.wait_merging_threads()
         index.reload()
         self._searcher = index.searcher()
-        self._analyzer = _analyzer()
 
     def find(self, question: str, k: int) -> list[tuple[float, Passage]]:
         """The best k passages with their scores, best first."""
         query = self._tantivy.Query
         should = self._tantivy.Occur.Should
-        terms = dict.fromkeys(self._analyzer.analyze(question))
+        terms = dict.fromkeys(self._analyzer.terms(question))
         words = [(should, query.term_query(self._schema, "body", term)) for term in terms]
         found = self._searcher.search(query.boolean_query(words), k, count=False).hits
         hits = ((score, self._searcher.doc(address).get_first("place")) for score, address in found)
         return [(score, self._passages[place]) for score, place in hits]
-
-
-def _analyzer() -> Any:
-    """Tantivy's `en_stem`, for questions."""
-    import tantivy
-
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    filters = tantivy.Filter
-    for step in (filters.remove_long(40), filters.lowercase(), filters.stemmer("english")):
-        builder = builder.filter(step)
-    return builder.build()

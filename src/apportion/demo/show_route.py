@@ -14,13 +14,14 @@ from apportion.core.progress import progress
 from apportion.demo import Question, model_path, prompts_path, write_corpus
 from apportion.demo.recorded import fresh_questions, recorded
 from apportion.route.answer import answer
-from apportion.route.ask.pipelines import build_request, extract
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.pipelines import build_request
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.ask.strategy import STRATEGIES
-from apportion.route.evaluation.evaluate import evaluate
+from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.field import EvaluationPlan
-from apportion.route.evaluation.file import write_evaluation
+from apportion.route.evaluation.report import write_evaluation
 from apportion.route.index.bm25 import Bm25Index
 from apportion.route.index.build import build_index
 from apportion.route.index.corpus import read_corpus
@@ -103,7 +104,7 @@ def show_route(out: Path, plan: RoutePlan) -> RouteShown:
     trained = train_router(seen, seed=plan.seed)
     save_router(out / "router", trained.router, training_record(trained))
     judge = EvaluationPlan(seed=plan.seed, ablations=False, leave_out=False)
-    saved = write_evaluation(out / "evaluation", evaluate(test, judge, train=seen, router=trained.router))
+    saved = write_evaluation(out / "evaluation", evaluate_router(test, judge, train=seen, router=trained.router))
     found = live(trained.router, out / "index", plan)
     files = {
         "router": str(out / "router"),

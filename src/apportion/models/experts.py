@@ -7,16 +7,21 @@ by linears that share its memory, so that everything that rounds, measures or wr
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from apportion.models.names import Names
+from apportion.formats.safetensors import Entry
+from apportion.models.names import Names, names_of
 from apportion.models.source import Source
 
-ROLES = ("gate", "up", "down")
+LEAVES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+"""What servers call the linears of an expert, by role, where the file has no names for them."""
+
+ROLES = tuple(LEAVES)
 _EXPERT = re.compile(r"experts\.(?P<expert>\d+)\.(?P<leaf>\w+)\.weight$")
 
 
@@ -75,16 +80,19 @@ def is_fused(module: nn.Module) -> bool:
     return bool(plain and layout and all(hasattr(module, key) for key in ("gate_up_proj", "down_proj", "_apply_gate")))
 
 
-def take_apart(model: Any, source: Source, names: Names) -> dict[str, str]:
-    """Replace fused experts whose file has a matrix for each by linears.
+def take_apart(model: Any, source: Source, names: Names) -> tuple[dict[str, str], Source]:
+    """Replace fused experts by linears, where servers know a layout with a matrix for each.
 
     Returns:
-        The stored path of every new linear, by module path; experts that the file holds fused too stay as they are.
+        The stored path of every new linear, by module path; and the source, which shows experts that its files hold
+        fused as the matrices that they are made of.
     """
     found: dict[str, str] = {}
     for path, module in [(path, module) for path, module in model.named_modules() if is_fused(module)]:
         stored = [*names.merged.get(f"{path}.gate_up_proj", ()), *names.merged.get(f"{path}.down_proj", ())]
         leaves = leaves_of(module, source, stored)
+        if leaves is None and (prefix := whole_in_file(model, path, module, names)):
+            source, stored, leaves = parted(source, prefix, module), list(virtual(prefix, module.num_experts)), LEAVES
         if leaves is None:
             continue
         parent, _, leaf = path.rpartition(".")
@@ -93,7 +101,50 @@ def take_apart(model: Any, source: Source, names: Names) -> dict[str, str]:
             match = _EXPERT.search(name)
             assert match is not None, "names were matched when the leaves were found"
             found[f"{path}.{match['expert']}.{match['leaf']}"] = name.removesuffix(".weight")
-    return found
+    return found, source
+
+
+def whole_in_file(model: Any, path: str, fused: Any, names: Names) -> str:
+    """The stored path of experts that the file holds fused as the class does; empty where it does not, or where the
+    class would not find them again one by one."""
+    stored = names.single.get(f"{path}.gate_up_proj", "")
+    prefix = stored.removesuffix(".gate_up_proj")
+    if not stored.endswith(".gate_up_proj") or names.single.get(f"{path}.down_proj") != f"{prefix}.down_proj":
+        return ""
+    back = names_of(model, virtual(prefix, fused.num_experts)).merged
+    return prefix if {f"{path}.gate_up_proj", f"{path}.down_proj"} <= set(back) else ""
+
+
+def virtual(prefix: str, experts: int) -> list[str]:
+    """Names of matrices that a file would have for each expert."""
+    return [f"{prefix}.{index}.{leaf}.weight" for index in range(experts) for leaf in LEAVES.values()]
+
+
+def parted(source: Source, prefix: str, fused: Any) -> Source:
+    """A folder as if it held a matrix for each expert, cut from the tensors that it does hold."""
+    tensors, files = dict(source.tensors), dict(source.files)
+    whole = {"down": f"{prefix}.down_proj", "gate": f"{prefix}.gate_up_proj", "up": f"{prefix}.gate_up_proj"}
+    dtypes = {role: tensors[name].dtype for role, name in whole.items()}
+    held = {role: files[name] for role, name in whole.items()}
+    places = {}
+    for name in set(whole.values()):
+        del tensors[name], files[name]
+    for name in virtual(prefix, fused.num_experts):
+        match = _EXPERT.search(name)
+        assert match is not None, "these names are made to match"
+        role = next(role for role, leaf in LEAVES.items() if leaf == match["leaf"])
+        places[name] = (whole[role], int(match["expert"]), role)
+        tensors[name] = Entry(dtypes[role], tuple(slices_of(fused, 0)[role].shape))
+        files[name] = held[role]
+
+    def tensor(name: str) -> Tensor:
+        if name not in places:
+            return source.tensor(name)
+        stored, index, role = places[name]
+        matrix = source.part(stored, index)
+        return {"down": matrix, "gate": matrix[: len(matrix) // 2], "up": matrix[len(matrix) // 2 :]}[role].contiguous()
+
+    return replace(source, tensors=tensors, files=files, decode=tensor)
 
 
 def leaves_of(fused: Any, source: Source, stored: list[str]) -> dict[str, str] | None:

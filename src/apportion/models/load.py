@@ -96,7 +96,7 @@ def load_staged(model: str, placement: Placement, *, trust_remote_code: bool = F
     Raises:
         InputError: as `load_model`. ModelStructureError: blocks of unknown structure.
     """
-    found = read(model, placement, trust_remote_code=trust_remote_code)
+    found = read(model, placement, trust_remote_code=trust_remote_code, apart=True)
     return StagedModel(found.model, placement, source=model, origin=found.origin, stored_as=found.format)
 
 
@@ -112,12 +112,12 @@ def load_full(model: str, placement: Placement, *, trust_remote_code: bool = Fal
     return staged, load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
-def read(model: str, placement: Placement, *, trust_remote_code: bool) -> Dense:
-    """The plain weights of a folder or of a GGUF file."""
+def read(model: str, placement: Placement, *, trust_remote_code: bool, apart: bool = False) -> Dense:
+    """The plain weights of a folder or of a GGUF file; `apart`: as whoever quantizes them needs them."""
     require_model(model)
     if is_gguf(model):
         return read_gguf_model(model)
-    return read_dense(model, placement, trust_remote_code=trust_remote_code)
+    return read_dense(model, placement, trust_remote_code=trust_remote_code, apart=apart)
 
 
 def placed(model: Any, placement: Placement) -> Any:

@@ -51,6 +51,14 @@ class Source:
             found: Tensor = file.get_tensor(name)
         return found
 
+    def part(self, name: str, index: int) -> Tensor:
+        """One matrix of a tensor of three dimensions, without reading the rest."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / self.files[name], framework="pt") as file:
+            found: Tensor = file.get_slice(name)[index]
+        return found
+
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors, file by file: one at a time in memory."""
         for held in dict.fromkeys(self.files.values()):

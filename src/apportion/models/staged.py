@@ -7,7 +7,7 @@ To get logits from hidden states, the same forward runs with the last block repl
 those states: final norm, output embedding and soft-capping are the model's own.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import repeat
@@ -48,8 +48,7 @@ class StagedModel:
         model: the transformers model, in the compute dtype, on the compute device, in eval mode.
         layout: where its blocks and their linears are.
         dtype: the dtype that the model was loaded in.
-        origin: the checkpoint's tensors as its files have them: what is not quantized is copied from there.
-        stored_as: the format that the weights were read from; empty for plain ones.
+        origin: the checkpoint's tensors as its files have them, in the format `stored_as` (empty: plain).
         originals: the weights of its blocks' linears by module path, as the files have them.
         digest: SHA-256 over names, shapes, dtypes and bytes of all parameters.
         block_tokens, head_bytes: tokens that a block, and bytes of logits that the head, is given at once; `shrink`
@@ -69,17 +68,20 @@ class StagedModel:
         self.model: Any = model.eval().requires_grad_(False)
         self.source = source
         self.placement = placement
-        self.layout: Layout = find_layout(model)
+        found = find_layout(model)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.digest = parameter_digest(model)
         compute = getattr(torch, placement.dtype)
         self.origin: Origin = origin or origin_of_model(model)
         self.stored_as = stored_as
-        self.layout = self.layout.without(foreign(model, self.origin, self.layout.paths()), "no tensor of its own")
+        strange = foreign(model, self.origin, found.paths())
+        self.layout: Layout = found.without(strange, "no tensor of its own")
         self.originals: dict[str, Tensor] = own_weights(model, self.origin, self.layout.paths())
         cast_parameters(self.model.to(device=placement.device), compute)
         self.compute_dtype: torch.dtype = compute
-        self._full: dict[str, Tensor] = {path: self._weight(path) for path in self.originals}
+        self._full: dict[str, Tensor] = {
+            path: self.model.get_parameter(f"{path}.weight").data for path in self.originals
+        }
         kind = torch.device(placement.device).type
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
         self.embeddings = 0
@@ -100,9 +102,10 @@ class StagedModel:
         for path, weight in self._full.items():
             self.model.get_submodule(path).weight.data = weight
 
-    def _weight(self, path: str) -> Tensor:
-        weight: Tensor = self.model.get_submodule(path).weight.data
-        return weight
+    def keep(self, paths: Collection[str], reason: str) -> None:
+        """Never quantize some linears: they are no longer among `layout.linears` and `originals`."""
+        self.layout = self.layout.without(paths, reason)
+        self.originals = {path: weight for path, weight in self.originals.items() if path not in paths}
 
     def forget_texts(self) -> None:
         """Embed texts anew from now on: what was embedded before was so with another embedding."""
@@ -171,17 +174,18 @@ class StagedModel:
         with self.replaced([recorder(rest) for rest in self._returns]):
             self.model(input_ids=ids, **forward_options(self.model))
         if seen[0][0].shape[:2] != ids.shape:
-            shapes = f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens"
-            raise ModelStructureError(shapes, "this model cannot be run block by block")
+            shape = f"hidden states are {tuple(seen[0][0].shape)} for {tuple(ids.shape)} tokens"
+            raise ModelStructureError(shape, "this model cannot be run block by block")
         return seen[0][0], tuple(call for _, call in seen)
 
     @cached_property
     def _maskless(self) -> bool:
         """Whether the model's own forward pass can do without a mask for sequences of one token."""
-        size = int(self.model.get_input_embeddings().weight.shape[1])
+        size = int(self.model.config.get_text_config().hidden_size)
+        nothing = torch.zeros((1, 1, size), dtype=self.compute_dtype, device=self.placement.device)
         try:
             with without_masks(self.model.config):
-                self._head(torch.zeros((1, 1, size), dtype=self.compute_dtype, device=self.placement.device))
+                self._head(nothing)
         except (AttributeError, TypeError):
             return False
         return True
@@ -220,9 +224,7 @@ class StagedModel:
         for part in windows.split(batch):
             hidden, call = self._record(part)
             parts.append(hidden)
-            if part.shape[0] in calls:
-                require_same_calls(calls[part.shape[0]], call)
-            calls.setdefault(part.shape[0], call)
+            require_same_calls(calls.setdefault(part.shape[0], call), call)
         return Embedded(torch.cat(parts), calls, batch)
 
     @torch.inference_mode()
@@ -254,12 +256,9 @@ class StagedModel:
 
     def _head(self, tokens: Float[Tensor, "tokens one hidden"]) -> Tensor:
         """The model's own forward pass with these states after the last block."""
-
-        def constant(rest: Rest) -> Callable[..., Any]:
-            return lambda *_, **__: tokens if rest is None else (tokens, *rest)
-
+        outs = [tokens if rest is None else (tokens, *rest) for rest in self._returns]
         ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        with self.replaced([constant(rest) for rest in self._returns]):
+        with self.replaced([lambda *_, out=out, **__: out for out in outs]):
             out: Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits  # of the last token: the one
         return out
 

@@ -74,7 +74,8 @@ def find_layout(model: Any) -> Layout:
     routers = {path: "router" for index, block in enumerate(blocks) for path in routers_of(f"{prefix}.{index}", block)}
     reasons = [reason for index, block in enumerate(blocks) if (reason := why_unfit(index, block))]
     if reasons:
-        raise ModelStructureError(f"{prefix}: " + "; ".join(reasons[:8]), "this structure is not supported")
+        more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        raise ModelStructureError(f"{prefix}: {reasons[0]}{more}", "this structure is not supported")
     found = Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks), **ends_of(model))
     return found.without(routers, "router")
 
@@ -137,10 +138,16 @@ def why_unfit(index: int, block: nn.Module) -> str:
     linear = sum(module.weight.numel() for module in block.modules() if isinstance(module, nn.Linear))
     if linear >= SMALLEST_LINEAR_SHARE * total:
         return ""
-    largest = max(block.named_parameters(), key=lambda item: item[1].numel())
+    name, largest = max(block.named_parameters(), key=lambda item: item[1].numel())
+    kind = type(block.get_submodule(name.rpartition(".")[0])).__name__
+    if largest.dim() == 3:
+        return (
+            f"block {index} keeps its experts in tensors of three dimensions ({name} of {kind}), in the file too, and "
+            "no layout is known in which servers load such experts quantized"
+        )
     return (
         f"block {index} has only {linear:,} of its {total:,} weights in linear modules "
-        f"({largest[0]} alone has {largest[1].numel():,})"
+        f"({name} of {kind} alone has {largest.numel():,})"
     )
 
 

@@ -1,8 +1,7 @@
 """Text to token windows: from a file, or sampled from the model itself."""
 
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from torch import Tensor
 from apportion.core.errors import ArtifactError, InputError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed, stream
+from apportion.models.documents import Conversation, join, read_documents
 from apportion.models.staged import StagedModel
-
-MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,53 +40,56 @@ class Windows:
         return hashlib.sha256(header + self.windows.long().contiguous().numpy().tobytes()).hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """A `.jsonl` file's `text` fields joined by blank lines; any other file as one string.
+def read_text(path: Path, tokenizer: Any = None) -> str:
+    """A file's documents as one text, with blank lines between them; see `documents` for the forms that are read.
+
+    Args:
+        tokenizer: whose chat template conversations are put through.
 
     Raises:
-        InputError: missing, unreadable, too large, not UTF-8, or lines without a text (all of them named).
+        InputError: missing, unreadable, too large, not UTF-8, places without a text (all of them named), or
+            conversations and no template.
     """
-    if not path.is_file():
-        raise InputError(f"text {path}: no such file", "give a .txt file, or a .jsonl file with a 'text' field")
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise InputError(f"text {path}: {path.stat().st_size:,} bytes, at most {MAX_TEXT_BYTES:,} are read")
+    return join(read_documents(path), lambda messages: rendered(messages, tokenizer, path))
+
+
+def rendered(messages: Conversation, tokenizer: Any, path: Path) -> str:
+    """A conversation as the model is given it.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or its template refuses these messages.
+    """
+    from jinja2 import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"text {path}: holds conversations, and the model's tokenizer has no chat template",
+            "give plain text, or add chat_template.jinja to the model's folder",
+        )
     try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"text {path}: is not UTF-8 text ({error.reason})", "convert it to UTF-8") from error
-    except OSError as error:
-        raise InputError(f"text {path}: cannot be read: {error.strerror}", "check its permissions") from error
-    return join_jsonl(content, path) if path.suffix == ".jsonl" else content
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    except TemplateError as error:
+        raise InputError(
+            f"text {path}: the chat template refuses a conversation of {', '.join(m['role'] for m in messages[:6])}: "
+            f"{error}",
+            "leave such conversations out: most templates want user and assistant in turn",
+        ) from error
 
 
-def join_jsonl(content: str, path: Path) -> str:
-    texts, bad = [], []
-    # not splitlines: it also cuts at U+2028 and others, which JSON allows inside a string
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(json.loads(line)["text"])
-            if not isinstance(texts[-1], str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            bad.append(number)
-    if bad:
-        listed = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-        raise InputError(f"text {path}: no string field 'text' on line {listed}", "one JSON object per line")
-    return "\n\n".join(texts)
+def encode(
+    text: str, tokenizer: Any, window_tokens: int, where: str, bos: bool | None = None
+) -> tuple[list[int], Int[Tensor, " stream"]]:
+    """The special tokens that every window begins with, and the text's own token ids.
 
-
-def encode(text: str, tokenizer: Any, window_tokens: int, where: str) -> tuple[list[int], Int[Tensor, " stream"]]:
-    """The special tokens that this tokenizer puts before a text, and the text's own token ids.
+    Args:
+        bos: see `prefix_of`.
 
     Raises:
         InputError: shorter than one window.
     """
     if window_tokens < 2:
         raise InputError(f"--window-tokens {window_tokens}: expected at least 2")
-    prefix = list(tokenizer("").input_ids)
-    prefix = prefix[:1] if prefix and prefix[0] == tokenizer.bos_token_id else []
+    prefix = prefix_of(tokenizer, bos)
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) + len(prefix) < window_tokens:
         raise InputError(
@@ -96,6 +97,23 @@ def encode(text: str, tokenizer: Any, window_tokens: int, where: str) -> tuple[l
             "give a longer text or a smaller --window-tokens",
         )
     return prefix, torch.tensor(ids, dtype=torch.long)
+
+
+def prefix_of(tokenizer: Any, bos: bool | None = None) -> list[int]:
+    """What every window begins with: the beginning-of-text token, or nothing.
+
+    Args:
+        bos: whether it does; None: where the tokenizer itself puts one before a text (Gemma and Llama do, Qwen not).
+
+    Raises:
+        InputError: it is asked for, and the tokenizer has none.
+    """
+    if bos and tokenizer.bos_token_id is None:
+        raise InputError("--bos: the tokenizer has no beginning-of-text token", "leave --bos out")
+    if bos is None:
+        own = list(tokenizer("").input_ids)
+        bos = bool(own) and own[0] == tokenizer.bos_token_id
+    return [int(tokenizer.bos_token_id)] if bos else []
 
 
 def cut(prefix: list[int], ids: Int[Tensor, " stream"], window_tokens: int) -> Int[Tensor, "windows tokens"]:
@@ -127,16 +145,58 @@ def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, s
     """
     available = windows_of(path, tokenizer, window_tokens)
     require_windows(available, windows, path)
-    return Windows(choose(available, windows, seed), str(path))
+    return Windows(choose(available, windows, seed), str(path), bos=bool(prefix_of(tokenizer)))
 
 
-def windows_of(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
-    """All windows of a text in reading order.
+def mixed(shares: Mapping[Path, float], tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
+    """Windows of several files, each with its share of them, file by file.
+
+    Args:
+        shares: parts of the whole, of any sum: 3 to 1 is 0.75 to 0.25.
+
+    Raises:
+        InputError: a share that is not positive, more files than windows, or a file with too few windows.
+    """
+    if any(not share > 0 for share in shares.values()) or not 0 < len(shares) <= windows:
+        listed = ", ".join(f"{path} {share}" for path, share in shares.items())
+        raise InputError(f"shares {listed}: expected positive ones, and no more files than {windows} windows")
+    counts = parted(list(shares.values()), windows)
+    pairs = zip(shares, counts, strict=True)
+    found = [
+        calibrate(path, tokenizer, windows=n, window_tokens=window_tokens, seed=derived_seed(seed, str(path.name)))
+        for path, n in pairs
+    ]
+    source = ", ".join(f"{n} of {path.name}" for path, n in zip(shares, counts, strict=True))
+    return Windows(torch.cat([item.windows for item in found]), source, found[0].bos)
+
+
+def parted(shares: list[float], whole: int) -> list[int]:
+    """A whole number in parts nearest to the shares, none of them empty.
+
+    >>> parted([3, 1], 8), parted([1, 1, 100], 4)
+    ([6, 2], [1, 1, 2])
+    """
+    free = whole - len(shares)
+    exact = [free * share / sum(shares) for share in shares]
+    counts = [int(part) for part in exact]
+    order = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
+    for i in order[: free - sum(counts)]:
+        counts[i] += 1
+    return [count + 1 for count in counts]
+
+
+def windows_of(
+    path: Path, tokenizer: Any, window_tokens: int, *, bos: bool | None = None
+) -> Int[Tensor, "windows tokens"]:
+    """All windows of a text in reading order; conversations as the model's chat template writes them.
+
+    Args:
+        bos: whether each begins with the beginning-of-text token; None: as the tokenizer does.
 
     Raises:
         InputError: the text cannot be read or is shorter than one window.
     """
-    return cut(*encode(read_text(path), tokenizer, window_tokens, str(path)), window_tokens)
+    return cut(*encode(read_text(path, tokenizer), tokenizer, window_tokens, str(path), bos), window_tokens)
 
 
 def choose(available: Int[Tensor, "all tokens"], count: int, seed: int) -> Int[Tensor, "count tokens"]:
@@ -184,7 +244,7 @@ def sample_calibration(staged: StagedModel, tokenizer: Any, *, windows: int, win
             pad_token_id=start,
             stopping_criteria=[watching(advance)],
         )
-    return Windows(ids.cpu().contiguous(), "sampled from the model itself")
+    return Windows(ids.cpu().contiguous(), "sampled from the model itself", bos=start == tokenizer.bos_token_id)
 
 
 def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:
@@ -204,6 +264,7 @@ def save_calibration(calibration: Windows, path: Path) -> None:
     from apportion.core.artifact import write_bytes
 
     metadata = {"source": calibration.source, "digest": calibration.digest}
+    metadata |= {} if calibration.bos is None else {"bos": str(int(calibration.bos))}
     write_bytes(path, save({"windows": calibration.windows.to(torch.int32)}, metadata=metadata))
 
 
@@ -218,7 +279,8 @@ def load_calibration(path: Path) -> Windows:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            loaded = Windows(file.get_tensor("windows").long(), metadata.get("source", ""))
+            bos = bool(int(metadata["bos"])) if "bos" in metadata else None
+            loaded = Windows(file.get_tensor("windows").long(), metadata.get("source", ""), bos)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: no readable windows: {error}", "run the samples step again") from error
     if loaded.digest != metadata.get("digest"):

@@ -1,26 +1,35 @@
 """A question -> an answer by the strategy that the router chooses; when that is Direct, the draft is it."""
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from apportion.core.errors import InputError
-from apportion.route.ask.pipelines import build_request, extract, uses_passages
-from apportion.route.ask.probes import FEATURES, draft_features, features_of_hits, question_features
-from apportion.route.ask.setup import Setup
+from apportion.route.ask.evidence import answer_features
+from apportion.route.ask.extraction import Extracted, extract
+from apportion.route.ask.features import is_draft, needs_of
+from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
+from apportion.route.ask.probes import draft_features, features_of_hits, question_features, retrieved_features
+from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.index.bm25 import Hits
 from apportion.route.llm.protocol import Completion
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
-from apportion.route.router.router import Decision, Router
-from apportion.route.router.utility import Weights
+from apportion.route.router import Decision, Router, Weights
+
+Purpose = Literal["draft", "look", "answer", "draft and answer", "look and answer"]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the model: the draft that was a probe, or the answer (which the draft may be)."""
+    """One call of the model.
 
-    purpose: Literal["draft", "answer", "draft and answer"]
+    Attributes:
+        purpose: a draft that was a probe, a retrieved answer that was looked at, the answer, or two of these.
+    """
+
+    purpose: Purpose
     strategy: str
     prompt_tokens: int
     completion_tokens: int
@@ -33,10 +42,13 @@ class Answer:
 
     Attributes:
         text: the answer. completion: all that the model showed for it.
+        decision: the last one; where a retrieved answer was looked at, the second.
         draft_reused: the draft was the answer, so the probe cost nothing.
-        features: what was measured for the decision; nothing where no policy decides at these weights.
+        features: what was measured for the decisions; nothing where no policy decides at these weights.
         passages: ids of the passages in the prompt, best first.
         calls: every call made. tokens: prompt and completion tokens of all of them.
+        price: millionths of the currency of the router's price; None for a router without one. Input that the
+            server had cached is charged as input, since its reply does not say.
         latency_ms: from the question to the answer, searches and probes included.
         weaker: all that made this a weaker result than the router could give; empty when nothing did.
     """
@@ -49,96 +61,175 @@ class Answer:
     passages: tuple[str, ...]
     calls: tuple[Call, ...]
     tokens: int
+    price: float | None
     latency_ms: float
     weaker: tuple[str, ...]
     completion: str
 
 
+@dataclass(slots=True)
+class _Work:
+    """One question being answered: what was found and made so far, each at most once."""
+
+    question: str
+    setup: Setup
+    hits: Hits | None = None
+    made: dict[str, Completion] = field(default_factory=dict)
+    drafted: bool = False
+
+    def search(self) -> Hits:
+        if self.hits is None:
+            self.hits = self.setup.retriever.search(self.question, self.setup.k)
+        return self.hits
+
+    def complete(self, strategy: str, *, logprobs: bool = False) -> Completion:
+        if strategy not in self.made:
+            passages = self.search().passages if uses_passages(strategy) else ()
+            wanted = logprobs and self.setup.llm.has_logprobs
+            request = build_request(self.setup.prompts, strategy, self.question, passages, logprobs=wanted)
+            self.made[strategy] = self.setup.llm.complete([request])[0]
+        return self.made[strategy]
+
+    def extracted(self, strategy: str) -> Extracted:
+        """The answer in a completion; without a passage RAG was asked as Direct."""
+        passages = self.hits.passages if self.hits else ()
+        asked = asked_as(strategy, passages) if uses_passages(strategy) else strategy
+        return extract(self.setup.prompts.of(asked, self.question), self.made[strategy])
+
+    def said(self, prefix: str, strategy: str) -> dict[str, float]:
+        """Features of what an answer says."""
+        passages = self.hits.passages if self.hits else ()
+        return answer_features(prefix, self.extracted(strategy).answer, self.question, passages)
+
+
 def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Answer:
     """Measure the features that the router wants, decide, and answer.
 
-    Without log-probabilities the router's tier without draft features decides, no draft is made, and
-    `weaker` says so.
+    Without log-probabilities a tier without draft features decides, no draft is made, and `weaker` says so. Where
+    the router looks at the retrieved answer, it decides after it whether to reason on the same passages.
+
+    Args:
+        question: 1 to 100,000 characters.
+        router: of `load_router` or `train_router`, learned from what this setup answers.
+        setup: model, retriever, prompts and number of passages.
+        weights: what the costs of one always-on answer are worth, in points of quality.
+
+    Returns:
+        The answer with its costs; `weaker` holds what was missing, and what the router's training did not
+        record and so could not be compared with this setup.
 
     Raises:
         InputError: an empty or too long question. ServiceError: the model's server failed.
+        ArtifactMismatchError: the router learned from another model, corpus, prompts or k.
+
+    Cost: one to three calls of the model, at most one search.
+
+    Source: X-Router (METHODS section 2); the second decision after RASER (METHODS section 3).
+
+    >>> from apportion.route.router import load_router
+    >>> answer("", None, None, Weights(0.3))
+    Traceback (most recent call last):
+    apportion.core.errors.InputError: question: has 0 characters, expected 1 to 100000
+      remedy: ask in words
     """
     start = time.perf_counter()
     if not question.strip() or len(question) > MAX_QUESTION_CHARS:
         raise InputError(
             f"question: has {len(question)} characters, expected 1 to {MAX_QUESTION_CHARS}", "ask in words"
         )
-    wanted = {FEATURES[name].group for name in router.features_wanted(weights, draft=setup.llm.has_logprobs)}
-    hits = setup.retriever.search(question, setup.k) if "retrieval" in wanted else None
-    features = _features(question, hits) if wanted else {}
-    asked = "draft" in wanted and router.wants_draft(features, weights)
-    draft = _complete(question, "direct", None, setup, logprobs=True) if asked else None
-    features |= draft_features(draft.token_logprobs) if draft else {}
+    unknown = require_trained_on(router.source, setup)
+    work = _Work(question, setup)
+    features = _first_features(work, router, weights)
     decision = router.decide(features, weights.token, weights.latency)
-    strategy = decision.strategy
-    if uses_passages(strategy) and hits is None:
-        hits = setup.retriever.search(question, setup.k)
-    reused = strategy == "direct" and draft is not None
-    final = draft if draft is not None and reused else _complete(question, strategy, hits, setup)
-    calls = _calls(draft, final, strategy, reused)
-    extracted = extract(setup.prompts.of(strategy), final)
+    looked = decision.look
+    if looked:
+        retrieved = work.complete("rag", logprobs=True)
+        features |= _second_features(work, retrieved)
+        decision = router.decide_after(decision, features)
+    final = work.complete(decision.strategy)
+    calls = _calls(work, decision.strategy, looked=looked)
     return Answer(
-        text=extracted.answer,
-        strategy=strategy,
+        text=work.extracted(decision.strategy).answer,
+        strategy=decision.strategy,
         decision=decision,
-        draft_reused=reused,
-        features=features,
-        passages=tuple(one.id for one in hits.passages) if hits and uses_passages(strategy) else (),
+        draft_reused=calls[-1].purpose == "draft and answer",
+        features={name: features[name] for name in decision.features_used if name in features},
+        passages=tuple(one.id for one in work.search().passages) if uses_passages(decision.strategy) else (),
         calls=calls,
         tokens=sum(call.prompt_tokens + call.completion_tokens for call in calls),
+        price=_price(router, calls),
         latency_ms=(time.perf_counter() - start) * 1000,
-        weaker=_weaker(setup, decision, final, draft, matched=extracted.matched),
+        weaker=_weaker(work, decision, unknown),
         completion=final.text,
     )
 
 
-def _complete(question: str, strategy: str, hits: Hits | None, setup: Setup, *, logprobs: bool = False) -> Completion:
-    passages = hits.passages if hits else ()
-    request = build_request(setup.prompts, strategy, question, passages, logprobs=logprobs)
-    return setup.llm.complete([request])[0]
+def _first_features(work: _Work, router: Router, weights: Weights) -> dict[str, float]:
+    """What the first decision reads, measured as cheaply as it allows: the draft only where it is wanted."""
+    wanted = router.features_wanted(weights, draft=work.setup.llm.has_logprobs)
+    if not wanted:
+        return {}
+    features = question_features(work.question)
+    if needs_of(name for name in wanted if not is_draft(name)).search:
+        features |= features_of_hits(work.search(), work.question)
+    if any(map(is_draft, wanted)) and router.wants_draft(features, weights):
+        work.drafted = True
+        if needs_of(wanted).search:
+            work.search()
+        draft = work.complete("direct", logprobs=True)
+        features |= draft_features(draft.token_logprobs, draft.margin) | work.said("draft", "direct")
+    return features
 
 
-def _features(question: str, hits: Hits | None) -> dict[str, float]:
-    return {
-        **question_features(question),
-        **(features_of_hits(hits) if hits else {}),
-    }
+def _second_features(work: _Work, retrieved: Completion) -> dict[str, float]:
+    """What the second decision reads, all of it measured by now."""
+    found = question_features(work.question) | features_of_hits(work.search(), work.question)
+    return found | retrieved_features(retrieved.token_logprobs, retrieved.margin) | work.said("rag", "rag")
 
 
-def _calls(draft: Completion | None, final: Completion, strategy: str, reused: bool) -> tuple[Call, ...]:
-    made: list[tuple[Literal["draft", "answer", "draft and answer"], str, Completion]] = []
-    if draft is not None and not reused:
-        made.append(("draft", "direct", draft))
-    made.append(("draft and answer" if reused else "answer", strategy, final))
-    return tuple(
-        Call(purpose, name, one.prompt_tokens, one.completion_tokens, one.latency_ms) for purpose, name, one in made
-    )
+def _calls(work: _Work, strategy: str, *, looked: bool) -> tuple[Call, ...]:
+    """Every call in the order it was made; the last gave the answer."""
+    found = []
+    for name, one in work.made.items():
+        purpose: Purpose = "draft" if name == "direct" else "look"
+        if name == strategy:
+            purpose = "answer"
+            if name == "direct" and work.drafted:
+                purpose = "draft and answer"
+            elif name == "rag" and looked:
+                purpose = "look and answer"
+        found.append(Call(purpose, name, one.prompt_tokens, one.completion_tokens, one.latency_ms))
+    return tuple(found)
 
 
-def _weaker(
-    setup: Setup, decision: Decision, final: Completion, draft: Completion | None, *, matched: bool
-) -> tuple[str, ...]:
-    said = []
-    if not setup.llm.has_logprobs:
-        said.append(f"no draft probe: {setup.llm.logprobs_reason}")
-    elif draft is not None and not draft.token_logprobs:
+def _price(router: Router, calls: tuple[Call, ...]) -> float | None:
+    price = router.scale.price
+    return None if price is None else math.fsum(price.of(one.prompt_tokens, one.completion_tokens) for one in calls)
+
+
+def _weaker(work: _Work, decision: Decision, unknown: tuple[str, ...]) -> tuple[str, ...]:
+    llm, said = work.setup.llm, list[str]()
+    draft, final = work.made.get("direct"), work.made[decision.strategy]
+    if unknown:
+        said.append(f"the router does not record its {', '.join(unknown)}, so that was not compared with this setup")
+    if not llm.has_logprobs:
+        said.append(f"no draft probe: {llm.logprobs_reason}")
+    elif work.drafted and draft is not None and not draft.token_logprobs:
         said.append("no draft features: the draft came back without log-probabilities or without tokens")
     if decision.fallback_reason:
         said.append(decision.fallback_reason)
     if decision.missing:
         said.append(f"features not measured, read as their training mean: {', '.join(decision.missing)}")
-    for name, one in (("draft", draft), ("answer", final)):
-        if one is not None and one.cut_prompt_tokens and not (name == "draft" and one is final):
-            said.append(f"the {name}'s prompt was cut by about {one.cut_prompt_tokens} tokens to the context")
+    names = {"direct": "draft", "rag": "retrieved answer"} | {decision.strategy: "answer"}
+    for strategy, one in work.made.items():
+        if one.cut_prompt_tokens:
+            said.append(
+                f"the {names[strategy]}'s prompt was cut by about {one.cut_prompt_tokens} tokens to the context"
+            )
     if final.finish == "length":
         said.append("the answer was ended by max_tokens")
-    if not matched:
-        said.append("the prompt's answer pattern did not match, so the last line was taken")
+    if not work.extracted(decision.strategy).matched:
+        said.append(f"no rule found an answer in the text ({work.extracted(decision.strategy).rule})")
     if not final.tokens_measured:
         said.append("token counts are estimates, since the server reports none")
     return tuple(said)

@@ -99,6 +99,8 @@ class Decider:
             probes.features = self.routing.features(asked.judged, probes.hits)
         if "draft" in wanted and drafts and self.routing.wants_draft(probes.features, weights):
             await self._draft(chat, asked, probes)
+        if probes.draft is not None:
+            probes.features = {**probes.features, **self.routing.draft_said(asked.judged, probes.draft, probes.hits)}
         choice = self.routing.decide(probes.features, probes.draft, weights)
         if choice.fallback_reason:
             probes.weaker.append(choice.fallback_reason)

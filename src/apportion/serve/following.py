@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from apportion.core.errors import ApportionError, ArtifactMismatchError
-from apportion.serve.routing import read_router
+from apportion.serve.routing_files import read_router
 from apportion.serve.serving import Serving
 
 log = logging.getLogger("apportion.serve")

@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from apportion.serve.chat import read_body
 from apportion.serve.chat_request import parse_object
 from apportion.serve.controls import aliases
+from apportion.serve.incoming import read_body
 from apportion.serve.refusal import Refusal, json_response
 from apportion.serve.serving import Serving
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from apportion.core.errors import InputError, ServiceError
 from apportion.serve.backend import Backend
 from apportion.serve.in_process import InProcess
-from apportion.serve.routing import LLMSettings, Routing, connect, load
+from apportion.serve.routing import LLMSettings, Routing, connect
+from apportion.serve.routing_files import load
 from apportion.serve.upstream import Address, Upstream
 
 

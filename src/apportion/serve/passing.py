@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from apportion.serve.chat import read_body, until_gone
 from apportion.serve.chat_request import parse_object
 from apportion.serve.controls import aliases
+from apportion.serve.incoming import read_body, until_gone
 from apportion.serve.refusal import Refusal
 from apportion.serve.serving import Serving
 

@@ -1,32 +1,29 @@
-"""The only file that knows how `apportion.route` measures, decides and asks (`relearning` knows how it learns)."""
+"""The only file that knows how `apportion.route` measures, decides and asks (`routing_files` how it is
+saved, `relearning` how it learns)."""
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.route.ask.pipelines import build_request, extract, uses_passages
-from apportion.route.ask.probes import FEATURES, draft_features, features_of_hits, question_features
-from apportion.route.ask.prompts import Prompts, load_prompts
+from apportion.route.ask.evidence import answer_features
+from apportion.route.ask.extraction import extract
+from apportion.route.ask.features import group_of, needs_of
+from apportion.route.ask.pipelines import build_request, uses_passages
+from apportion.route.ask.probes import draft_features, features_of_hits, question_features
+from apportion.route.ask.prompts import Prompts
 from apportion.route.ask.setup import DEFAULT_K
 from apportion.route.ask.strategy import STRATEGIES, USES_COT, USES_RAG
-from apportion.route.index.bm25 import Bm25Index, Hits, Retriever
-from apportion.route.index.build import build_index
-from apportion.route.index.corpus import read_corpus
+from apportion.route.index.bm25 import Hits, Retriever
 from apportion.route.llm.call import BadAnswerError, Failure
 from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
 from apportion.route.llm.response import read_body
-from apportion.route.profile.profile import Profile
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
-from apportion.route.router.file import load_router, save_router
-from apportion.route.router.report import training_record
 from apportion.route.router.router import Decision, Router
-from apportion.route.router.train import train_router
 from apportion.route.router.utility import Weights
 from apportion.serve.controls import Controls
 from apportion.serve.refusal import Refusal
@@ -41,15 +38,11 @@ __all__ = [
     "Routing",
     "connect",
     "cut_passages",
-    "learn",
-    "load",
     "prompt_too_long",
     "read_completion",
-    "read_router",
     "retrieves",
     "split_thinking",
     "without_passages",
-    "write_index",
 ]
 
 FRONTIER = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # token weights drawn
@@ -96,7 +89,9 @@ class Routing:
 
     def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
         """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
-        return frozenset(FEATURES[name].group for name in self.router.features_wanted(weights, draft=drafts))
+        names = self.router.features_wanted(weights, draft=drafts)
+        searched = {"retrieval"} if needs_of(names).search else set()
+        return frozenset({*(str(group_of(name)) for name in names), *searched})
 
     def search(self, text: str) -> Hits:
         """The passages for a question; a millisecond or so, in the thread that calls."""
@@ -104,7 +99,7 @@ class Routing:
 
     def features(self, text: str, hits: Hits | None) -> dict[str, float]:
         """Features of the question and, where it was searched for, of the result."""
-        return question_features(text[-MAX_QUESTION_CHARS:]) | (features_of_hits(hits) if hits else {})
+        return question_features(text[-MAX_QUESTION_CHARS:]) | (features_of_hits(hits, text) if hits else {})
 
     def wants_draft(self, features: Mapping[str, float], weights: Weights) -> bool:
         """Whether a draft is worth its cost for this question."""
@@ -116,7 +111,12 @@ class Routing:
 
     def with_draft(self, features: Mapping[str, float], draft: Completion | None) -> dict[str, float]:
         """The features with those of the draft, where one was made."""
-        return {**features, **(draft_features(draft.token_logprobs) if draft else {})}
+        return {**features, **(draft_features(draft.token_logprobs, draft.margin) if draft else {})}
+
+    def draft_said(self, text: str, draft: Completion, hits: Hits | None) -> dict[str, float]:
+        """Features of what a draft says, beside the passages where there are some."""
+        answer = extract(self.prompts.of("direct", text), draft).answer
+        return answer_features("draft", answer, text, hits.passages if hits else ())
 
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
@@ -178,51 +178,6 @@ class Routing:
         if weights.latency and not self.timed:
             raise Refusal(400, "latency_weight: this router was trained without latencies, expected 0")
         return weights
-
-
-def load(
-    router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None, *, compared: bool = True
-) -> Routing:
-    """A routing from its folders.
-
-    Args:
-        prompts: the shipped ones without it. dense: the embedding model of a dense index.
-        model: the identity of the model that answers; None where it is not known, so that it is not compared.
-        compared: whether a router of another setup is refused.
-
-    Raises:
-        ArtifactError: a folder is not what it should be. ArtifactMismatchError: the router was trained on another
-            model, corpus or prompts.
-    """
-    words, retriever = load_prompts(prompts), _retriever(index, dense)
-    now = {"corpus": retriever.corpus_digest, "prompts": words.digest, **({"model": model} if model else {})}
-    known = load_router(router)
-    loaded = load_router(router, {key: value for key, value in now.items() if compared and known.source.get(key)})
-    return Routing(loaded, retriever, words, int(loaded.source.get("k") or DEFAULT_K))
-
-
-def read_router(folder: Path) -> Router:
-    """A router by its folder."""
-    return load_router(folder)
-
-
-def write_index(corpus: Path, folder: Path) -> None:
-    """A BM25 index of a file of passages."""
-    build_index(read_corpus(corpus), folder)
-
-
-def learn(profile: Profile, folder: Path) -> None:
-    """A router learned from a profile, saved."""
-    trained = train_router(profile)
-    save_router(folder, trained.router, training_record(trained))
-
-
-def _retriever(folder: Path, dense: str | None) -> Retriever:
-    if dense is None:
-        return Bm25Index.open(folder)
-    from apportion.route.index.dense import DenseIndex, SentenceEncoder
-
-    return DenseIndex.open(folder, SentenceEncoder(dense))
 
 
 def weights_of(controls: Controls) -> Weights:

@@ -1,5 +1,6 @@
 """How a server behaves, in one frozen value: limits, timeouts, defaults."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_all(
+            lambda: _weight("--token-weight", self.default.token_weight),
+            lambda: _weight("--latency-weight", self.default.latency_weight),
             lambda: _at_least("--concurrency", self.concurrency, 1),
             lambda: _at_least("--queue", self.queue, 0),
             lambda: _at_least("--max-body", self.max_body_bytes, 1024),
@@ -67,6 +70,11 @@ class Settings:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{name} {value}: expected at least {least}")
+
+
+def _weight(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name} {value}: expected a finite number from 0", "give 0 to ignore that cost")
 
 
 def _usable(key: str) -> None:

@@ -4,8 +4,7 @@ Contacts the given URL only (redirects are refused). The key is in no message an
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from apportion.core.errors import InputError
 from apportion.serve.backend import Abilities, Body, Forwarded
 from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal, encode
-from apportion.serve.routing import prompt_too_long
+from apportion.serve.upstream_errors import broken, logprobs_of, object_of, refused, unreachable
 
 MAX_BODY_BYTES = 64 << 20
 PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0}
@@ -81,9 +80,9 @@ class Upstream:
         ready = await self._ready()
         asked = encode({**body, "model": ready.model})
         status, data = await self._post("/chat/completions", asked)
-        found = self._object(status, data)
+        found = object_of(status, data)
         if status != 200 or "error" in found:
-            raise self._refused(status, found)
+            raise refused(status, found, self.address.key)
         return found
 
     @asynccontextmanager
@@ -96,9 +95,9 @@ class Upstream:
             if response.status == 200 and response.content_type == "text/event-stream":
                 yield self._pieces(response)
             else:  # an error, or a server that streams nothing
-                found = self._object(response.status, await _read(response))
+                found = object_of(response.status, await _read(response))
                 if response.status != 200 or "error" in found:
-                    raise self._refused(response.status, found)
+                    raise refused(response.status, found, self.address.key)
                 yield as_events(found)
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
@@ -107,9 +106,9 @@ class Upstream:
         """The server's answer to another endpoint; its errors in OpenAI's shape whatever theirs is."""
         await self._ready()
         status, data = await self._post(path, encode(body))
-        found = self._object(status, data)
+        found = object_of(status, data)
         if status != 200 or "error" in found:
-            raise self._refused(status, found)
+            raise refused(status, found, self.address.key)
         return Forwarded(status, "application/json", data)
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -121,8 +120,8 @@ class Upstream:
                     return
                 yield data
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._failed(error)
-            raise _broken(error) from error
+            self._unreachable(error)
+            raise broken(error) from error
 
     async def _post(self, path: str, asked: bytes) -> tuple[int, bytes]:
         response = await self._open(path, asked, total_s=self.address.answer_s)
@@ -190,12 +189,12 @@ class Upstream:
         try:
             limits = aiohttp.ClientTimeout(total=30.0, sock_connect=self.address.connect_s)
             async with self._session.get(url, timeout=limits, allow_redirects=False) as response:
-                found = self._object(response.status, await _read(response))
+                found = object_of(response.status, await _read(response))
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
         if status != 200:
-            raise self._refused(status, found)
+            raise refused(status, found, self.address.key)
         listed = found.get("data")
         names = [str(one.get("id")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         if self.address.model is None and len(names) != 1:
@@ -208,58 +207,25 @@ class Upstream:
         for logprobs, switch in ((True, True), (True, False), (False, True), (False, False)):
             asked = {**PROBE, "model": model, **(SWITCH if switch else {}), **({"logprobs": True} if logprobs else {})}
             status, data = await self._post("/chat/completions", encode(asked))
-            found = self._object(status, data)
+            found = object_of(status, data)
             if status in (400, 422, 500, 501) and (logprobs or switch):
-                said = said or self._refused(status, found).message
+                said = said or refused(status, found, self.address.key).message
                 continue
             if status != 200 or "error" in found:
-                raise self._refused(status, found)
+                raise refused(status, found, self.address.key)
             if not logprobs:
                 reason = f"the server refuses them: {said}"
-            elif returned := bool(_logprobs(found)):
+            elif returned := bool(logprobs_of(found)):
                 reason = "the server returned them when probed"
             else:
                 reason = "the server answers without them"
             return Abilities(model, f"server:{model}", logprobs and returned, reason, switch)
         raise AssertionError("the loop returns or raises")
 
-    def _object(self, status: int, data: bytes) -> dict[str, Any]:
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            return found
-        if status == 200:
-            raise Refusal(502, f"upstream: answers what is no JSON object: {data[:60]!r}", code="bad_upstream_answer")
-        return {"error": {"message": data[:300].decode("utf-8", "replace")}}
-
-    def _refused(self, status: int, found: Mapping[str, Any]) -> Refusal:
-        """What the client is told for an upstream's error; never more than the upstream says, never the key."""
-        error = found.get("error")
-        error = error if isinstance(error, dict) else {"message": str(error or found)[:300]}
-        message = " ".join(str(error.get("message") or "gives no reason").split())[:500]
-        if self.address.key:
-            message = message.replace(self.address.key, "[key]")
-        code = error.get("code")
-        if status == 200:
-            status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        if prompt_too_long(status, message):
-            return Refusal(400, f"upstream: {message}", code="context_length_exceeded", param="messages")
-        if status in (401, 403) or 300 <= status < 400:
-            return Refusal(502, f"upstream: answers HTTP {status}: {message}", code="upstream_refuses_us")
-        told = status if 400 <= status < 500 else 502
-        wait = 1.0 if status in (429, 503) else None
-        return Refusal(told, f"upstream: {message}", code=str(code) if code else "upstream_error", retry_after_s=wait)
-
     def _unreachable(self, error: BaseException) -> Refusal:
-        self._failed(error)
-        if isinstance(error, TimeoutError):
-            return Refusal(504, "upstream: did not answer in time", code="upstream_timeout")
-        return Refusal(502, f"upstream: cannot be reached: {_plain(error)}", code="upstream_unavailable")
-
-    def _failed(self, error: BaseException) -> None:
-        self.trouble = "did not answer in time" if isinstance(error, TimeoutError) else _plain(error)
+        refusal = unreachable(error)
+        self.trouble = refusal.message.removeprefix("upstream: ")
+        return refusal
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -269,20 +235,3 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         if len(data) > MAX_BODY_BYTES:
             raise Refusal(502, f"upstream: answers more than {MAX_BODY_BYTES} bytes", code="bad_upstream_answer")
     return bytes(data)
-
-
-def _broken(error: BaseException) -> Refusal:
-    if isinstance(error, TimeoutError):
-        return Refusal(504, "upstream: sent nothing for too long", code="upstream_timeout")
-    return Refusal(502, f"upstream: broke off: {_plain(error)}", code="upstream_broke_off")
-
-
-def _plain(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]
-
-
-def _logprobs(found: Mapping[str, Any]) -> object:
-    choices = found.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    logprobs = first.get("logprobs") if isinstance(first, dict) else None
-    return logprobs.get("content") if isinstance(logprobs, dict) else None

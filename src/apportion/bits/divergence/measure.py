@@ -84,6 +84,17 @@ def divergence_of(reference: Reference, candidate: StagedModel) -> TokenDivergen
         InputError: another vocabulary. NumericError: a logit is NaN or infinite.
 
     Cost: one forward pass of the candidate, and both heads once.
+
+    Example:
+        >>> from apportion.core.device import place
+        >>> from apportion.models.load import load_staged
+        >>> staged = load_staged(MODEL, place("cpu", "float32"))
+        >>> reference = reference_of(staged, torch.arange(2, 34).view(2, 16))
+        >>> for path in staged.originals:
+        ...     staged.model.get_submodule(path).weight.data = staged.own_weight(path) * 1.01
+        >>> found = divergence_of(reference, staged)
+        >>> found.kl.shape, bool(0 < found.kl.mean() < 0.1)
+        ((2, 15), True)
     """
     parts: list[tuple[Tensor, ...]] = []
     device = torch.device(candidate.placement.device).type

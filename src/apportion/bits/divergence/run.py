@@ -82,6 +82,12 @@ def compare(reference: str, candidates: Sequence[str], ask: Measurement, out: Pa
 
     Cost: one forward pass of the reference and of every candidate over the texts; the reference's hidden states
     (tokens x hidden) stay in memory.
+
+    Example:
+        >>> ask = Measurement(text=TEXT, window_tokens=32, windows=4, device="cpu")
+        >>> found = compare(MODEL, [MODEL], ask)["candidates"][0]["texts"]["text"]
+        >>> round(found["kl_mean"]["mean"], 6) == 0, found["same_top"]["mean"], found["tokens"]
+        (True, 1.0, 124)
     """
     require_all(*ask.checks(), *(partial(require_readable, name) for name in (reference, *candidates)))
     placement = place(ask.device, ask.dtype)

@@ -103,15 +103,21 @@ class GgufBank:
 
 
 def encode_all(
-    source: Source, ladders: Ladders, importance: Mapping[str, Tensor], threads: int | None = None
+    source: Source,
+    ladders: Ladders,
+    importance: Mapping[str, Tensor],
+    threads: int | None = None,
+    only: Mapping[str, str] | None = None,
 ) -> tuple[dict[tuple[str, str], GgmlWeight], float]:
     """Every matrix in every type of its ladder, and the seconds that took.
 
     Args:
         importance: by GGUF name; matrices without are encoded as llama.cpp does without an importance matrix.
+        only: one type of every matrix, instead of all of its ladder.
     """
     began = time.monotonic()
-    jobs = [(name, kind) for name, types in zip(ladders.names, ladders.types, strict=True) for kind in types]
+    every = [(name, kind) for name, types in zip(ladders.names, ladders.types, strict=True) for kind in types]
+    jobs = every if only is None else [(name, kind) for name, kind in every if only[name] == kind]
     found = {}
     with progress("encoding", len(jobs), "matrices") as advance:
         last, weight = "", torch.empty(0, 0)

@@ -94,9 +94,10 @@ def squares(bank: GgufBank, player: int, name: str) -> Float[Tensor, " rungs"]:
     types, own = bank.ladders.types[player], bank.own[name]
     gradient = bank.parameters[name].grad
     assert gradient is not None, "a player took no part in the forward pass"
+    slope, origin = gradient.float().flatten(), own.float()
     found = []
     for kind in types:
-        difference = bank.decoded(name, kind).float() - own.float()  # first: both products would cancel
-        found.append((gradient.float() * difference).sum().pow(2).double())
+        difference = bank.decoded(name, kind).float().sub_(origin)  # first: both products would cancel
+        found.append(torch.dot(slope, difference.flatten()).double() ** 2)
     rungs = len(bank.ladders.costs.widths)
     return torch.stack([*found, *found[-1:] * (rungs - len(found))]).cpu()

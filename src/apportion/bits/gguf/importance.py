@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.core.artifact import write_bytes
+from apportion.core.errors import ArtifactCorruptError, ArtifactError
 from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
 
+IMPORTANCE = "importance.imatrix"
 Importance = Mapping[str, Float[Tensor, " columns"]]
 """E[x^2] of every column, by module path."""
 
@@ -85,3 +87,26 @@ def save_imatrix(path: Path, importance: Mapping[str, Tensor], source: str) -> N
         parts.append(values.float().numpy().tobytes())
     parts.append(struct.pack("<ii", 1, len(source.encode())) + source.encode())
     write_bytes(path, b"".join(parts))
+
+
+def load_imatrix(path: Path) -> dict[str, Tensor]:
+    """What `save_imatrix` wrote, by GGUF tensor name.
+
+    Raises:
+        ArtifactError: missing. ArtifactCorruptError: cut off.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", "measure again, without --reuse") from error
+    found, at = {}, 4
+    try:
+        for _ in range(struct.unpack_from("<i", data)[0]):
+            length = struct.unpack_from("<i", data, at)[0]
+            name, at = data[at + 4 : at + 4 + length].decode(), at + 4 + length
+            calls, count = struct.unpack_from("<ii", data, at)
+            values = torch.frombuffer(bytearray(data[at + 8 : at + 8 + 4 * count]), dtype=torch.float32)
+            found[name], at = values / calls, at + 8 + 4 * count
+    except (struct.error, ValueError) as error:
+        raise ArtifactCorruptError(f"{path}: is cut off", "measure again, without --reuse") from error
+    return found

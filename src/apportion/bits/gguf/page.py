@@ -21,8 +21,7 @@ def page(result: Json, plan: Json) -> str:
         f"{found['kl_999']:.4f} | {same['mean']:.2%} | {found['change_rms']['mean']:.2%} | {found['perplexity']:.3f} "
         f"({found['reference_perplexity']:.3f}) |",
         "",
-        f"Plan found by: {result['source']}, the best of {result['evaluations']} measured. Mean KL on the measured "
-        f"text {result['kl_measured']:.5f}, by the costs alone {result['kl_predicted']:.5f}.",
+        how_found(result),
         "",
         "## Types",
         "",
@@ -58,3 +57,13 @@ def replaced(result: Json) -> list[str]:
         f"were used: {', '.join(pairs)}.",
         "",
     ]
+
+
+def how_found(result: Json) -> str:
+    """What vouches for the plan."""
+    if result["reused"]:
+        return f"Planned by what {result['reused']} measured; predicted mean KL {result['kl_predicted']:.5f}."
+    return (
+        f"Plan found by: {result['source']}, the best of {result['evaluations']} measured. Mean KL on the measured "
+        f"text {result['kl_measured']:.5f}, by the costs {result['kl_predicted']:.5f}."
+    )

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from apportion.bits.divergence import divergence_of, reference_of, summarize
-from apportion.bits.game import Assignment
 from apportion.bits.gguf.bank import GgufBank
+from apportion.bits.gguf.importance import IMPORTANCE, save_imatrix
 from apportion.bits.gguf.ladders import require_budget
 from apportion.bits.gguf.page import page
+from apportion.bits.gguf.plan import COSTS, VALUES, FilePlan, find_plan, plan_again, write_file
 from apportion.bits.gguf.recipe import FileRequest
-from apportion.bits.gguf.search import FileSearch, search_file
-from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, Workshop, open_workshop
+from apportion.bits.gguf.workshop import Workshop, open_workshop
 from apportion.core.artifact import (
     RUN,
     Json,
-    digest_of,
     finished,
     plain,
     read_json,
+    read_manifest,
     start,
     versions,
     write_bytes,
@@ -34,36 +33,10 @@ from apportion.core.artifact import (
 from apportion.core.errors import ArtifactExistsError, InputError
 from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
-from apportion.formats.ggml import PLAIN
-from apportion.formats.gguf_file import Field, file_bytes, write
 from apportion.models.identity import source_identity, text_identity
 
-VALUES = "plans.log"
 EVIDENCE = ".apportion"  # appended to the file's name
 KIND = "quantize gguf"  # of a run, as in its record
-
-
-@dataclass(frozen=True)
-class FilePlan:
-    """A type for every tensor of a file.
-
-    Attributes:
-        types: by GGUF name. total_bytes: of the file, exact. predicted, measured: mean KL on the measured text, nats
-            per token; costs alone, and as it was measured. source: the step of the search that proposed it.
-    """
-
-    assignment: Assignment
-    types: Mapping[str, str]
-    total_bytes: int
-    max_bytes: int
-    predicted: float
-    measured: float
-    source: str
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the types by name."""
-        return digest_of(dict(self.types))
 
 
 def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool = False) -> Json:
@@ -86,6 +59,13 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
 
     Cost: encoding every matrix in every type of its ladder; `sequences` backward passes; `evaluations` forward passes
     (less what plans share).
+
+    Example:
+        >>> small = {"windows": 2, "judged_windows": 2, "importance_windows": 4, "sequences": 4, "evaluations": 6}
+        >>> request = FileRequest(bits_per_weight=10, calibration=TEXT, window_tokens=32, device="cpu", **small)
+        >>> result = quantize_gguf(MODEL, OUT / "model.gguf", request)
+        >>> result["bytes"] == (OUT / "model.gguf").stat().st_size <= result["max_bytes"]
+        True
     """
     request.check()
     folder = require_out(model, out)
@@ -100,29 +80,46 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
 def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, asked: Json, *, resume: bool) -> Json:
     """The work of `quantize_gguf`, in a folder of evidence that is held for it."""
     began = time.monotonic()
+    if request.reuse is not None:
+        read_manifest(request.reuse)
     shop = open_workshop(model, request)
     max_bytes = request.budget(sum(int(np.prod(shape)) for shape in shop.source.shapes.values()))
     require_budget(shop.ladders, max_bytes)
     start(folder, asked)
     loaded = time.monotonic()
-    header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
-    with AppendLog(folder / VALUES, header, resume=resume) as log:
-        bank, fisher = shop.bank, shop.fisher
-        ready = time.monotonic()
-        plan, state = find_plan(shop, max_bytes, log)
+    plan, search = found_plan(shop, max_bytes, folder, resume=resume)
     searched = time.monotonic()
     size = write_file(shop, plan, out)
+    encoding, costs = shop.bank.seconds, search.get("costs_seconds", 0.0)
     seconds = {
         "loading": loaded - began,
-        "encoding": bank.seconds,
-        "costs alone": ready - loaded - bank.seconds,
-        "search": searched - ready,
-        "writing": time.monotonic() - searched,
+        "encoding": encoding,
+        "costs alone": costs,
+        "search": searched - loaded - costs - (0.0 if request.reuse else encoding),
+        "writing": time.monotonic() - searched - (encoding if request.reuse else 0.0),
     }
-    result = described(shop, plan, state, size, seconds)
+    result = described(shop, plan, search, size, seconds)
     write_json(folder / "plan.json", plan)
-    write_json(folder / "costs.json", {"tensors": shop.ladders.names, "types": shop.ladders.types, **plain(fisher)})
     return finish(folder, out, shop, result)
+
+
+def found_plan(shop: Workshop, max_bytes: int, folder: Path, *, resume: bool) -> tuple[FilePlan, Json]:
+    """The plan, and what is to be said of how it was found; what was measured is saved as it comes."""
+    request, ladders = shop.request, shop.ladders
+    if request.reuse is not None:
+        plan = plan_again(shop, max_bytes, request.reuse)
+        shop.only(plan.types)
+        return plan, {"evaluations": 0, "misfit": None, "reused": str(request.reuse)}
+    header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
+    with AppendLog(folder / VALUES, header, resume=resume) as log:
+        bank, began = shop.bank, time.monotonic()
+        fisher = shop.fisher
+        costs_seconds = time.monotonic() - began
+        write_json(folder / COSTS, {"tensors": ladders.names, "types": ladders.types, **plain(fisher)})
+        save_imatrix(folder / IMPORTANCE, shop.importance, Path(shop.text.measured.source).name)
+        plan, state = find_plan(shop, max_bytes, log)
+    assert bank.ladders is ladders
+    return plan, {"evaluations": len(state.seen), "misfit": state.misfit, "costs_seconds": costs_seconds}
 
 
 def require_out(model: str, out: Path) -> Path:
@@ -141,54 +138,6 @@ def require_out(model: str, out: Path) -> Path:
     return folder
 
 
-def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> tuple[FilePlan, FileSearch]:
-    """Search, and say what was found."""
-    ladders, request = shop.ladders, shop.request
-    budget = min(max_bytes, ladders.costs.largest()) - ladders.costs.fixed_bytes
-    state = search_file(
-        shop.game(log), ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed
-    )
-    return plan_of(shop, state, max_bytes), state
-
-
-def plan_of(shop: Workshop, state: FileSearch, max_bytes: int) -> FilePlan:
-    """The best plan that was measured."""
-    best = state.best
-    predicted = float(state.prior[np.arange(len(best)), list(best)].sum())
-    entries = shop.ladders.entries(shop.source.shapes, best)
-    types = {name: entry.type for name, entry in entries.items()}
-    total = file_bytes(shop.fields, entries)
-    assert total == state.costs.spent(best) + state.costs.fixed_bytes <= max_bytes, (
-        "the plan's bytes are not the file's"
-    )
-    return FilePlan(best, types, total, max_bytes, predicted, state.seen[best], state.sources[best])
-
-
-def write_file(shop: Workshop, plan: FilePlan, out: Path) -> int:
-    """Write the file of a plan; returns its bytes."""
-    entries = shop.ladders.entries(shop.source.shapes, plan.assignment)
-    weights = dict(zip(shop.ladders.names, shop.ladders.costs.parameters.tolist(), strict=True))
-    share: Counter[str] = Counter()
-    for name, count in weights.items():
-        share[plan.types[name]] += count
-    most = share.most_common(1)[0][0] if share else "F16"
-    fields = {
-        **shop.fields,
-        "general.file_type": Field("UINT32", FILE_TYPES.get(most, 1)),
-        DIGEST: Field("STRING", plan.digest),
-    }
-
-    def data(name: str) -> bytes:
-        kind = plan.types[name]
-        if (name, kind) in shop.bank.encoded:
-            return shop.bank.encoded[name, kind].stored.numpy().tobytes()
-        return shop.source.weight(name).to(PLAIN[kind]).contiguous().numpy().tobytes()
-
-    size = write(out, fields, entries, data)
-    assert size == plan.total_bytes, "the file has another size than its plan"
-    return size
-
-
 def judged(bank: GgufBank, plan: FilePlan, windows: Int[Tensor, "windows tokens"]) -> Json:
     """Divergence of the written weights on text that nothing was chosen on."""
     bank.restore()
@@ -199,7 +148,7 @@ def judged(bank: GgufBank, plan: FilePlan, windows: Int[Tensor, "windows tokens"
     return found
 
 
-def described(shop: Workshop, plan: FilePlan, state: FileSearch, size: int, seconds: Mapping[str, float]) -> Json:
+def described(shop: Workshop, plan: FilePlan, search: Json, size: int, seconds: Mapping[str, float]) -> Json:
     """The result."""
     weights = sum(int(np.prod(shape)) for shape in shop.source.shapes.values())
     counted: Counter[str] = Counter(plan.types[name] for name in shop.ladders.names)
@@ -214,8 +163,9 @@ def described(shop: Workshop, plan: FilePlan, state: FileSearch, size: int, seco
         "kl_predicted": plan.predicted,
         "kl_measured": plan.measured,
         "source": plan.source,
-        "evaluations": len(state.seen),
-        "misfit": state.misfit,
+        "evaluations": search["evaluations"],
+        "misfit": search["misfit"],
+        "reused": search.get("reused"),
         "divergence": judged(shop.bank, plan, shop.text.judged),
         "judged_on": f"{len(shop.text.judged)} windows of the calibration text that nothing was chosen on",
         "calibration": Path(shop.text.measured.source).name,
@@ -236,5 +186,6 @@ def finish(folder: Path, out: Path, shop: Workshop, result: Json) -> Json:
         "placement": {"device": placement.device, "dtype": placement.dtype, "reason": placement.reason},
         "versions": versions("torch", "transformers", "gguf", "libggml-python"),
     }
-    write_manifest(folder, about, [RUN, VALUES, "plan.json", "costs.json", "result.json", "report.md"])
+    measured = [] if shop.request.reuse else [VALUES, COSTS, IMPORTANCE]
+    write_manifest(folder, about, [RUN, *measured, "plan.json", "result.json", "report.md"])
     return result

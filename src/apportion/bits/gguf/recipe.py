@@ -18,6 +18,7 @@ class FileRequest:
         windows, window_tokens: text on which plans are measured. importance_windows: text behind the importance.
         sequences, sequence_tokens: samples of the costs alone.
         evaluations: plans that are measured. judged_windows: text kept aside for the figures that are reported.
+        reuse: evidence of another run of the same model and types: nothing is measured again.
         allow_requantize: take a source of low precision.
     """
 
@@ -34,6 +35,7 @@ class FileRequest:
     judged_windows: int = 8
     seed: int = 0
     threads: int | None = None
+    reuse: Path | None = None
     allow_requantize: bool = False
     device: str = "auto"
     dtype: str = "auto"

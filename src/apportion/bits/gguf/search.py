@@ -34,12 +34,13 @@ class FileSearch:
     """Plans measured so far, and what they taught.
 
     Attributes:
+        game: None where nothing is to be measured.
         prior: costs of every rung of every player alone. factors: what each player's costs are multiplied by.
         seen: value of every plan measured, in the order asked. sources: which step asked.
         misfit: leave-one-out error of the latest fit, relative to the spread of values.
     """
 
-    game: Game
+    game: Game | None
     costs: Costs
     budget_bytes: int
     prior: Table
@@ -68,6 +69,7 @@ class FileSearch:
         """Measure what is new, as far as the limit allows; returns how many that was."""
         new = [plan for plan in dict.fromkeys(plans) if plan not in self.seen][: max(self.limit - len(self.seen), 0)]
         if new:
+            assert self.game is not None, "plans were asked for of a search that measures nothing"
             for plan, kl in zip(new, self.game.values(new).mean(axis=1), strict=True):
                 self.seen[plan], self.sources[plan] = float(kl), source
         return len(new)

@@ -12,7 +12,7 @@ from torch import Tensor
 from apportion.bits.gguf.bank import GgufBank, encode_all
 from apportion.bits.gguf.fisher import Fisher, fisher_costs
 from apportion.bits.gguf.game import FileGame
-from apportion.bits.gguf.importance import input_squares, path_of
+from apportion.bits.gguf.importance import IMPORTANCE, input_squares, load_imatrix, path_of
 from apportion.bits.gguf.ladders import Ladders, ladders_of
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.core.artifact import versions
@@ -58,6 +58,12 @@ class Workshop:
     tokenizer: Any
     source: Source
     request: FileRequest
+    _only: Mapping[str, str] | None = None
+
+    def only(self, types: Mapping[str, str]) -> None:
+        """Encode every matrix in this type alone."""
+        assert "bank" not in self.__dict__, "all types are encoded already"
+        self._only = types
 
     @cached_property
     def fields(self) -> dict[str, Field]:
@@ -87,6 +93,8 @@ class Workshop:
     @cached_property
     def importance(self) -> Mapping[str, Tensor]:
         """E[x^2] of every column, by GGUF name."""
+        if self.request.reuse is not None:
+            return load_imatrix(self.request.reuse / IMPORTANCE)
         found = input_squares(self.staged, self.text.importance)
         head = path_of(self.staged.model, self.staged.model.get_output_embeddings())
         paths = dict(self.source.modules)
@@ -97,7 +105,7 @@ class Workshop:
     @cached_property
     def bank(self) -> GgufBank:
         """Every matrix in every type of its ladder."""
-        encoded, seconds = encode_all(self.source, self.ladders, self.importance, self.request.threads)
+        encoded, seconds = encode_all(self.source, self.ladders, self.importance, self.request.threads, self._only)
         bank = GgufBank(self.staged, self.source, self.ladders, encoded, seconds)
         bank.decode_all(self.request.threads)
         return bank

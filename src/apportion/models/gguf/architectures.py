@@ -59,7 +59,9 @@ def head_dim(config: Config) -> int:
 
 
 def plain_rope(config: Config) -> str:
-    """A rotary scaling other than Llama 3's."""
+    """A rotary scaling other than Llama 3's, or (Mistral) a sliding window."""
+    if config.model_type == "mistral" and config.sliding_window is not None:
+        return f"a sliding window of {config.sliding_window}"
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     return "" if kind in ("default", "llama3") else f"rope_type {kind!r}"
 

@@ -45,9 +45,24 @@ def tokenizer_fields(tokenizer: Any, rows: int, where: str) -> dict[str, Field]:
     tokens, kinds = numbered(saved, rows, where)
     fields = (sentence_pieces if saved["model"].get("byte_fallback") else byte_level)(saved, tokens, kinds, where)
     fields |= special_fields(tokenizer)
-    if template := getattr(tokenizer, "chat_template", None):
-        fields["tokenizer.chat_template"] = Field("STRING", template)
-    return fields
+    return fields | template_fields(getattr(tokenizer, "chat_template", None))
+
+
+def template_fields(template: str | Mapping[str, str] | None) -> dict[str, Field]:
+    """The chat template; of several, each under its name and the default one as such.
+
+    >>> sorted(template_fields({"default": "a", "rag": "b"}))
+    ['tokenizer.chat_template', 'tokenizer.chat_template.rag', 'tokenizer.chat_templates']
+    """
+    if not template:
+        return {}
+    if isinstance(template, str):
+        return {"tokenizer.chat_template": Field("STRING", template)}
+    others = {name: text for name, text in template.items() if name != "default"}
+    fields = {f"tokenizer.chat_template.{name}": Field("STRING", text) for name, text in others.items()}
+    if others:
+        fields["tokenizer.chat_templates"] = Field("ARRAY", list(others), "STRING")
+    return fields | template_fields(template.get("default"))
 
 
 def numbered(saved: Saved, rows: int, where: str) -> tuple[list[str], list[int]]:

@@ -1,60 +1,24 @@
-"""The two cheap probes as named features: pure functions of retrieval scores, a question, and a draft.
+"""The two cheap probes as numbers: pure functions of retrieval scores, a question, and a draft's probabilities.
 
 Scores are those of one retriever, before any rank fusion; a feature that cannot be computed is missing from
-the result, never guessed. Names are the columns of a profile and what a saved router asks for.
+the result, never guessed. `features` names them all; what texts say is in `evidence`.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 
+from apportion.route.ask.evidence import hashed_words, kind_features, passage_features
 from apportion.route.index.bm25 import Hits
 
-Group = Literal["retrieval", "draft", "question"]
 TOP = 10  # scores that most features look at
 CANONICAL_TOP = 100
 SMALLEST_NORMALISER = 1e-9
 
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _QUOTED = re.compile('["“”«»]')
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """A named number that a router may use; `group` says which probe it costs."""
-
-    name: str
-    group: Group
-    description: str
-
-
-_ALL = (
-    Feature("nqc_top1_k10", "retrieval", "std of the top 10 scores / top score (default NQC)"),
-    Feature("nqc_mean_k10", "retrieval", "std of the top 10 scores / their mean"),
-    Feature("nqc_canonical_k100", "retrieval", "std of the top 100 scores / |log-likelihood under the corpus|"),
-    Feature("score_top", "retrieval", "best score"),
-    Feature("score_gap", "retrieval", "best score minus second best"),
-    Feature("score_mean", "retrieval", "mean of the top 10 scores"),
-    Feature("score_entropy", "retrieval", "entropy of the top 10 scores as shares of their sum, in nats"),
-    Feature("hits", "retrieval", "how many of the top 10 exist; below 10 the corpus hardly knows the words"),
-    Feature("ictf_max", "retrieval", "-log of the rarest query term's share in the corpus, in nats"),
-    Feature("ictf_mean", "retrieval", "mean of that over the query terms, in nats"),
-    Feature("question_words", "question", "words in the question"),
-    Feature("question_chars", "question", "characters in the question"),
-    Feature("question_numbers", "question", "numbers written with digits in the question"),
-    Feature("question_capitals", "question", "capitalised words after the first: names, roughly"),
-    Feature("draft_nll_mean", "draft", "mean of -log p over the draft's visible tokens, in nats"),
-    Feature("draft_nll_first", "draft", "-log p of the draft's first token, in nats"),
-    Feature("draft_nll_max", "draft", "largest -log p in the draft, in nats"),
-    Feature("draft_tokens", "draft", "visible tokens in the draft"),
-)
-FEATURES: Mapping[str, Feature] = MappingProxyType({feature.name: feature for feature in _ALL})
-"""Every feature by name."""
 
 
 def nqc(scores: Sequence[float], normaliser: float, top: int) -> float | None:
@@ -108,10 +72,16 @@ def retrieval_features(scores: Sequence[float], corpus_log_likelihood: float | N
             "nqc_canonical_k100": nqc(scores, corpus_log_likelihood or 0.0, CANONICAL_TOP),
             "score_top": float(scores[0]),
             "score_gap": float(scores[0] - scores[1]) if len(scores) > 1 else None,
+            "score_margin": _margin(scores),
             "score_mean": mean,
             "score_entropy": score_entropy(top),
         }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _margin(scores: Sequence[float]) -> float | None:
+    """(best - second) / best; None with fewer than two scores or a best of zero or less."""
+    return float(1 - scores[1] / scores[0]) if len(scores) > 1 and scores[0] > 0 else None
 
 
 def rarity_features(rarities: Sequence[float]) -> dict[str, float]:
@@ -131,9 +101,10 @@ def rarity_features(rarities: Sequence[float]) -> dict[str, float]:
     return {"ictf_max": max(rarities), "ictf_mean": math.fsum(rarities) / len(rarities)}
 
 
-def features_of_hits(hits: Hits) -> dict[str, float]:
-    """Retrieval features of a search result."""
-    return retrieval_features(hits.scores, hits.corpus_log_likelihood) | rarity_features(hits.rarities)
+def features_of_hits(hits: Hits, question: str = "") -> dict[str, float]:
+    """Retrieval features of a search result: its scores, the rarity of the terms, what its passages hold."""
+    numbers = retrieval_features(hits.scores, hits.corpus_log_likelihood) | rarity_features(hits.rarities)
+    return numbers | passage_features(question, hits.passages)
 
 
 def question_features(question: str) -> dict[str, float]:
@@ -148,26 +119,52 @@ def question_features(question: str) -> dict[str, float]:
         "question_chars": float(len(question)),
         "question_numbers": float(len(_NUMBERS.findall(question))),
         "question_capitals": float(sum(_QUOTED.sub("", word)[:1].isupper() for word in words[1:])),
+        **kind_features(question),
+        **hashed_words(question),
     }
 
 
-def draft_features(token_logprobs: Sequence[float] | None) -> dict[str, float]:
+def draft_features(token_logprobs: Sequence[float] | None, margin: float | None = None) -> dict[str, float]:
     """Features of one short greedy Direct draft, thinking off.
 
     Args:
         token_logprobs: natural log-probabilities of the visible tokens; None or empty gives no feature.
+        margin: log-probability of the first visible token minus that of the second likeliest, where known.
 
-    Source: length-normalised NLL of a draft, X-Router (METHODS section 2); first and maximum are ours.
+    Source: length-normalised NLL of a draft, X-Router (METHODS section 2); the others are ours.
 
-    >>> draft_features([-0.5, -1.5])
-    {'draft_nll_mean': 1.0, 'draft_nll_first': 0.5, 'draft_nll_max': 1.5, 'draft_tokens': 2.0}
+    >>> draft_features([-0.5, -1.5])["draft_nll_mean"]
+    1.0
     """
-    if not token_logprobs:
+    losses = _losses(token_logprobs)
+    if not losses:
         return {}
-    losses = [max(0.0, -value) for value in token_logprobs]
-    return {
-        "draft_nll_mean": math.fsum(losses) / len(losses),
-        "draft_nll_first": losses[0],
-        "draft_nll_max": max(losses),
-        "draft_tokens": float(len(losses)),
-    }
+    more = {"draft_nll_max": max(losses), "draft_tokens": float(len(losses))}
+    return _loss_features("draft", losses) | more | _first_margin("draft", margin)
+
+
+def retrieved_features(token_logprobs: Sequence[float] | None, margin: float | None = None) -> dict[str, float]:
+    """Features of the RAG pipeline's answer, for the second decision.
+
+    Args:
+        token_logprobs, margin: as in `draft_features`.
+
+    >>> retrieved_features([-0.5, -1.5])
+    {'rag_nll_mean': 1.0, 'rag_nll_first': 0.5, 'rag_nll_sum': 2.0}
+    """
+    losses = _losses(token_logprobs)
+    return _loss_features("rag", losses) | _first_margin("rag", margin) if losses else {}
+
+
+def _first_margin(prefix: str, margin: float | None) -> dict[str, float]:
+    return {} if margin is None else {f"{prefix}_margin_first": margin}
+
+
+def _losses(token_logprobs: Sequence[float] | None) -> list[float]:
+    return [max(0.0, -value) for value in token_logprobs or ()]
+
+
+def _loss_features(prefix: str, losses: Sequence[float]) -> dict[str, float]:
+    total = math.fsum(losses)
+    found = {"nll_mean": total / len(losses), "nll_first": losses[0], "nll_sum": total}
+    return {f"{prefix}_{name}": value for name, value in found.items()}

@@ -1,38 +1,69 @@
-"""The prompts of the four pipelines: a value read from TOML, checked whole, identified by its digest."""
+"""The prompts of the four pipelines: a value read from TOML, checked whole, identified by its digest.
+
+Each strategy has one prompt, and may have others for questions of some kind (see `kinds`); the schema is at the
+top of `prompts.toml`, which `apportion prompts` prints.
+"""
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from apportion.core.artifact import digest_of
 from apportion.core.errors import ArtifactError, InputError
 from apportion.core.lines import Offenders
+from apportion.route.ask.kinds import KINDS, Kind, kind_of
 from apportion.route.ask.strategy import STRATEGIES, USES_RAG
 
 DEFAULT_PATH = Path(__file__).with_name("prompts.toml")
 MAX_FILE_BYTES = 1 << 20
 MAX_NEW_TOKENS = 131_072
+SCHEMA = "`apportion prompts` prints the shipped file, with its schema at the top"
 _KEYS: Mapping[str, type] = {
     "system": str,
     "user": str,
     "thinking": bool,
     "max_tokens": int,
     "answer_pattern": str,
+    "stop": list,
+    "examples": list,
 }
+_NEWER = ("stop", "examples", "kinds", "kind")  # no part of a digest where they say nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A worked example: a turn that the user's template is filled for, and the answer to it.
+
+    Attributes:
+        passages: the text of the passages' block, for rag and rag+cot.
+    """
+
+    question: str
+    answer: str
+    passages: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """How one strategy asks and reads; see `prompts.toml` for the placeholders."""
+    """How one strategy asks and reads; see `prompts.toml` for the placeholders.
+
+    Attributes:
+        stop: texts that end the completion.
+        kinds: the prompts for questions of some kind, in place of this one. kind: that this one is for.
+    """
 
     user: str
     system: str = ""
     thinking: bool | None = None
     max_tokens: int = 256
     answer_pattern: str = "(?s)(.*)"
+    stop: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
+    kinds: Mapping[str, "Prompt"] = field(default_factory=dict)
+    kind: Kind = "short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +81,50 @@ class Prompts:
     rag_cot: Prompt
 
     def __post_init__(self) -> None:
-        problems = Offenders("prompts", "see apportion/route/prompts.toml for the schema")
+        problems = Offenders("prompts", SCHEMA)
         if "{text}" not in self.passage:
             problems.add("passage.template", "has no {text}")
         for strategy, uses_rag in zip(STRATEGIES, USES_RAG, strict=True):
-            _check(strategy, self.of(strategy), uses_rag, problems)
+            prompt = self.of(strategy)
+            _check(strategy, prompt, uses_rag, problems)
+            for kind, other in prompt.kinds.items():
+                _check(f"{strategy}.{kind}", other, uses_rag, problems)
         problems.raise_if_any()
 
-    def of(self, strategy: str) -> Prompt:
-        """The prompt of a strategy by name."""
+    def of(self, strategy: str, question: str | None = None) -> Prompt:
+        """The prompt of a strategy: for a question, that of its kind where there is one.
+
+        >>> load_prompts().of("cot", "Is Bern the capital of Switzerland?").kind
+        'yes_no'
+        """
         found: Prompt = getattr(self, strategy.replace("+", "_"))
-        return found
+        return found if question is None else found.kinds.get(kind_of(question), found)
 
     @property
     def digest(self) -> str:
-        """16 hex digits; another wording, limit or pattern is another digest."""
-        return digest_of(self)[:16]
+        """16 hex digits; another wording, limit, pattern or example is another digest."""
+        return digest_of(_without_defaults(asdict(self)))[:16]
+
+
+def _without_defaults(value: Any) -> Any:
+    """Without keys that prompts did not have once and that say nothing here: their digests stay."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_defaults(item) for key, item in value.items() if key not in _NEWER or (item and item != "short")
+    }
 
 
 def load_prompts(path: Path | None = None) -> Prompts:
     """Prompts from a TOML file, the shipped ones without a path.
 
+    Args:
+        path: a TOML file of the schema that `apportion prompts` prints.
+
     Raises:
         InputError: not TOML, unknown or missing sections and keys, wrong types, bad patterns; all at once.
         ArtifactError: no such file.
+    Cost: one small file is read.
 
     >>> load_prompts().direct.max_tokens
     32
@@ -86,17 +137,53 @@ def load_prompts(path: Path | None = None) -> Prompts:
         raise ArtifactError(f"--prompts {path}: cannot be read: {error.strerror}", "name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--prompts {path}: is not TOML: {error}", "correct it there") from error
-    problems = Offenders(f"--prompts {path}", "see apportion/route/prompts.toml for the schema")
+    problems = Offenders(f"--prompts {path}", SCHEMA)
     for name in sections.keys() - {"passage", *STRATEGIES}:
         problems.add(f"[{name}]", f"is no section; expected passage, {', '.join(STRATEGIES)}")
-    passage = _section(sections, "passage", {"template": str}, problems)
-    prompts = {name.replace("+", "_"): _section(sections, name, _KEYS, problems) for name in STRATEGIES}
+    passage = _section(sections.get("passage"), "passage", {"template": str}, problems)
+    prompts = {name.replace("+", "_"): _prompt(sections.get(name), name, problems) for name in STRATEGIES}
     problems.raise_if_any()
-    return Prompts(passage["template"], **{name: Prompt(**values) for name, values in prompts.items()})
+    return Prompts(passage["template"], **prompts)
 
 
-def _section(sections: Mapping[str, Any], name: str, keys: Mapping[str, type], problems: Offenders) -> dict[str, Any]:
-    section = sections.get(name)
+def _prompt(section: object, name: str, problems: Offenders) -> Prompt:
+    """A strategy's prompt with those for kinds of questions, which take from it what they do not say."""
+    if not isinstance(section, dict):
+        problems.add(f"[{name}]", "is missing")
+        return Prompt("")
+    own = {key: value for key, value in section.items() if key not in KINDS}
+    base = _one_prompt(own, name, "short", problems)
+    kinds: dict[str, Prompt] = {}
+    for kind in KINDS:
+        changed = section.get(kind, {})
+        if not isinstance(changed, dict):
+            problems.add(f"[{name}] {kind}", f"is {changed!r}, expected a section [{name}.{kind}]")
+        elif kind in section:
+            kinds[kind] = _one_prompt({**own, **changed}, f"{name}.{kind}", kind, problems)
+    return replace(base, kinds=kinds)
+
+
+def _one_prompt(values: dict[str, Any], place: str, kind: Kind, problems: Offenders) -> Prompt:
+    before = problems.count
+    section = _section(values, place, _KEYS, problems)
+    stop, examples = section.get("stop", []), section.get("examples", [])
+    if problems.count == before and any(not isinstance(text, str) or not text for text in stop):
+        problems.add(f"[{place}] stop", "is no list of texts")
+    made = [_example(one, f"[{place}] examples, number {number}", problems) for number, one in enumerate(examples, 1)]
+    if problems.count > before:
+        return Prompt("")
+    return Prompt(**{**section, "stop": tuple(stop), "examples": tuple(made), "kind": kind})
+
+
+def _example(value: object, place: str, problems: Offenders) -> Example:
+    texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    if texts and {"question", "answer"} <= value.keys() <= {"question", "answer", "passages"}:  # type: ignore[attr-defined]
+        return Example(**value)  # type: ignore[arg-type]
+    problems.add(place, "is no table of the texts question, answer and perhaps passages")
+    return Example("", "")
+
+
+def _section(section: object, name: str, keys: Mapping[str, type], problems: Offenders) -> dict[str, Any]:
     if not isinstance(section, dict):
         problems.add(f"[{name}]", "is missing")
         return {}

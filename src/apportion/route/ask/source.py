@@ -5,10 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProfileSource:
-    """What a profile was made from; empty strings where a recorded file does not say."""
+    """What a profile was made from; empty strings where a recorded file does not say.
+
+    Attributes:
+        model, corpus, prompts: identity of the weights or the server's name, and digests. k: passages in a prompt.
+        latency: what the latencies mean: how they were measured, or from what they were estimated.
+    """
 
     model: str = ""
     corpus: str = ""
     prompts: str = ""
     k: int = 0
     created: str = ""
+    latency: str = ""

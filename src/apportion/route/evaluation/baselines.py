@@ -4,63 +4,43 @@ Logistic regression and k nearest neighbours read every feature, and pay for the
 reads the number of words and pays nothing.
 """
 
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from apportion.route.evaluation.contenders import Choice, without_probes
+from apportion.route.ask.features import needs_of
+from apportion.route.evaluation.contest import Choice, without_probes
 from apportion.route.profile.profile import Floats, Profile
-from apportion.route.router.policy import Singles, mean_and_spread
-from apportion.route.router.train import is_draft, needs_search, probed_cost, tier_features
-from apportion.route.router.utility import Costed, Scale, Weights, cost, labels, utility
+from apportion.route.router.lesson import probed_cost
+from apportion.route.router.reader import Reader
+from apportion.route.router.spending import Done
+from apportion.route.router.train import tier_features
+from apportion.route.router.utility import Scale, Weights, cost, labels, utility
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """The best tier's features, standardised on training questions; what is missing becomes their mean."""
-
-    names: tuple[str, ...]
-    mean: Floats
-    spread: Floats
-
-    @classmethod
-    def fit(cls, profile: Profile) -> "Reader":
-        names = next(iter(tier_features(profile).values()))
-        mean, spread = mean_and_spread(profile.keep_features(names).features)
-        return cls(names, mean, np.where(spread > 0, spread, 1.0))
-
-    def read(self, profile: Profile) -> Singles:
-        """[n, f]"""
-        values = (profile.keep_features(self.names).features - self.mean) / self.spread
-        return np.nan_to_num(values).clip(-5, 5).astype(np.float32)
-
-    def cost(self, profile: Profile, scale: Scale) -> Costed:
-        """Costs when these features were measured first."""
-        return probed_cost(profile, scale, self.names)
-
-    def choice(self, columns: np.ndarray) -> Choice:
-        n = len(columns)
-        draft = np.full(n, any(map(is_draft, self.names)))
-        return Choice(columns, draft, np.full(n, needs_search(self.names)))
+def probed_choice(columns: np.ndarray, names: tuple[str, ...]) -> Choice:
+    """A choice made after measuring these features of every question."""
+    needs = needs_of(names)
+    return Choice(columns, Done.for_all(len(columns), draft=needs.draft, search=needs.search))
 
 
 class Logistic:
     """Multinomial logistic regression on the best strategy, questions weighted by what is at stake."""
 
     def __init__(self, profile: Profile, scale: Scale) -> None:
-        self.reader = Reader.fit(profile)
+        self.reader = Reader.of(profile, tier_features(profile))
         self.inputs = self.reader.read(profile)
-        self.costed = self.reader.cost(profile, scale)
+        self.costed = probed_cost(profile, scale, self.reader.names)
         self.models: dict[Weights, Any] = {}
 
     def choose(self, profile: Profile, weights: Weights) -> Choice:
         if weights not in self.models:
             self.models[weights] = self._fit(weights)
         model = self.models[weights]
-        inputs = self.reader.read(profile)
-        return self.reader.choice(np.full(len(inputs), model) if isinstance(model, int) else model.predict(inputs))
+        inputs = self.reader.standardise(profile.keep_features(self.reader.names).features)
+        columns = np.full(len(inputs), model) if isinstance(model, int) else model.predict(inputs)
+        return probed_choice(columns, self.reader.names)
 
     def _fit(self, weights: Weights) -> Any:
         """The model; or the one column that is best for every question."""
@@ -80,8 +60,8 @@ class Neighbours:
     def __init__(self, profile: Profile, scale: Scale) -> None:
         from sklearn.neighbors import NearestNeighbors
 
-        self.reader = Reader.fit(profile)
-        self.costed = self.reader.cost(profile, scale)
+        self.reader = Reader.of(profile, tier_features(profile))
+        self.costed = probed_cost(profile, scale, self.reader.names)
         self.index = NearestNeighbors(n_neighbors=max(1, round(profile.n**0.5)))
         self.index.fit(self.reader.read(profile))
         self.near: tuple[int, np.ndarray] | None = None
@@ -91,7 +71,7 @@ class Neighbours:
             self.near = (id(profile), self.index.kneighbors(self.reader.read(profile), return_distance=False))
         rows = self.near[1]
         values = utility(self.costed, weights)[rows].mean(axis=1)
-        return self.reader.choice(labels(values, self.costed.tokens[rows].mean(axis=1)))
+        return probed_choice(labels(values, self.costed.tokens[rows].mean(axis=1)), self.reader.names)
 
 
 class LengthRule:
@@ -115,5 +95,7 @@ class LengthRule:
 
 
 def word_counts(profile: Profile) -> Floats:
-    """[n] words of each question."""
+    """[n] words of each question; as recorded, where the profile holds no texts."""
+    if not any(profile.question) and "question_words" in profile.feature_names:
+        return np.asarray(profile.keep_features(("question_words",)).features[:, 0])
     return np.array([len(text.split()) for text in profile.question], dtype=np.float64)

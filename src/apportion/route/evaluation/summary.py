@@ -1,14 +1,16 @@
 """Pooled outcomes -> the rows, gains, savings and frontier of an evaluation."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from apportion.core.bootstrap import Bootstrap, Interval
 from apportion.route.ask.strategy import STRATEGIES
-from apportion.route.evaluation.contenders import Played
-from apportion.route.evaluation.contest import Results
+from apportion.route.evaluation.contest import Part, Played, play, without_probes
 from apportion.route.evaluation.evaluation import (
     BETTER,
     SAME,
@@ -21,7 +23,8 @@ from apportion.route.evaluation.evaluation import (
     Saving,
     Summary,
 )
-from apportion.route.profile.profile import Floats, Profile
+from apportion.route.evaluation.reach import reach
+from apportion.route.profile.profile import Profile
 from apportion.route.router.utility import Ints, Scale, Weights
 
 NOT_BASELINES = ("router", "oracle", "best_static")
@@ -29,22 +32,32 @@ NOT_BASELINES = ("router", "oracle", "best_static")
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Turns pooled outcomes of one profile into rows and gains."""
+    """Turns what was played into rows and gains.
+
+    Attributes:
+        profile: the questions that were played, in the order of `part`.
+    """
 
     profile: Profile
     scale: Scale
-    results: Results
+    part: Part
     bootstrap: Bootstrap
 
-    def value(self, name: str, weights: Weights) -> Floats:
-        """[n] utilities of a contender."""
-        return self.results.played[name, weights].utility(weights, self.scale)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everyone who played at every weight of the grid."""
+        return tuple(dict.fromkeys(name for name, _ in self.part.played))
+
+    def value(self, name: str, weights: Weights) -> Float[ndarray, " n"]:
+        """Utilities of a contender."""
+        return self.part.played[name, weights].utility(weights, self.scale)
 
     def row(self, name: str, weights: Weights) -> Row:
-        played, value = self.results.played[name, weights], self.value(name, weights)
+        played, value = self.part.played[name, weights], self.value(name, weights)
         return Row(
             quality=float(played.quality.mean()),
             tokens=float(played.tokens.mean()),
+            price=float(played.charged.mean()) if self.scale.price else None,
             latency_ms=mean_or_none(played.latency_ms),
             utility=float(value.mean()),
             regret=float((self.value("oracle", weights) - value).mean()),
@@ -55,34 +68,35 @@ class Judge:
         difference = self.value("router", weights) - self.value(over, weights)
         return judged(over, self.bootstrap.interval(difference))
 
-    def at(self, weights: Weights, contenders: Sequence[str]) -> AtWeights:
+    def at(self, weights: Weights) -> AtWeights:
         """Everything at one pair of weights."""
-        static = [name for name in STRATEGIES if name in contenders]
-        rows = {name: self.row(name, weights) for name in contenders}
+        static = [name for name in STRATEGIES if name in self.names]
+        rows = {name: self.row(name, weights) for name in self.names}
         hindsight = max(static, key=lambda name: rows[name].utility)
         gap = rows["oracle"].utility - rows["best_static"].utility
-        gain = rows["router"].utility - rows["best_static"].utility
-        chosen = np.unique(self.results.columns["best_static", weights])
-        baselines = [n for n in contenders if n not in static and n not in NOT_BASELINES]
+        gain = self.gain("best_static", weights)
+        chosen = np.unique(self.part.columns["best_static", weights])
+        values = {name: self.value(name, weights) for name in self.names}
         return AtWeights(
             token_weight=weights.token,
             latency_weight=weights.latency,
             strategies={name: rows[name] for name in static},
-            baselines={name: rows[name] for name in baselines},
+            baselines={name: rows[name] for name in self.names if name not in (*static, *NOT_BASELINES)},
             best_static=rows["best_static"],
             best_static_names=tuple(STRATEGIES[column] for column in chosen),
             best_static_hindsight=rows[hindsight],
             best_static_hindsight_name=hindsight,
             oracle=rows["oracle"],
             router=rows["router"],
-            gain=self.gain("best_static", weights),
+            gain=gain,
             gain_hindsight=self.gain(hindsight, weights),
-            gap_closed=gain / gap if gap > 1e-9 else None,
-            tiers=self.results.tiers[weights],
+            gap_closed=gain.interval.mean / gap if gap > 1e-9 else None,
+            tiers={tier: count / self.profile.n for tier, count in self.part.tiers[weights].items()},
+            reach=reach(values, gain, self.bootstrap),
         )
 
 
-def mean_or_none(values: Floats) -> float | None:
+def mean_or_none(values: Float[ndarray, " n"]) -> float | None:
     """The mean, or None when some value is missing."""
     return float(values.mean()) if np.isfinite(values).all() else None
 
@@ -95,13 +109,15 @@ def judged(over: str, interval: Interval) -> Gain:
     return Gain(over, interval, verdict)
 
 
-def summarise(judge: Judge, rows: Sequence[AtWeights], contenders: Sequence[str]) -> Summary:
+def summarise(judge: Judge, rows: Sequence[AtWeights]) -> Summary:
     """Counts over the weights and the first line of the report."""
     grid = [Weights(row.token_weight, row.latency_weight) for row in rows]
-    mean = {name: np.mean([judge.value(name, w) for w in grid], axis=0) for name in contenders}
+    mean = {name: np.mean([judge.value(name, w) for w in grid], axis=0) for name in judge.names}
     closed = [row.gap_closed for row in rows if row.gap_closed is not None]
     gaps = sum(row.oracle.utility - row.best_static.utility for row in rows)
     gains = sum(row.router.utility - row.best_static.utility for row in rows)
+    reachable = [row for row in rows if row.reach.gain.mean > 0]
+    reach_total = sum(row.reach.gain.mean for row in reachable)
     return Summary(
         weights=len(rows),
         beaten=sum(row.gain.verdict == BETTER for row in rows),
@@ -109,6 +125,8 @@ def summarise(judge: Judge, rows: Sequence[AtWeights], contenders: Sequence[str]
         worse_than_hindsight=sum(row.gain_hindsight.verdict == WORSE for row in rows),
         gap_closed_mean=float(np.mean(closed)) if closed else None,
         gap_closed_total=gains / gaps if gaps > 1e-9 else None,
+        reach_closed=sum(row.gain.interval.mean for row in reachable) / reach_total if reach_total > 1e-9 else None,
+        verdicts=dict(Counter(row.reach.verdict for row in rows)),
         mean_utility={name: float(value.mean()) for name, value in mean.items()},
         mean_gain={
             name: judge.bootstrap.interval(mean["router"] - value) for name, value in mean.items() if name != "router"
@@ -118,59 +136,76 @@ def summarise(judge: Judge, rows: Sequence[AtWeights], contenders: Sequence[str]
 
 
 def first_line(rows: Sequence[AtWeights]) -> str:
-    """Says at which weights the router does not beat the best static pipeline, if there are any."""
+    """Says at how many weights the router does not beat the best static pipeline, and at which, if any."""
     failed = [row for row in rows if row.gain.verdict != BETTER]
     if not failed:
         return f"The router beats the best static pipeline at all {len(rows)} weights (95 % intervals)."
-    shown = ", ".join(f"({row.token_weight:g}, {row.latency_weight:g})" for row in failed)
-    worse = sum(row.gain.verdict == WORSE for row in failed)
+    worse = [row for row in failed if row.gain.verdict == WORSE]
+    said = f"at {len(worse)} weights it is worse: {_pairs(worse)}" if worse else "at no weight is it worse"
     return (
-        f"THE ROUTER DOES NOT BEAT THE BEST STATIC PIPELINE at {len(failed)} of {len(rows)} weights, and is "
-        f"worse at {worse} (95 % intervals; (token, latency) weights: {shown})."
+        f"THE ROUTER DOES NOT BEAT THE BEST STATIC PIPELINE at {len(failed)} of {len(rows)} weights; {said} "
+        f"(95 % intervals). Not beaten at the (token, latency) weights {_pairs(failed)}."
     )
+
+
+def _pairs(rows: Sequence[AtWeights]) -> str:
+    return ", ".join(f"({row.token_weight:g}, {row.latency_weight:g})" for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of saving: of one cost, or of several where the smallest counts."""
+
+    name: str
+    costs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some of the questions: all, or those of one data set."""
+
+    name: str
+    rows: Ints
 
 
 def savings(judge: Judge, grid: Sequence[Weights]) -> tuple[Saving, ...]:
-    """Per family and over all, the largest savings at no lower mean quality: tokens, latency, and both."""
-    profile = judge.profile
+    """Per family and over all, the largest saving of each kind at no lower mean quality."""
+    kinds = [Kind("tokens", ("tokens",))]
+    if judge.scale.price:
+        kinds.append(Kind("price", ("charged",)))
+    if judge.profile.has_latency:
+        kinds += [Kind("latency", ("latency_ms",)), Kind("both", ("tokens", "latency_ms"))]
+    return tuple(_saving(judge, grid, group, kind) for group in _groups(judge.profile) for kind in kinds)
+
+
+def _groups(profile: Profile) -> list[Group]:
     names = np.array(profile.dataset)
-    groups = {"all": np.ones(profile.n, dtype=bool)}
-    groups |= {str(family): names == family for family in np.unique(names)}
-    kinds: dict[str, tuple[str, ...]] = {"tokens": ("tokens",)}
-    if profile.has_latency:
-        kinds |= {"latency": ("latency_ms",), "both": ("tokens", "latency_ms")}
-    return tuple(
-        _saving(judge, grid, family, np.flatnonzero(mask), (what, costs))
-        for family, mask in groups.items()
-        for what, costs in kinds.items()
-    )
+    families = [Group(str(name), np.flatnonzero(names == name)) for name in np.unique(names)]
+    return [Group("all", np.arange(profile.n)), *families]
 
 
-def always(profile: Profile, name: str) -> Played:
-    """Always one strategy, no probes."""
-    column = STRATEGIES.index(name)
-    return Played(profile.quality[:, column], profile.tokens[:, column], profile.latency_ms[:, column])
-
-
-def _saving(
-    judge: Judge, grid: Sequence[Weights], family: str, rows: Ints, kind: tuple[str, tuple[str, ...]]
-) -> Saving:
-    """The smaller of the savings in the costs of this kind, at the weights where that is largest."""
-    what, costs = kind
-    reference = always(judge.profile, judge.scale.strategy)
+def _saving(judge: Judge, grid: Sequence[Weights], group: Group, kind: Kind) -> Saving:
+    """At the weights where it is largest."""
+    reference = _always(judge, judge.scale.strategy).select(group.rows)
     best: tuple[float, Weights] | None = None
     for weights in grid:
-        played = judge.results.played["router", weights]
-        saved = min(1 - getattr(played, c)[rows].mean() / getattr(reference, c)[rows].mean() for c in costs)
-        kept = played.quality[rows].mean() >= reference.quality[rows].mean() - 1e-12
+        played = judge.part.played["router", weights].select(group.rows)
+        saved = min(1 - getattr(played, c).mean() / getattr(reference, c).mean() for c in kind.costs)
+        kept = played.quality.mean() >= reference.quality.mean() - 1e-12
         if kept and (best is None or saved > best[0]):
             best = (float(saved), weights)
+    found = (group.name, len(group.rows), kind.name, judge.scale.strategy)
     if best is None:
-        return Saving(family, len(rows), what, judge.scale.strategy, None, None, None, None)
+        return Saving(*found, None, None, None, None)
     saved, weights = best
-    change = judge.results.played["router", weights].quality[rows] - reference.quality[rows]
-    interval = Bootstrap(len(rows), 0).interval(change)
-    return Saving(family, len(rows), what, judge.scale.strategy, saved, weights.token, weights.latency, interval)
+    change = judge.part.played["router", weights].quality[group.rows] - reference.quality
+    return Saving(*found, saved, weights.token, weights.latency, Bootstrap(len(group.rows), 0).interval(change))
+
+
+def _always(judge: Judge, name: str) -> Played:
+    """Always one strategy, nothing done before."""
+    columns = np.full(judge.profile.n, STRATEGIES.index(name))
+    return play(judge.profile, without_probes(columns), judge.scale.price)
 
 
 def frontier(judge: Judge, extra: Sequence[Weights]) -> dict[str, tuple[Point, ...]]:
@@ -180,7 +215,7 @@ def frontier(judge: Judge, extra: Sequence[Weights]) -> dict[str, tuple[Point, .
         latency = mean_or_none(played.latency_ms)
         return Point(weights.token, weights.latency, float(played.quality.mean()), float(played.tokens.mean()), latency)
 
-    found = {name: tuple(point(judge.results.played[name, w], w) for w in extra) for name in ("router", "oracle")}
+    found = {name: tuple(point(judge.part.played[name, w], w) for w in extra) for name in ("router", "oracle")}
     for column in judge.profile.columns:
-        found[STRATEGIES[column]] = (point(always(judge.profile, STRATEGIES[column]), Weights(0.0)),)
+        found[STRATEGIES[column]] = (point(_always(judge, STRATEGIES[column]), Weights(0.0)),)
     return found

@@ -5,7 +5,6 @@ A saved index is a folder: `manifest.json` (complete and current state, replaced
 """
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from apportion.core.artifact import read_manifest
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, InputError
 from apportion.route.index.collection import Collection
 from apportion.route.index.corpus import Passage
+from apportion.route.index.terms import Analyzer
 
 KIND = "apportion.index"
 DEPTH = 100  # scores kept for the probes: the canonical NQC looks at the top 100
 MAX_K = 1000
 MAX_QUERY_TERMS = 256
 OPEN_ATTEMPTS = 3
-_SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +65,11 @@ def check_k(k: int, depth: int) -> None:
 
 
 class Bm25Index:
-    """An opened index: BM25 with k1 1.2 and b 0.75 over English-stemmed words of title and text.
+    """An opened index: BM25 with k1 1.2 and b 0.75 over the terms of title and text (see `terms`).
 
     A question is a set of words, never query syntax: quotes, `NOT` or `field:` in it mean nothing.
+
+    Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, as tantivy has it.
     """
 
     def __init__(self, tantivy_index: Any, collection: Collection) -> None:
@@ -78,15 +79,19 @@ class Bm25Index:
         self._index = tantivy_index
         self._schema = tantivy_index.schema
         self._searcher = tantivy_index.searcher()
-        self._analyzer = analyzer()
+        self._analyzer = Analyzer()
         self.collection = collection
 
     @classmethod
     def open(cls, folder: Path) -> "Bm25Index":
         """Open a saved index.
 
+        Args:
+            folder: made by `build_index`.
+
         Raises:
             ArtifactError: no complete index there, another kind of folder, or a missing or changed file.
+        Cost: its small files are read and checked; passages stay on disk.
         """
         for attempt in range(OPEN_ATTEMPTS):
             try:
@@ -109,10 +114,20 @@ class Bm25Index:
 
     def terms(self, text: str) -> list[str]:
         """The words of a text as the index holds them."""
-        return list(self._analyzer.analyze(_SURROGATES.sub("�", text)))
+        return self._analyzer.terms(text)
 
     def search(self, question: str, k: int, *, depth: int = DEPTH) -> Hits:
         """The best k passages for a question; fewer, or none, when fewer share a word with it.
+
+        Args:
+            question: any text. k: passages to return. depth: scores to return at least.
+
+        Returns:
+            Hits with passages by falling score; equal scores in the order of their ids.
+
+        Raises:
+            InputError: k or depth out of range.
+        Cost: about a millisecond for 100,000 passages.
 
         >>> import tempfile
         >>> from apportion.route.index.build import build_index
@@ -164,20 +179,6 @@ class Bm25Index:
         stored = self._searcher.doc(address)
         title, text = (bytes(stored.get_first(name)).decode() for name in ("title", "text"))
         return Passage(stored.get_first("id"), title, text)
-
-
-def analyzer() -> Any:
-    """Text -> terms, the same for passages and questions (tantivy's `en_stem`: words of at most 40 bytes)."""
-    import tantivy
-
-    words = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for step in (
-        tantivy.Filter.remove_long(40),
-        tantivy.Filter.lowercase(),
-        tantivy.Filter.stemmer("english"),
-    ):
-        words = words.filter(step)
-    return words.build()
 
 
 def open_tantivy(state: Path) -> Any:

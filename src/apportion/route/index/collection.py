@@ -24,22 +24,30 @@ def body(passage: Passage) -> str:
 
 @dataclass(slots=True)
 class Collection:
-    """Running statistics; adding a passage and removing it again restores every value."""
+    """Running statistics; adding a passage and removing it again restores every value.
+
+    Attributes:
+        passages, tokens: of the whole corpus. without_terms: passages in which no term is, so that no search finds
+            them. term_counts: how often each term occurs.
+    """
 
     passages: int = 0
     tokens: int = 0
+    without_terms: int = 0
     term_counts: Counter[str] = field(default_factory=Counter)
     digest_sum: int = 0
 
     def add(self, passage: Passage, terms: Sequence[str]) -> None:
         self.passages += 1
         self.tokens += len(terms)
+        self.without_terms += not terms
         self.term_counts.update(terms)
         self.digest_sum = (self.digest_sum + _digest(passage)) % _MODULUS
 
     def remove(self, passage: Passage, terms: Sequence[str]) -> None:
         self.passages -= 1
         self.tokens -= len(terms)
+        self.without_terms -= not terms
         self.term_counts.subtract(terms)
         for term in set(terms):
             if not self.term_counts[term]:
@@ -72,11 +80,13 @@ class Collection:
         return tuple(math.log(self.tokens / count) for count in counts if count)
 
     def to_json(self) -> dict[str, Any]:
-        return {"passages": self.passages, "tokens": self.tokens, "digest": self.digest}
+        counts = {"passages": self.passages, "tokens": self.tokens, "without_terms": self.without_terms}
+        return {**counts, "digest": self.digest}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], term_counts: dict[str, int]) -> "Collection":
-        return cls(value["passages"], value["tokens"], Counter(term_counts), int(value["digest"], 16))
+        counts = value["passages"], value["tokens"], value.get("without_terms", 0)
+        return cls(*counts, Counter(term_counts), int(value["digest"], 16))
 
 
 def _digest(passage: Passage) -> int:

@@ -1,25 +1,28 @@
 """A corpus on disk -> passages. Knows file formats; knows no index and no model.
 
-    .jsonl, .parquet   id (text or number; the line number when missing), title (optional), text
+    .jsonl, .json, .csv, .parquet
+                       id (text or number; the line number when missing), title (optional), text (or contents)
     .md, .markdown     one passage per section, titled by its headings
     .txt               one document, titled by its file name
     a folder           every such file below it, in order of path
 
-A text of more than `max_chars` characters (2,000 unless told) becomes several passages with the same title
-and the ids `id#1`, `id#2`, ...
+Passages without text are left out, and counted where the reader is given a `Skipped`. A text of more than
+`max_chars` characters (2,000 unless told) becomes several passages with the same title and the ids `id#1`,
+`id#2`, ...
 """
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import ArtifactError, InputError
-from apportion.core.lines import Offenders, json_lines
+from apportion.core.lines import Offenders, rows
 from apportion.route.index.split import MAX_CHARS, markdown_sections, split_text
 
 MIN_CHARS = 100
+SHOWN_PLACES = 5
 MAX_TEXT_FILE_BYTES = 64 << 20
 _LONE = re.compile(r"[\ud800-\udfff]")
 
@@ -33,24 +36,54 @@ class Passage:
     text: str
 
 
-def read_corpus(path: Path, *, max_chars: int = MAX_CHARS) -> Iterator[Passage]:
+@dataclass(slots=True)
+class Skipped:
+    """Passages that were left out since their text is empty: how many, and where the first few are."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        self.count += 1
+        if len(self.places) < SHOWN_PLACES:
+            self.places.append(place)
+
+
+def read_corpus(path: Path, *, max_chars: int = MAX_CHARS, skipped: Skipped | None = None) -> Iterator[Passage]:
     """Yield the passages of a file or folder, in a stable order, one at a time.
 
     Problems are collected while reading and raised after the last passage, all of them at once.
 
+    Args:
+        path: a file of a kind listed above, or a folder of such files.
+        max_chars: longer texts are split, at paragraphs where possible.
+        skipped: told of every passage whose text is empty.
+
+    Returns:
+        Passages whose ids are unique.
+
     Raises:
         InputError: bad lines, texts that are missing, ids that occur twice, or no passage at all.
         ArtifactError: a file that cannot be read.
+    Cost: one pass over the files; .json is held in memory whole.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "corpus.jsonl"
+    >>> _ = file.write_text('{"id": 1, "contents": "Bern is a city."}\\n{"id": 2, "text": " "}')
+    >>> left_out = Skipped()
+    >>> [passage.id for passage in read_corpus(file, skipped=left_out)], left_out.places
+    (['1'], ['corpus.jsonl, line 2'])
     """
     if max_chars < MIN_CHARS:
         raise InputError(f"--max-chars {max_chars}: expected at least {MIN_CHARS}")
     seen: set[str] = set()
+    left_out = Skipped() if skipped is None else skipped
     for file, prefix in _files(path):
         offenders = Offenders(str(file), "give each passage a text, and an id that no other passage has")
         for document_id, place, title, text in READERS[file.suffix.lower()](file, prefix, offenders):
             pieces = split_text(text, max_chars)
             if not pieces:
-                offenders.add(place, "text is empty")
+                left_out.add(f"{prefix}, {place}")
             for number, piece in enumerate(pieces, start=1):
                 passage_id = document_id if len(pieces) == 1 else f"{document_id}#{number}"
                 if passage_id in seen:
@@ -60,7 +93,8 @@ def read_corpus(path: Path, *, max_chars: int = MAX_CHARS) -> Iterator[Passage]:
                 yield Passage(passage_id, title, piece)
         offenders.raise_if_any()
     if not seen:
-        raise InputError(f"{path}: the corpus is empty", "give a corpus with at least one passage")
+        empty = f", {left_out.count} passages have no text" if left_out.count else ""
+        raise InputError(f"{path}: the corpus is empty{empty}", "give a corpus with at least one passage")
 
 
 def _files(path: Path) -> list[tuple[Path, str]]:
@@ -81,9 +115,9 @@ def _files(path: Path) -> list[tuple[Path, str]]:
 Row = tuple[str, str, str, str]  # document id, place for messages, title, text
 
 
-def _jsonl(file: Path, prefix: str, offenders: Offenders) -> Iterator[Row]:
-    for number, value in json_lines(file, offenders):
-        row = _row(value, f"line {number}", f"{prefix}:{number}", offenders)
+def _rows(file: Path, prefix: str, offenders: Offenders) -> Iterator[Row]:
+    for number, place, value in rows(file, offenders):
+        row = _row(value, place, f"{prefix}:{number}", offenders)
         if row:
             yield row
 
@@ -94,7 +128,7 @@ def _parquet(file: Path, prefix: str, offenders: Offenders) -> Iterator[Row]:
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        columns = [name for name in ("id", "title", "text") if name in table.schema_arrow.names]
+        columns = [name for name in ("id", "title", "text", "contents") if name in table.schema_arrow.names]
         number = 0
         for batch in table.iter_batches(batch_size=4096, columns=columns):
             for value in batch.to_pylist():
@@ -107,9 +141,9 @@ def _parquet(file: Path, prefix: str, offenders: Offenders) -> Iterator[Row]:
 
 
 def _row(value: dict[str, Any], place: str, default_id: str, offenders: Offenders) -> Row | None:
-    text, title, given = value.get("text"), value.get("title") or "", value.get("id")
+    text, title, given = value.get("text", value.get("contents")), value.get("title") or "", value.get("id")
     if not isinstance(text, str):
-        offenders.add(place, "has no text" if text is None else "text is not a string")
+        offenders.add(place, "has no text (nor contents)" if text is None else "text is not a string")
     elif not isinstance(title, str):
         offenders.add(place, "title is not a string")
     elif _LONE.search(text) or _LONE.search(title) or _LONE.search(str(given)):
@@ -147,7 +181,9 @@ def _read_text(file: Path) -> str:
 
 
 READERS: dict[str, Callable[[Path, str, Offenders], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
+    ".jsonl": _rows,
+    ".json": _rows,
+    ".csv": _rows,
     ".parquet": _parquet,
     ".md": _markdown,
     ".markdown": _markdown,

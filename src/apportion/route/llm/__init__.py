@@ -1,5 +1,9 @@
-"""Language models behind one protocol: any OpenAI-compatible server, or a model in this process."""
+"""Language models behind one protocol: any OpenAI-compatible server, or a model in this process.
 
-from apportion.route.llm.protocol import LLM, Completion, Request
+Offered: `connect` and what it needs and gives; the modules behind it are this package's own.
+"""
 
-__all__ = ["LLM", "Completion", "Request"]
+from apportion.route.llm.connect import LLMSettings, connect
+from apportion.route.llm.protocol import LLM, Completion, Echo, Finish, Request
+
+__all__ = ["LLM", "Completion", "Echo", "Finish", "LLMSettings", "Request", "connect"]

@@ -1,4 +1,4 @@
-"""A prompt made to fit a context: passages go first, worst first; then the beginning of the message."""
+"""A prompt made to fit a context: passages go first, worst first; then examples and the message's beginning."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +10,8 @@ from apportion.route.llm.protocol import Request
 def cut(request: Request, characters: int) -> Request:
     """The request with so many characters fewer: from the end of the expendable span, then from the start.
 
+    Where the span is not enough, the examples go too.
+
     >>> request = Request("P1 P2 question", expendable=(0, 6))
     >>> cut(request, 3).user, cut(request, 8).user
     ('P1 question', 'estion')
@@ -19,7 +21,8 @@ def cut(request: Request, characters: int) -> Request:
     user = request.user[: end - from_span] + request.user[end:]
     from_start = characters - from_span
     span = (start, end - from_span) if from_start == 0 else (0, 0)
-    return replace(request, user=user[from_start:], expendable=span)
+    examples = request.examples if from_start == 0 else ()
+    return replace(request, user=user[from_start:], expendable=span, examples=examples)
 
 
 def fit(request: Request, length: Callable[[Request], int], limit: int) -> Request:

@@ -1,13 +1,17 @@
-"""Token ids in, token ids out: batched decoding with a key-value cache and left padding. Knows no text.
+"""Token ids in, token ids out, for any causal LM of transformers: one batch, left padding, a growing cache.
 
+The way for models whose cache is more than keys and values of every token (sliding windows, linear attention).
 Every row's tokens and log-probabilities depend on that row alone (up to rounding): padding is masked,
 positions count from a row's own first token, and each sampled row has its own random stream.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -15,22 +19,70 @@ class Row:
     """One sequence: its prompt and settings, then what was generated.
 
     Attributes:
+        ends: whether new tokens hold a stop sequence; None where there is none.
         tokens: new ids, the end token included. logprobs: natural, under the unscaled distribution.
-        latency_ms: from the start of the batch to this row's last token.
+        margins: log-probability of the likeliest token minus that of the second, in nats.
+        started_s: when its prompt was begun, by `time.perf_counter`. latency_ms: from then to its last token.
+        shared_tokens: prompt tokens whose keys and values were computed once for several rows.
     """
 
     prompt: list[int]
     max_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    ends: Callable[[Sequence[int]], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
     stopped: bool = False
+    started_s: float = 0.0
     latency_ms: float = 0.0
+    shared_tokens: int = 0
+    stream: torch.Generator | None = None
 
     @property
     def done(self) -> bool:
         return self.stopped or len(self.tokens) >= self.max_tokens
+
+    def restart(self) -> None:
+        """Forget what was generated: its batch did not fit, and a smaller one begins again."""
+        self.tokens, self.logprobs, self.margins = [], [], []
+        self.stopped, self.latency_ms, self.shared_tokens, self.stream = False, 0.0, 0, None
+
+    def take(self, token: int, logprob: float, margin: float, end_ids: frozenset[int]) -> None:
+        """Append one token, chosen just now."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.margins.append(margin)
+        self.stopped = token in end_ids or (self.ends is not None and self.ends(self.tokens))
+        self.latency_ms = (time.perf_counter() - self.started_s) * 1000
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """[3, rows] in float64 of logits [rows, vocabulary]: greedy token, its log-probability, its margin (nats)."""
+    logits = logits.float()
+    best = logits.topk(2, dim=-1)
+    logprob = best.values[:, 0] - logits.logsumexp(dim=-1)
+    return torch.stack(
+        [best.indices[:, 0].double(), logprob.double(), (best.values[:, 0] - best.values[:, 1]).double()]
+    )
+
+
+def choose(rows: Sequence[Row], best: Tensor, logits: Tensor) -> list[tuple[int, float, float]]:
+    """(token, log-probability, margin) for each row, from `likeliest` and, where a row is sampled, its logits."""
+    chosen = [(int(token), logprob, margin) for token, logprob, margin in best.t().tolist()]
+    for number, row in enumerate(rows):
+        if row.temperature > 0:
+            chosen[number] = (*_sample(row, logits[number]), chosen[number][2])
+    return chosen
+
+
+def _sample(row: Row, logits: Tensor) -> tuple[int, float]:
+    if row.stream is None:
+        row.stream = torch.Generator().manual_seed(row.seed)
+    scores = logits.float().cpu()
+    token = int(torch.multinomial(torch.softmax(scores / row.temperature, dim=-1), 1, generator=row.stream))
+    return token, float(torch.log_softmax(scores, dim=-1)[token])
 
 
 def generate(model: Any, rows: Sequence[Row], *, end_ids: frozenset[int], pad_id: int) -> None:
@@ -39,10 +91,10 @@ def generate(model: Any, rows: Sequence[Row], *, end_ids: frozenset[int], pad_id
     Rows that are done leave the batch, and their part of the cache is dropped.
     Cost: one pass over the prompts, then one step a token of the longest answer.
     """
-    import torch
     from transformers import DynamicCache
 
-    start = time.perf_counter()
+    for row in rows:
+        row.started_s = time.perf_counter()
     device = model.device
     width = max(len(row.prompt) for row in rows)
     ids = torch.tensor([[pad_id] * (width - len(row.prompt)) + row.prompt for row in rows], device=device)
@@ -50,7 +102,6 @@ def generate(model: Any, rows: Sequence[Row], *, end_ids: frozenset[int], pad_id
     mask = mask.to(device)  # [rows, tokens so far]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    streams = {id(row): torch.Generator().manual_seed(row.seed) for row in rows if row.temperature > 0}
     active = list(rows)
     with torch.inference_mode():
         while active:
@@ -62,8 +113,9 @@ def generate(model: Any, rows: Sequence[Row], *, end_ids: frozenset[int], pad_id
                 use_cache=True,
                 logits_to_keep=1,
             )
-            chosen = _choose(output.logits[:, -1].float().cpu(), active, streams)
-            _record(active, chosen, end_ids, (time.perf_counter() - start) * 1000)
+            logits = output.logits[:, -1]
+            for row, chosen in zip(active, choose(active, likeliest(logits).cpu(), logits), strict=True):
+                row.take(*chosen, end_ids)
             kept = [number for number, row in enumerate(active) if not row.done]
             if len(kept) < len(active):
                 if not kept:
@@ -74,27 +126,3 @@ def generate(model: Any, rows: Sequence[Row], *, end_ids: frozenset[int], pad_id
             ids = torch.tensor([[row.tokens[-1]] for row in active], device=device)
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             positions = positions[:, -1:] + 1
-
-
-def _choose(logits: Any, rows: Sequence[Row], streams: dict[int, Any]) -> list[tuple[int, float]]:
-    """(token, log-probability) for each row of logits [rows, vocabulary]."""
-    import torch
-
-    logprobs = torch.log_softmax(logits, dim=-1)
-    greedy = logits.argmax(dim=-1).tolist()
-    chosen = []
-    for number, row in enumerate(rows):
-        token = greedy[number]
-        if row.temperature > 0:
-            scaled = torch.softmax(logits[number] / row.temperature, dim=-1)
-            token = int(torch.multinomial(scaled, 1, generator=streams[id(row)]))
-        chosen.append((token, float(logprobs[number, token])))
-    return chosen
-
-
-def _record(rows: Sequence[Row], chosen: Sequence[tuple[int, float]], end_ids: frozenset[int], now_ms: float) -> None:
-    for row, (token, logprob) in zip(rows, chosen, strict=True):
-        row.tokens.append(token)
-        row.logprobs.append(logprob)
-        row.stopped = token in end_ids
-        row.latency_ms = now_ms

@@ -1,18 +1,31 @@
 """A causal LM in this process: chat template, context, batches. Imports torch only when a model is opened."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apportion.core.device import Placement, place
-from apportion.core.errors import InputError, ModelStructureError
+from apportion.core.errors import InputError
 from apportion.models.identity import model_identity
 from apportion.route.llm.cut import fit
-from apportion.route.llm.generate import Row, generate
-from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request, split_thinking
+from apportion.route.llm.engine import Engine, Generation
+from apportion.route.llm.generate import Row
+from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request, before_stop, split_thinking
 
 DEFAULT_CONTEXT = 2048  # for a configuration that does not say
+ROUNDS = 4  # batches in one call: as a sequence ends the next begins, so a longer queue keeps the batch full
+STOP_TOKENS = 24  # the last tokens, in which a stop sequence is sought
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request as token ids, and what was cut from it."""
+
+    row: Row
+    opened: bool  # the prompt ends inside a thinking block
+    cut_tokens: int
 
 
 class LocalLLM:
@@ -23,6 +36,9 @@ class LocalLLM:
         tokenizer: its tokenizer; without a chat template prompts are plain text.
         identity: what is saved with profiles as the model.
         batch_size: rows decoded together. Latency then is that of a batch: 1 measures single requests.
+
+    Attributes:
+        batch_size: requests that one call should carry: more than are decoded together, unless that is one.
     """
 
     def __init__(
@@ -39,44 +55,58 @@ class LocalLLM:
             raise InputError(f"--batch {batch_size}: expected at least 1")
         self.model, self.name = identity, name
         self.has_logprobs, self.logprobs_reason = True, "the model runs in this process"
-        self.concurrency, self.batch_size = 1, batch_size
+        self.concurrency = 1
+        self.batch_size = batch_size if batch_size == 1 else ROUNDS * batch_size
         self.placement = placement
         self.context = int(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
         self.has_chat_template = bool(tokenizer.chat_template)
         self.has_thinking_switch = "enable_thinking" in str(tokenizer.chat_template)
         self._model, self._tokenizer = model, tokenizer
         self._end_ids = _end_ids(model, tokenizer)
-        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._engine = Engine(model, end_ids=self._end_ids, pad_id=pad_id, slots=batch_size)
         self._special = _special_ids(tokenizer)
         self._think_start, self._think_end = (_token_id(tokenizer, mark) for mark in (THINK_START, THINK_END))
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, model: str, *, batch_size: int = 16, device: str = "auto", dtype: str = "auto") -> "LocalLLM":
-        """Load a model folder, or a model by its name on the Hub.
+    def open(
+        cls,
+        model: str,
+        *,
+        batch_size: int = 16,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> "LocalLLM":
+        """Load a model folder (also one that `quantize` wrote), or a model by its name on the Hub.
+
+        Args:
+            trust_remote_code: run code that comes with the checkpoint.
 
         Raises:
-            InputError: no such model. ModelStructureError: it is no causal LM.
+            InputError: no such model, no causal LM, or weights that are missing or not safetensors.
         """
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from apportion.models.load import load
+        from apportion.models.pretrained import load_tokenizer
 
         placement = place(device, dtype)
         folder = Path(model).expanduser()
         source = str(folder) if folder.is_dir() else model
-        identity = model_identity(folder) if folder.is_dir() else ""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, placement.dtype))
-        except OSError as error:
-            raise InputError(
-                f"--llm {model}: no model there: {str(error).splitlines()[0]}",
-                "name a model folder, a model on the Hub, or a server as http://host:port/v1",
-            ) from error
-        except (ValueError, KeyError) as error:
-            raise ModelStructureError(f"--llm {model}: cannot be loaded as a causal LM: {error}") from error
+            loaded = load(
+                source,
+                device=placement.device,
+                dtype=placement.dtype,
+                dense=True,
+                trust_remote_code=trust_remote_code,
+            )
+            tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        except InputError as error:
+            problem = error.problem.removeprefix("MODEL ")
+            raise InputError(f"--llm {problem}", f"{error.remedy}, or a server as http://host:port/v1") from error
+        identity = model_identity(folder) if folder.is_dir() else ""
         commit = getattr(loaded.config, "_commit_hash", None)
-        loaded = loaded.to(placement.device).eval()
         return cls(
             loaded,
             tokenizer,
@@ -86,34 +116,42 @@ class LocalLLM:
             placement=placement,
         )
 
+    @property
+    def generation(self) -> Generation:
+        """How sequences are decoded, and what had to be given up."""
+        return self._engine.how
+
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in order; decoded in batches of similar prompt length.
+        """Completions in order; sequences of equal beginning and similar length are decoded together.
 
         Raises:
             InputError: max_tokens leaves no room in the context for a prompt.
+            ServiceError: one sequence alone does not fit into memory.
         """
         prepared = [self._prepare(request) for request in requests]
-        order = sorted(range(len(prepared)), key=lambda number: len(prepared[number][0].prompt))
         with self._lock:
-            for at in range(0, len(order), self.batch_size):
-                rows = [prepared[number][0] for number in order[at : at + self.batch_size]]
-                generate(self._model, rows, end_ids=self._end_ids, pad_id=self._pad_id)
-        return [self._completion(request, row, cut) for request, (row, cut) in zip(requests, prepared, strict=True)]
+            self._engine.run([one.row for one in prepared])
+        return [self._completion(request, one) for request, one in zip(requests, prepared, strict=True)]
 
     def close(self) -> None:
         """Nothing is held but memory."""
 
     def render(self, request: Request) -> list[int]:
-        """Prompt token ids: the chat template's, or system, blank line, user, newline without one."""
-        messages = [{"role": "user", "content": request.user}]
+        """Prompt token ids: the chat template's, or turns as plain text without one."""
+        text = self._text(request)
+        options = {} if not self.has_chat_template else {"add_special_tokens": False}
+        return list(self._tokenizer(text, verbose=False, **options)["input_ids"])
+
+    def _text(self, request: Request) -> str:
         if not self.has_chat_template:
-            text = "\n\n".join(part for part in (request.system, request.user) if part) + "\n"
-            return list(self._tokenizer(text, verbose=False)["input_ids"])
-        if request.system:
-            messages.insert(0, {"role": "system", "content": request.system})
+            shown = [f"{user}\n{assistant}" for user, assistant in request.examples]
+            return "\n\n".join(part for part in (request.system, *shown, request.user) if part) + "\n"
+        messages = [{"role": "system", "content": request.system}] if request.system else []
+        for user, assistant in request.examples:
+            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        messages.append({"role": "user", "content": request.user})
         switch = {} if request.thinking is None else {"enable_thinking": request.thinking}
-        text = self._apply_template(messages, switch)
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._apply_template(messages, switch)
 
     def _apply_template(self, messages: list[dict[str, str]], switch: dict[str, bool]) -> str:
         from jinja2 import TemplateError
@@ -121,13 +159,13 @@ class LocalLLM:
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
         except TemplateError:  # a template that knows no system message (Gemma)
-            if len(messages) == 1:
+            if messages[0]["role"] != "system":
                 raise
-            joined = "\n\n".join(message["content"] for message in messages)
-            return self._apply_template([{"role": "user", "content": joined}], switch)
+            joined = {"role": "user", "content": "\n\n".join(message["content"] for message in messages[:2])}
+            return self._apply_template([joined, *messages[2:]], switch)
         return str(text)
 
-    def _prepare(self, request: Request) -> tuple[Row, int]:
+    def _prepare(self, request: Request) -> _Prepared:
         room = self.context - request.max_tokens
         if request.max_tokens < 1 or room < 1:
             raise InputError(
@@ -136,45 +174,60 @@ class LocalLLM:
                 "lower max_tokens in the prompts file",
             )
         whole = self.render(request)
-        if len(whole) <= room:
-            kept = whole
-        else:
-            kept = self.render(fit(request, lambda shorter: len(self.render(shorter)), room))
-        row = Row(kept, request.max_tokens, request.temperature, request.seed)
-        return row, len(whole) - len(kept)
+        fitted = request if len(whole) <= room else fit(request, lambda shorter: len(self.render(shorter)), room)
+        kept = whole if fitted is request else self.render(fitted)
+        opened = self._text(fitted).rstrip().endswith(THINK_START)
+        ends = self._ends(request.stop, opened) if request.stop else None
+        row = Row(kept, request.max_tokens, request.temperature, request.seed, ends)
+        return _Prepared(row, opened, len(whole) - len(kept))
 
-    def _completion(self, request: Request, row: Row, cut_tokens: int) -> Completion:
-        start = self._visible_from(row)
+    def _ends(self, stop: tuple[str, ...], opened: bool) -> Callable[[Sequence[int]], bool]:
+        """Whether the last tokens hold a stop sequence, once thinking has ended."""
+
+        def ends(tokens: Sequence[int]) -> bool:
+            if self._is_thinking(tokens, opened):
+                return False
+            return any(text in self._tokenizer.decode(tokens[-STOP_TOKENS:]) for text in stop)
+
+        return ends
+
+    def _completion(self, request: Request, prepared: _Prepared) -> Completion:
+        row = prepared.row
+        start = self._visible_from(row.tokens, prepared.opened)
         visible = [
-            logprob
-            for token, logprob in zip(row.tokens[start:], row.logprobs[start:], strict=True)
+            number
+            for number, token in enumerate(row.tokens[start:], start)
             if token not in self._special and token not in self._end_ids
         ]
         text = self._tokenizer.decode(row.tokens[start:], skip_special_tokens=True)
         thought = self._tokenizer.decode(row.tokens[:start], skip_special_tokens=True)
-        more_thought, text = split_thinking(text)  # where the marks are no tokens of their own
+        opened = prepared.opened and not start
+        more_thought, text = split_thinking(text, opened=opened)  # where the marks are no tokens of their own
         thought = thought.replace(THINK_START, "").replace(THINK_END, "").strip()
         return Completion(
-            text=text,
+            text=before_stop(text, request.stop),
             prompt_tokens=len(row.prompt),
             completion_tokens=len(row.tokens),
             latency_ms=row.latency_ms,
-            token_logprobs=tuple(visible) if request.logprobs else None,
+            token_logprobs=tuple(row.logprobs[number] for number in visible) if request.logprobs else None,
             finish="stop" if row.stopped else "length",
             thinking_text=thought or more_thought,
-            cut_prompt_tokens=cut_tokens,
+            cut_prompt_tokens=prepared.cut_tokens,
+            cached_tokens=row.shared_tokens,
+            margin=row.margins[visible[0]] if request.logprobs and visible else None,
         )
 
-    def _visible_from(self, row: Row) -> int:
-        """Number of the first visible token; thinking that never ended hides them all.
+    def _is_thinking(self, tokens: Sequence[int], opened: bool) -> bool:
+        """Whether so far all is thinking."""
+        if self._think_end in tokens:
+            return False
+        return opened or (self._think_start is not None and self._think_start in tokens)
 
-        Some templates open the thinking in the prompt, within its last few tokens.
-        """
-        if self._think_end is not None and self._think_end in row.tokens:
-            return len(row.tokens) - row.tokens[::-1].index(self._think_end)
-        last = row.prompt[-3:]
-        opened = self._think_start in row.tokens or (self._think_start in last and self._think_end not in last)
-        return len(row.tokens) if opened and self._think_start is not None else 0
+    def _visible_from(self, tokens: Sequence[int], opened: bool) -> int:
+        """Number of the first visible token; thinking that never ended hides them all."""
+        if self._think_end is not None and self._think_end in tokens:
+            return len(tokens) - list(reversed(tokens)).index(self._think_end)
+        return len(tokens) if self._think_end is not None and self._is_thinking(tokens, opened) else 0
 
 
 def _token_id(tokenizer: Any, text: str) -> int | None:

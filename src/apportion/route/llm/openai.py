@@ -12,14 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.route.llm.call import Failure, Retry, call_with_retries
+from apportion.route.llm.call import BadAnswerError, Failure, Retry, call_with_retries
 from apportion.route.llm.cut import cut
-from apportion.route.llm.protocol import Completion, Request
-from apportion.route.llm.response import parse_completion
+from apportion.route.llm.deadline import http_client
+from apportion.route.llm.habits import Habits, after_refusal, body_of
+from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request
+from apportion.route.llm.response import decoded, parse_completion
+from apportion.route.llm.shortened import Shortened
 
 KEY_VARIABLES = ("APPORTION_API_KEY", "OPENAI_API_KEY")
-PROBE = Request("Say hello.", max_tokens=8, thinking=False, logprobs=True)
+PROBE = Request("Say hello.", "Be brief.", max_tokens=8, thinking=False, logprobs=True, stop=("\n\n\n",))
 MAX_CUTS = 8
+MAX_ADAPTATIONS = 10
 
 
 class OpenAILLM:
@@ -29,12 +33,16 @@ class OpenAILLM:
         base_url: such as http://localhost:8000/v1.
         model: the server's name for the model; None when it serves just one.
         api_key: None takes APPORTION_API_KEY or OPENAI_API_KEY, else sends the word "none".
-        concurrency: calls in flight at once. timeout_s: for one call. retries: after the first call.
+        concurrency: calls in flight at once. timeout_s: for one call in all. retries: after the first call.
+
+    Attributes:
+        habits: what the server takes; learned from what it refuses, here and later.
 
     Raises:
         InputError: settings out of range, or a model that must be named.
         ServiceError: the server is down or refuses the key. It is asked twice here: for its models when no
-            name is given, and for one short completion with log-probabilities.
+            name is given, and for one short completion with everything that may be asked for, again for each
+            part that it refuses.
     """
 
     def __init__(
@@ -54,14 +62,21 @@ class OpenAILLM:
         self.base_url, self.concurrency, self.batch_size = base_url, concurrency, 1
         self._retry = Retry(retries, backoff_s, secret=self._key, url=base_url)
         self._slots = threading.BoundedSemaphore(concurrency)
+        self.habits = Habits()
+        self._opens_thinking = False  # its template ends with <think>, so answers begin inside of the block
+        self._shortened = Shortened()
         try:
             self.name = model or self._only_model()
             self.model = f"server:{self.name}"
-            self.has_thinking_switch = True
             self.has_logprobs, self.logprobs_reason = self._probe()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template's switch is sent."""
+        return self.habits.thinking_switch
 
     def close(self) -> None:
         """Close the connections."""
@@ -86,44 +101,59 @@ class OpenAILLM:
             shorter = cut(asked, characters)
             try:
                 with self._slots:
-                    completion, tried = self._attempt(shorter)
+                    completion, tried = self._adapted(shorter)
             except Failure as failure:
                 attempts += failure.attempts
                 if not failure.prompt_too_long or number == MAX_CUTS:
                     raise failure.as_service_error() from failure
                 characters += max(1, (len(asked.user) - characters) // 3)
                 continue
-            return replace(
-                completion,
-                attempts=attempts + tried,
-                cut_prompt_tokens=_cut_tokens(characters, len(shorter.user), completion.prompt_tokens),
-            )
+            return self._with_history(completion, shorter, characters, attempts + tried)
         raise AssertionError("the loop returns or raises")
 
-    def _attempt(self, request: Request) -> tuple[Completion, int]:
-        return call_with_retries(lambda: self._call(request), self._retry)
+    def _with_history(self, completion: Completion, sent: Request, characters: int, attempts: int) -> Completion:
+        """The completion with what was cut here, or by the server without a word."""
+        cut_tokens = _cut_tokens(characters, len(sent.user), completion.prompt_tokens)
+        silently = self._shortened.tokens(sent, completion)
+        weaker = (*completion.weaker, *self.habits.weaker(sent))
+        return replace(completion, attempts=attempts, cut_prompt_tokens=cut_tokens + silently, weaker=weaker)
 
-    def _call(self, request: Request) -> Completion:
-        messages = [{"role": "user", "content": request.user}]
-        if request.system:
-            messages.insert(0, {"role": "system", "content": request.system})
-        options: dict[str, Any] = {"temperature": request.temperature}
-        if request.temperature > 0:
-            options["seed"] = request.seed
-        if request.logprobs:
-            options["logprobs"] = True
-        if request.thinking is not None and self.has_thinking_switch:
-            options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": request.thinking}}
-        return parse_completion(
-            lambda: self._client.chat.completions.with_raw_response.create(
-                model=self.name, messages=messages, max_tokens=request.max_tokens, **options
-            ),
-            request,
-        )
+    def _adapted(self, request: Request) -> tuple[Completion, int]:
+        """One completion, sent again without a part that the server refuses; the part stays away from then on."""
+        for _ in range(MAX_ADAPTATIONS):
+            sent = self.habits
+            try:
+                return self._attempt(request, sent)
+            except Failure as failure:
+                other = None if failure.prompt_too_long else _after(sent, failure)
+                if other is None:
+                    raise
+                self.habits = other
+        raise AssertionError("there are fewer habits than this")
+
+    def _attempt(self, request: Request, habits: Habits) -> tuple[Completion, int]:
+        options = body_of(request, self.name, habits)
+        create = self._client.chat.completions.with_raw_response.create
+
+        def call() -> Completion:
+            found = parse_completion(lambda: create(**options), request, opened=self._opens_thinking)
+            if found.thinking_text and self._begins_inside(found):
+                self._opens_thinking = True
+            return found
+
+        return call_with_retries(call, self._retry)
+
+    def _begins_inside(self, found: Completion) -> bool:
+        """Whether the answer closed a thinking block that it did not open."""
+        return found.raw_text.find(THINK_END) >= 0 and THINK_START not in found.raw_text
 
     def _only_model(self) -> str:
         def listed() -> list[str]:
-            return [str(model.id) for model in self._client.models.list().data]
+            body = decoded(self._client.models.with_raw_response.list().http_response.text)
+            models = body.get("data") if isinstance(body, dict) else None
+            if not isinstance(models, list) or not all(isinstance(one, dict) and "id" in one for one in models):
+                raise BadAnswerError(f"answers /models with what is no list of models: {str(body)[:80]!r}")
+            return [str(one["id"]) for one in models]
 
         try:
             names, _ = call_with_retries(listed, self._retry)
@@ -137,24 +167,31 @@ class OpenAILLM:
     def _probe(self) -> tuple[bool, str]:
         """Find out by one short completion whether log-probabilities come back, and what the server refuses.
 
-        A server may refuse log-probabilities or the thinking switch, or answer 200 and leave the former out.
+        A server may refuse parts of the request, or answer 200 and leave log-probabilities out.
         """
         refusal = ""
-        for logprobs, switch in ((True, True), (True, False), (False, True), (False, False)):
-            self.has_thinking_switch = switch
+        for _ in range(MAX_ADAPTATIONS):
+            sent = self.habits
             try:
-                completion, _ = self._attempt(replace(PROBE, logprobs=logprobs))
+                completion, _ = self._attempt(PROBE, sent)
             except Failure as failure:
-                if not failure.refused_request or not (logprobs or switch):
+                other = _after(sent, failure, blind=True)
+                if other is None:
                     raise failure.as_service_error() from failure
-                refusal = refusal or failure.message
+                refusal = failure.message if sent.logprobs and not other.logprobs else refusal
+                self.habits = other
                 continue
-            if not logprobs:
+            if not sent.logprobs:
                 return False, f"the server refuses them: {refusal}"
             if completion.token_logprobs is None:
                 return False, "the server answers without them"
             return True, "the server returned them when probed"
-        raise AssertionError("the loop returns or raises")
+        raise AssertionError("there are fewer habits than this")
+
+
+def _after(habits: Habits, failure: Failure, *, blind: bool = False) -> Habits | None:
+    """The habits that a refusal shows; None for failures of another kind."""
+    return after_refusal(habits, failure.said, blind=blind) if failure.refused_request else None
 
 
 def _check(base_url: str, concurrency: int, timeout_s: float, retries: int) -> None:
@@ -178,7 +215,7 @@ def _client(base_url: str, key: str, timeout_s: float) -> Any:
         timeout=timeout_s,
         max_retries=0,
         default_headers={"OpenAI-Organization": unset, "OpenAI-Project": unset},
-        http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        http_client=http_client(base_url, timeout_s),
     )
 
 

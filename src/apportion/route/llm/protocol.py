@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 THINK_START, THINK_END = "<think>", "</think>"
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "filter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Request:
         max_tokens: at most so many new tokens, thinking included.
         thinking: on or off where the chat template has that switch; None leaves the model's default.
         logprobs: ask for the log-probability of each token.
+        examples: turns before it, (user, assistant) each, that show how to answer.
+        stop: texts that end the completion and are left out of it; thinking is not searched for them.
         temperature: 0 is greedy. seed: of the sampling, so that the same request gives the same text.
         expendable: [start, end) characters of `user` (the passages, best first) that are cut from their end
             before anything else when the prompt is longer than the context.
@@ -29,6 +31,8 @@ class Request:
     logprobs: bool = False
     temperature: float = 0.0
     seed: int = 0
+    examples: tuple[tuple[str, str], ...] = ()
+    stop: tuple[str, ...] = ()
     expendable: tuple[int, int] = (0, 0)
 
 
@@ -42,11 +46,15 @@ class Completion:
         latency_ms: from sending to the last token of this request; in a batch, from the batch's start.
         token_logprobs: natural log-probabilities of the visible tokens, under the model's own distribution
             (temperature 1); None where they were not asked for or not returned.
-        finish: "length" when max_tokens ended it.
+        margin: log-probability of the first visible token minus that of the second likeliest there, in nats.
+        finish: "length" when max_tokens ended it, "filter" when the server withheld it.
         thinking_text: what was thought before the text, if the model shows it.
         cut_prompt_tokens: prompt tokens left out since the context is shorter; an estimate for servers.
         attempts: calls made until this one succeeded.
         tokens_measured: False when the server reported no usage, so both counts are characters / 4.
+        cached_tokens: of the prompt tokens, those that were computed before; None where that is not known.
+        raw_text: all that a server sent as content, marks of thinking included; empty for a model in this process.
+        weaker: what made this a weaker answer than was asked for (a setting that the server refuses), if anything.
     """
 
     text: str
@@ -59,6 +67,10 @@ class Completion:
     cut_prompt_tokens: int = 0
     attempts: int = 1
     tokens_measured: bool = True
+    cached_tokens: int | None = None
+    margin: float | None = None
+    raw_text: str = ""
+    weaker: tuple[str, ...] = ()
 
 
 class LLM(Protocol):
@@ -92,17 +104,53 @@ class LLM(Protocol):
         ...
 
 
-def split_thinking(text: str) -> tuple[str, str]:
+class Echo:
+    """A stand-in that answers every request alike; for examples and tests, never for a profile that is used.
+
+    >>> Echo("Answer: Bern").complete([Request("Capital of Switzerland?")])[0].text
+    'Answer: Bern'
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.model, self.name = f"echo:{text}", "echo"
+        self.has_logprobs, self.logprobs_reason = False, "a stand-in has none"
+        self.concurrency, self.batch_size = 1, 1
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """The same text for each; tokens are characters / 4."""
+        return [Completion(self.text, len(one.user) // 4 + 1, len(self.text) // 4 + 1, 1.0) for one in requests]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def split_thinking(text: str, *, opened: bool = False) -> tuple[str, str]:
     """(thinking, visible text): what follows the last `</think>` is visible; an open block hides all.
+
+    Args:
+        opened: the prompt ended with `<think>`, so that the text begins inside of the block.
 
     >>> split_thinking("<think>2+2</think>4")
     ('2+2', '4')
     >>> split_thinking("<think>still at it")
     ('still at it', '')
+    >>> split_thinking("still at it", opened=True)
+    ('still at it', '')
     """
     before, mark, after = text.rpartition(THINK_END)
     if mark:
         return before.replace(THINK_START, "").strip(), after.strip()
-    if text.lstrip().startswith(THINK_START):
+    if opened or text.lstrip().startswith(THINK_START):
         return text.replace(THINK_START, "").strip(), ""
     return "", text.strip()
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop sequence in it.
+
+    >>> before_stop("Bern\\nQuestion: more", ["\\nQuestion:"])
+    'Bern'
+    """
+    ends = [at for one in stop if (at := text.find(one)) >= 0]
+    return text[: min(ends)].rstrip() if ends else text

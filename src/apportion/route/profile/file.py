@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from apportion.core.artifact import disk_error, write_bytes
+from apportion.core.artifact import write_bytes
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
 from apportion.route.ask.source import ProfileSource
 from apportion.route.ask.strategy import STRATEGIES
@@ -22,6 +22,7 @@ from apportion.route.profile.profile import Floats, Outcome, Profile
 KEY = b"apportion"
 FIXED = tuple(f.name for f in fields(Outcome) if f.name != "features")
 OPTIONAL = (
+    "cached_tokens",
     "error",
     "retrieval_ms",
     "em",
@@ -30,8 +31,19 @@ OPTIONAL = (
     "latency_ms",
     "draft_nll",
     "completion_measured",
+    "latency_measured",
+    "loaded_ms",
+    "completion",
+    "finish",
+    "rule",
+    "kind",
+    "asked_as",
+    "cut_tokens",
+    "passages",
 )
-FLOATS = ("f1", "em", "latency_ms", "draft_nll", "retrieval_ms")
+OUTCOMES = ("f1", "em", "tokens", "latency_ms", "completion_tokens", "cached_tokens")
+FLOATS = ("f1", "em", "latency_ms", "loaded_ms", "draft_nll", "retrieval_ms")
+NUMBERS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cut_tokens", *FLOATS)
 Columns = dict[str, list[Any]]
 
 
@@ -51,11 +63,12 @@ def write_profile(path: Path, outcomes: Sequence[Outcome], source: ProfileSource
     if taken:
         raise InputError(f"profile: feature names {taken} are columns of the file", "rename the features")
     columns: Columns = {key: [getattr(outcome, key) for outcome in outcomes] for key in FIXED}
-    columns["answers"] = [list(value) for value in columns["answers"]]
+    columns |= {key: [list(value) for value in columns[key]] for key in ("answers", "passages")}
     for name in names:
         columns[name] = [outcome.features.get(name) for outcome in outcomes]
-    types = {"answers": pa.list_(pa.string()), "completion_measured": pa.bool_()}
-    types |= dict.fromkeys(("prompt_tokens", "completion_tokens"), pa.int64())
+    types = dict.fromkeys(("answers", "passages"), pa.list_(pa.string()))
+    types |= dict.fromkeys(("completion_measured", "latency_measured"), pa.bool_())
+    types |= dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens", "cut_tokens"), pa.int64())
     types |= dict.fromkeys((*FLOATS, *names), pa.float64())
     schema = pa.schema([(key, types.get(key, pa.string())) for key in columns])
     meta = {**asdict(source), "features": list(names)}
@@ -97,13 +110,16 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
     except pa.ArrowInvalid as error:
         raise ArtifactCorruptError(f"{path}: is not a Parquet file: {error}", "make it again") from error
     except OSError as error:
-        raise disk_error(path, error) from error
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
     saved = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
     known = {f.name for f in fields(ProfileSource)}
     columns: Columns = {name: table[name].to_pylist() for name in table.column_names}
     missing = sorted(set(FIXED) - set(OPTIONAL) - set(columns))
     if missing:
-        raise InputError(f"{path}: columns {', '.join(missing)} are missing", "see docs: the profile schema")
+        raise InputError(
+            f"{path}: columns {', '.join(missing)} are missing",
+            "make it with `apportion profile`, or record these columns too",
+        )
     if not table.num_rows:
         raise InputError(f"{path}: holds no row", "profile at least one question")
     for name in OPTIONAL:
@@ -113,7 +129,13 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
 
 def _refuse_bad_rows(path: Path, columns: Columns) -> None:
     """Name every offending row (at most ten) in one error."""
-    bad: list[str] = []
+    bad: list[str] = [
+        f"column {name}: holds {next(value for value in columns[name] if not _is_number(value))!r}, expected numbers"
+        for name in NUMBERS
+        if not _is_numeric(columns[name])
+    ]
+    if bad:
+        raise InputError(f"{path}: " + "; ".join(bad), "write these columns as numbers")
     seen: set[tuple[str, str, str]] = set()
     keys = zip(columns["dataset"], columns["question_id"], columns["strategy"], strict=True)
     for row, key in enumerate(keys):
@@ -136,7 +158,11 @@ def _refuse_bad_rows(path: Path, columns: Columns) -> None:
 
 
 def _is_numeric(values: list[Any]) -> bool:
-    return all(value is None or isinstance(value, int | float) for value in values)
+    return all(map(_is_number, values))
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: ProfileSource) -> Profile:
@@ -144,7 +170,8 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
     keys = list(zip(columns["dataset"], columns["question_id"], strict=True))
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     n = len(order)
-    grid = {name: np.full((n, 4), np.nan) for name in ("f1", "em", "tokens", "latency_ms")}
+    grid = {name: np.full((n, 4), np.nan) for name in OUTCOMES}
+    answers = [["" for _ in STRATEGIES] for _ in range(n)]
     retrieval_ms = np.full(n, np.nan)
     names = names if "draft_nll_mean" in names else (*names, "draft_nll_mean")
     features = np.full((n, len(names)), np.nan)
@@ -157,6 +184,7 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
             features[i, names.index("draft_nll_mean")] = columns["draft_nll"][row]
         if columns["retrieval_ms"][row] is not None:
             retrieval_ms[i] = columns["retrieval_ms"][row]
+        answers[i][s] = columns["answer"][row] or ""
         if columns["error"][row] is None:
             _fill_outcome(grid, (i, s), {name: values[row] for name, values in columns.items()})
     return Profile(
@@ -171,6 +199,9 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
         features=features,
         feature_names=names,
         source=source,
+        completion_tokens=grid["completion_tokens"],
+        cached_tokens=grid["cached_tokens"],
+        answers=tuple(map(tuple, answers)) if any(columns["answer"]) else (),
     )
 
 
@@ -186,6 +217,10 @@ def _fill_outcome(grid: dict[str, Floats], cell: tuple[int, int], row: dict[str,
             grid[name][cell] = row[name]
     if row["prompt_tokens"] is not None and row["completion_tokens"] is not None:
         grid["tokens"][cell] = row["prompt_tokens"] + row["completion_tokens"]
+        grid["completion_tokens"][cell], grid["cached_tokens"][cell] = (
+            row["completion_tokens"],
+            row["cached_tokens"] or 0,
+        )
 
 
 def _drop_missing(profile: Profile) -> Profile:

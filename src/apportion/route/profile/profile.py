@@ -16,7 +16,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import digest_of
 from apportion.core.errors import InputError
 from apportion.route.ask.source import ProfileSource
-from apportion.route.ask.strategy import DIRECT, STRATEGIES
+from apportion.route.ask.strategy import STRATEGIES
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -29,7 +29,13 @@ class Outcome:
     Attributes:
         f1, em: quality in [0, 1]; None when the row failed.
         latency_ms, draft_nll, retrieval_ms: None when not measured (nats per token for the NLL).
+        cached_tokens: prompt tokens that the server had cached already; None when it does not say.
+        latency_measured: False when the latency is an estimate from others measured alone. loaded_ms: what was
+            measured while other calls ran.
         completion_measured: False when the completion tokens are an estimate.
+        completion: all that the model showed. finish, rule: how it ended, and how the answer was found in it.
+        kind: of the question, which its prompt was for. asked_as: another strategy than `strategy` where no
+            passage was found. cut_tokens: of the prompt, to fit the context. passages: ids, best first.
         error: why the row failed; a failed row has no quality and no tokens.
         features: the question's features by name; absent or None when not measured.
     """
@@ -49,6 +55,16 @@ class Outcome:
     completion_measured: bool = True
     error: str | None = None
     retrieval_ms: float | None = None
+    cached_tokens: int | None = None
+    latency_measured: bool | None = None
+    loaded_ms: float | None = None
+    completion: str | None = None
+    finish: str | None = None
+    rule: str | None = None
+    kind: str | None = None
+    asked_as: str | None = None
+    cut_tokens: int | None = None
+    passages: tuple[str, ...] = ()
     features: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -64,6 +80,9 @@ class Profile:
         features: [n, f], NaN where missing. feature_names: the f names.
         strategies: those that the choice is restricted to.
         dropped: what could not be used, each with its reason.
+        completion_tokens, cached_tokens: [n, 4] the part of `tokens` that was generated, and the part that the
+            server had cached (0 where it did not say); None where prompt and completion were not recorded apart.
+        answers: the four answers of each question, where they were recorded.
     """
 
     dataset: tuple[str, ...]
@@ -79,6 +98,9 @@ class Profile:
     strategies: tuple[str, ...] = STRATEGIES
     source: ProfileSource = field(default_factory=ProfileSource)
     dropped: tuple[str, ...] = ()
+    completion_tokens: Floats | None = None
+    cached_tokens: Floats | None = None
+    answers: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -122,12 +144,14 @@ class Profile:
         known = self.latency_ms[self.complete][:, list(self.columns)]
         return bool(known.size) and bool(np.isfinite(known).all())
 
-    @property
-    def has_draft_cost(self) -> bool:
-        """Whether the draft's cost, which is Direct's, is known for every complete question."""
-        whole = self.complete
-        known = np.isfinite(self.tokens[whole, DIRECT])
-        timed = np.isfinite(self.latency_ms[whole, DIRECT]) if self.has_latency else known
+    def has_cost(self, strategy: str) -> bool:
+        """Whether this strategy's tokens (and latency, where latencies are known) are known of every complete question.
+
+        Also asked of strategies that may not be chosen: a draft costs what Direct costs.
+        """
+        whole, column = self.complete, STRATEGIES.index(strategy)
+        known = np.isfinite(self.tokens[whole, column])
+        timed = np.isfinite(self.latency_ms[whole, column]) if self.has_latency else known
         return bool(known.size) and bool((known & timed).all())
 
     def keys(self) -> NDArray[np.uint64]:
@@ -149,6 +173,9 @@ class Profile:
             latency_ms=self.latency_ms[numbers],
             retrieval_ms=self.retrieval_ms[numbers],
             features=self.features[numbers],
+            completion_tokens=None if self.completion_tokens is None else self.completion_tokens[numbers],
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens[numbers],
+            answers=tuple(self.answers[i] for i in numbers) if self.answers else (),
         )
 
     def only_complete(self) -> "Profile":

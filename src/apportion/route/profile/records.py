@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apportion.core.artifact import digest_of
-from apportion.route.ask.probes import draft_features
+from apportion.route.ask.probes import draft_features, retrieved_features
 from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.latency import LatencyModel
 from apportion.route.profile.profile import Outcome
 from apportion.route.profile.questions import Question
 from apportion.route.profile.scoring import score
 
 Record = dict[str, Any]
-Key = tuple[str, str]  # question key, strategy; strategy "" is the question's probe
+Key = tuple[str, str]  # question key, strategy; "" is the question's probe, "alone:rag" an answer timed alone
+ALONE = "alone:"
 
 
 def question_key(question: Question) -> str:
@@ -33,19 +35,56 @@ class Measured:
         record = self.records.get((key, strategy))
         return record is not None and record.get("error") is None
 
-    def outcomes(self, question: Question) -> list[Outcome]:
-        """The four rows of a question, scored; a strategy that never ran is a failed row."""
+    def answers(self, questions: Sequence[Question], strategy: str) -> list[Record]:
+        """The records of a strategy that did not fail."""
+        keys = [question_key(one) for one in questions]
+        return [self.records[key, strategy] for key in keys if self.is_done(key, strategy)]
+
+    def alone(self) -> list[Record]:
+        """The records of answers that were timed alone."""
+        return [record for (_, strategy), record in self.records.items() if strategy.startswith(ALONE)]
+
+    def outcomes(self, question: Question, latency: LatencyModel | None = None) -> list[Outcome]:
+        """The four rows of a question, scored; a strategy that never ran is a failed row.
+
+        Args:
+            latency: what rows that were not timed alone are estimated by; without it they keep what was measured.
+        """
         key = question_key(question)
         probe = self.records.get((key, ""), {})
-        draft = draft_features(self.records.get((key, "direct"), {}).get("logprobs"))
-        features: Mapping[str, float] = {**probe.get("features", {}), **draft}
+        direct, rag = (self.records.get((key, strategy), {}) for strategy in ("direct", "rag"))
+        losses = draft_features(direct.get("logprobs"), direct.get("margin"))
+        losses |= retrieved_features(rag.get("logprobs"), rag.get("margin"))
+        said = direct.get("features", {}) | rag.get("features", {})
+        features: Mapping[str, float] = {**probe.get("features", {}), **said, **losses}
         return [
-            _outcome(question, strategy, self.records.get((key, strategy)), probe, features) for strategy in STRATEGIES
+            _outcome(
+                question,
+                strategy,
+                self.records.get((key, strategy)),
+                probe,
+                features,
+                _latency(self.records, key, strategy, latency),
+            )
+            for strategy in STRATEGIES
         ]
 
     def count(self, questions: Sequence[Question], strategies: Sequence[str]) -> int:
         """How many rows of these questions are finished."""
         return sum(self.is_done(question_key(one), strategy) for one in questions for strategy in strategies)
+
+
+def _latency(
+    records: Mapping[Key, Record], key: str, strategy: str, model: LatencyModel | None
+) -> tuple[float | None, bool]:
+    """Milliseconds of a row, and whether they were measured."""
+    alone, record = records.get((key, ALONE + strategy)), records.get((key, strategy), {})
+    if alone is not None:
+        return alone["latency_ms"], True
+    if model is None or "prompt_tokens" not in record:
+        return record.get("latency_ms"), True
+    estimate = model.estimate(record["prompt_tokens"], record["completion_tokens"], record.get("search_ms", 0.0))
+    return estimate, False
 
 
 def _outcome(
@@ -54,6 +93,7 @@ def _outcome(
     record: Record | None,
     probe: Record,
     features: Mapping[str, float],
+    latency: tuple[float | None, bool],
 ) -> Outcome:
     shared: dict[str, Any] = {
         "dataset": question.dataset,
@@ -75,7 +115,17 @@ def _outcome(
         f1=result.f1,
         em=result.em,
         prompt_tokens=record["prompt_tokens"],
+        cached_tokens=record.get("cached_tokens"),
         completion_tokens=record["completion_tokens"],
-        latency_ms=record["latency_ms"],
+        latency_ms=latency[0],
+        latency_measured=latency[1],
+        loaded_ms=record["latency_ms"],
         completion_measured=record["tokens_measured"],
+        completion=record.get("completion"),
+        finish=record.get("finish"),
+        rule=record.get("rule"),
+        kind=record.get("kind"),
+        asked_as=record.get("asked_as"),
+        cut_tokens=record.get("cut"),
+        passages=tuple(record.get("passages", ())),
     )

@@ -3,75 +3,83 @@
 Every finished answer is appended to a log beside the output (`FILE.log`) before the next one starts; the
 Parquet file is written from it at the end, complete or not at all. With `resume`, what the log holds is not
 asked again, except failed rows. Failed calls are rows with an error; a long run of them stops the profile.
+
+    probes -> the first 8 questions, looked at -> some questions one at a time, for latency -> the rest
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from apportion.core.artifact import plain
 from apportion.core.errors import ArtifactExistsError, InputError, ServiceError
 from apportion.core.lock import sole_writer
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
-from apportion.route.ask.pipelines import build_request, extract, uses_passages
-from apportion.route.ask.probes import features_of_hits, question_features
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.index.bm25 import check_k
-from apportion.route.llm.protocol import Completion
+from apportion.route.profile.asking import Batch, ask, ask_alone, probe
 from apportion.route.profile.file import write_profile
+from apportion.route.profile.latency import LatencyModel, fit_latency
+from apportion.route.profile.preflight import QUESTIONS as FIRST
+from apportion.route.profile.preflight import Preflight, look
 from apportion.route.profile.questions import Question
-from apportion.route.profile.records import Measured, Record, question_key
+from apportion.route.profile.records import ALONE, Measured, Record, question_key
+from apportion.route.profile.report import ProfileReport, report_on
 
-SHOWN_FAILURES = 10
-Batch = list[tuple[Question, str]]  # one strategy in each batch
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileReport:
-    """How a profile went.
-
-    Attributes:
-        rows: of the file, four a question. resumed: of these, finished by an earlier run.
-        failed: rows with an error. failures: the first few, with question and reason.
-        cut_prompts: answers whose prompt was longer than the context. unmatched: answers that the prompt's
-            pattern did not find, so that the last line was taken. estimated_tokens: rows of a server that
-            reports no usage.
-        logprobs: how it is known whether draft features could be measured; without, they are missing.
-        latency: what latencies mean here.
-    """
-
-    path: str
-    questions: int
-    rows: int
-    resumed: int
-    failed: int
-    failures: tuple[str, ...]
-    cut_prompts: int
-    unmatched: int
-    estimated_tokens: int
-    has_logprobs: bool
-    logprobs: str
-    latency: str
-    seconds: float
+UNLOADED = 8  # questions whose four answers are also timed with nothing else running
 
 
-def run_profile(questions: Sequence[Question], setup: Setup, out: Path, *, resume: bool = False) -> ProfileReport:
+def run_profile(
+    questions: Sequence[Question],
+    setup: Setup,
+    out: Path,
+    *,
+    resume: bool = False,
+    unloaded: int = UNLOADED,
+    on_preflight: Callable[[Preflight], None] = lambda found: None,
+) -> ProfileReport:
     """Ask every question in four ways and write the profile.
+
+    Args:
+        questions: with gold answers; ids unique in a dataset.
+        setup: model, retriever, prompts and number of passages.
+        out: the Parquet file; its log lies beside it and may be deleted afterwards.
+        resume: continue what the log holds.
+        unloaded: so many questions, evenly spread, are asked once more with nothing else running, and the latency
+            of all others is estimated from them; 0 keeps latencies as measured under load. Not done where calls
+            are made one at a time anyway.
+        on_preflight: told how the first 8 questions went, before the long run.
+
+    Returns:
+        What happened, per pipeline. All rows are in the file, failed ones with their error.
 
     Raises:
         ArtifactExistsError: the output or its log is there and resume is off.
         ArtifactMismatchError: the log was made with another model, corpus, prompts or k.
-        ServiceError: so many calls failed in a row that the server must be gone; finished work is kept.
+        ServiceError: so many calls failed in a row that the server must be gone, or all failed; finished work is kept.
+    Cost: four calls and one search a question, and four calls for each of the `unloaded` questions.
+
+    >>> import tempfile
+    >>> from apportion.route.ask.prompts import load_prompts
+    >>> from apportion.route.index import Passage, build_index
+    >>> from apportion.route.llm import Echo
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> index = build_index([Passage("1", "Bern", "Bern is the capital of Switzerland.")], folder / "index")
+    >>> asked = [Question("1", "capitals", "What is the capital of Switzerland?", ("Bern",))]
+    >>> report = run_profile(asked, Setup(Echo("Answer: Bern"), index, load_prompts()), folder / "profile.parquet")
+    >>> report.rows, report.failed, report.pipelines["rag"].quality
+    (4, 0, 1.0)
     """
     start = time.monotonic()
     check_k(setup.k, 0)
     if not questions:
         raise InputError("profile: no question was given", "give at least one question with answers")
+    if unloaded < 0:
+        raise InputError(f"--unloaded {unloaded}: expected 0 or a number of questions")
     if out.exists() and not resume:
         raise ArtifactExistsError(f"--out {out}: exists", "continue it with --resume, or choose another --out")
     source = setup.source()
@@ -81,13 +89,82 @@ def run_profile(questions: Sequence[Question], setup: Setup, out: Path, *, resum
         for record in log.records:
             measured.add(record)
         resumed = measured.count(questions, STRATEGIES)
-        total = len(questions) * len(STRATEGIES)
-        _probe_questions(questions, setup, measured, log)
-        with progress("profile", total, "answers", done=resumed) as advance:
-            _ask_all(_pending(questions, measured, setup.llm.batch_size), setup, measured, log, advance)
-    outcomes = [row for question in questions for row in measured.outcomes(question)]
-    write_profile(out, outcomes, source)
-    return _report(questions, setup, measured, out, resumed, time.monotonic() - start)
+        preflight = _measure(questions, setup, measured, log, unloaded, on_preflight)
+    model = fit_latency(measured.alone())
+    outcomes = [row for question in questions for row in measured.outcomes(question, model)]
+    if all(row.error for row in outcomes):
+        raise ServiceError(
+            f"profile: all {len(outcomes)} answers failed, the last with: {outcomes[-1].error}",
+            "see to the server, then run the same command with --resume",
+        )
+    latency = _latency(setup, model)
+    write_profile(out, outcomes, replace(source, latency=latency))
+    return report_on(
+        questions,
+        outcomes,
+        measured,
+        setup,
+        path=str(out),
+        resumed=resumed,
+        latency=latency,
+        preflight=preflight,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _measure(
+    questions: Sequence[Question],
+    setup: Setup,
+    measured: Measured,
+    log: AppendLog,
+    unloaded: int,
+    on_preflight: Callable[[Preflight], None],
+) -> Preflight:
+    """Everything that is missing, in the order of the file's head."""
+    _probe_questions(questions, setup, measured, log)
+    first, rest = questions[:FIRST], questions[FIRST:]
+    size, done = setup.llm.batch_size, measured.count(questions, STRATEGIES)
+    with progress("profile", len(questions) * len(STRATEGIES), "answers", done=done) as advance:
+        _ask_all(_pending(first, measured, size), setup, measured, log, advance)
+        found = look(first, measured, has_chat_template=getattr(setup.llm, "has_chat_template", True))
+        on_preflight(found)
+        if setup.llm.concurrency * size > 1:
+            _time_alone(spread(questions, unloaded), setup, measured, log)
+        _ask_all(_pending(rest, measured, size), setup, measured, log, advance)
+    return found
+
+
+def spread(questions: Sequence[Question], count: int) -> list[Question]:
+    """So many questions, evenly spread over the file.
+
+    >>> spread([Question(str(n), "d", "Why?", ("x",)) for n in range(10)], 2)[1].id
+    '5'
+    """
+    count = min(count, len(questions))
+    return [questions[at * len(questions) // count] for at in range(count)]
+
+
+def _time_alone(questions: Sequence[Question], setup: Setup, measured: Measured, log: AppendLog) -> None:
+    """Each question under each strategy, one at a time; a call that fails gives no time."""
+    pairs = [(one, name) for one in questions for name in STRATEGIES]
+    missing = [(one, name) for one, name in pairs if not measured.is_done(question_key(one), ALONE + name)]
+    if not missing:
+        return
+    for _, name in missing[: len(STRATEGIES)]:
+        ask([(missing[0][0], name)], setup)  # what the first single call sets up is not part of its time
+    with progress("latency", len(missing), "answers") as advance:
+        for question, name in missing:
+            with suppress(ServiceError):
+                _keep(ask_alone(question, name, setup), measured, log)
+            advance()
+
+
+def _latency(setup: Setup, model: LatencyModel | None) -> str:
+    """What the latencies of the file mean."""
+    llm = setup.llm
+    if model is not None:
+        return str(model)
+    return f"of calls with {llm.concurrency} at once, batches of {llm.batch_size}, the search included"
 
 
 @contextmanager
@@ -108,20 +185,7 @@ def _probe_questions(questions: Sequence[Question], setup: Setup, measured: Meas
     missing = [question for question in questions if not measured.is_done(question_key(question), "")]
     with progress("probes", len(missing), "questions") as advance:
         for question in missing:
-            start = time.perf_counter()
-            hits = setup.retriever.search(question.question, setup.k)
-            retrieval_ms = (time.perf_counter() - start) * 1000
-            features = {**features_of_hits(hits), **question_features(question.question)}
-            _keep(
-                {
-                    "question": question_key(question),
-                    "strategy": "",
-                    "features": features,
-                    "retrieval_ms": retrieval_ms,
-                },
-                measured,
-                log,
-            )
+            _keep(probe(question, setup), measured, log)
             advance()
 
 
@@ -174,68 +238,3 @@ def _ask_all(batches: Iterable[Batch], setup: Setup, measured: Measured, log: Ap
 def _keep(record: Record, measured: Measured, log: AppendLog) -> None:
     log.append(record)
     measured.add(record)
-
-
-def ask(batch: Batch, setup: Setup) -> list[Record]:
-    """One call for a batch of one strategy; a failed call is a record with an error for each of its rows."""
-    strategy = batch[0][1]
-    searched_ms, requests = [], []
-    for question, _ in batch:
-        start = time.perf_counter()
-        found = setup.retriever.search(question.question, setup.k).passages if uses_passages(strategy) else ()
-        searched_ms.append((time.perf_counter() - start) * 1000 if uses_passages(strategy) else 0.0)
-        draft = strategy == "direct" and setup.llm.has_logprobs
-        requests.append(build_request(setup.prompts, strategy, question.question, found, logprobs=draft))
-    try:
-        completions = setup.llm.complete(requests)
-    except ServiceError as error:
-        return [{"question": question_key(one), "strategy": strategy, "error": error.problem} for one, _ in batch]
-    return [
-        _record(question, strategy, completion, search_ms, setup)
-        for (question, _), completion, search_ms in zip(batch, completions, searched_ms, strict=True)
-    ]
-
-
-def _record(question: Question, strategy: str, completion: Completion, search_ms: float, setup: Setup) -> Record:
-    extracted = extract(setup.prompts.of(strategy), completion)
-    return {
-        "question": question_key(question),
-        "strategy": strategy,
-        "answer": extracted.answer,
-        "matched": extracted.matched,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "latency_ms": completion.latency_ms + search_ms,
-        "logprobs": plain(completion.token_logprobs),
-        "cut": completion.cut_prompt_tokens,
-        "attempts": completion.attempts,
-        "tokens_measured": completion.tokens_measured,
-    }
-
-
-def _report(
-    questions: Sequence[Question], setup: Setup, measured: Measured, out: Path, resumed: int, seconds: float
-) -> ProfileReport:
-    keys = [(one, strategy) for one in questions for strategy in STRATEGIES]
-    records = [measured.records[question_key(one), strategy] for one, strategy in keys]
-    failures = [
-        f"{one.dataset}/{one.id} {strategy}: {record['error']}"
-        for (one, strategy), record in zip(keys, records, strict=True)
-        if record.get("error") is not None
-    ]
-    llm = setup.llm
-    return ProfileReport(
-        path=str(out),
-        questions=len(questions),
-        rows=len(records),
-        resumed=resumed,
-        failed=len(failures),
-        failures=tuple(failures[:SHOWN_FAILURES]),
-        cut_prompts=sum(bool(record.get("cut")) for record in records),
-        unmatched=sum(record.get("matched") is False for record in records),
-        estimated_tokens=sum(record.get("tokens_measured") is False for record in records),
-        has_logprobs=llm.has_logprobs,
-        logprobs=llm.logprobs_reason,
-        latency=f"of calls with {llm.concurrency} at once, batches of {llm.batch_size}, the search included",
-        seconds=seconds,
-    )

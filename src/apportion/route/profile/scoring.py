@@ -1,9 +1,13 @@
 """An answer against its gold answers: SQuAD-normalised token F1 and exact match.
 
 Source: the SQuAD 1.1 evaluation script (Rajpurkar et al. 2016): lower case, no punctuation, no articles,
-single spaces; the maximum over gold answers. We differ where gold is a number: then both scores are exact
-match of the values (so 1,200 equals 1200.0), and where gold is one of the choices yes, no, true, false or a
-letter: then both are exact match of the normalised text.
+single spaces; the maximum over gold answers. We differ by what gold is:
+
+    a number        both scores are equality of values (1,200 equals 1200.0); of several numbers in an answer the
+                    one after its last "=" counts
+    a year          (1000 to 2099 without separators) as a number, or by F1, so "June 5, 1990" against 1990 earns
+                    part of a point
+    a choice        yes, no, true, false or a letter: exact match; a sentence that begins with yes or no is that
 """
 
 import re
@@ -13,9 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?%?")
+_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?%?")
+_YEAR = re.compile(r"1\d{3}|20\d{2}")
 _CHOICE = re.compile(r"yes|no|true|false|[a-h]")
+_LEADING = re.compile(r"(yes|no)\b(?!-|\s+(?:and|or)\s+(?:yes|no)\b)")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SAME = str.maketrans({"−": "-", "‐": "-", "‑": "-", "–": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " "})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +36,22 @@ class Score:
 def score(answer: str, gold: Sequence[str]) -> Score:
     """The best score over gold answers.
 
+    Args:
+        answer: as extracted. gold: at least one.
+
+    Source: see the top of the file.
+
     >>> score("the Eiffel Tower!", ["Eiffel tower", "Tour Eiffel"])
     Score(f1=1.0, em=1.0)
-    >>> score("1,200 dollars", ["1200"])
-    Score(f1=1.0, em=1.0)
-    >>> score("12", ["120"])
-    Score(f1=0.0, em=0.0)
+    >>> score("1,200 dollars", ["1200"]), score("12", ["120"])
+    (Score(f1=1.0, em=1.0), Score(f1=0.0, em=0.0))
+    >>> score("Yes, both are British.", ["yes"]), score("2 * 1.5 = 3 bolts", ["3"])
+    (Score(f1=1.0, em=1.0), Score(f1=1.0, em=1.0))
+    >>> score("June 5, 1990", ["1990"])
+    Score(f1=0.5, em=0.0)
     """
-    each = [_score_one(answer, one) for one in gold]
+    answer = answer.translate(_SAME)
+    each = [_score_one(answer, one.translate(_SAME)) for one in gold]
     return Score(max(one.f1 for one in each), max(one.em for one in each))
 
 
@@ -52,23 +67,29 @@ def normalise(text: str) -> str:
 def number_in(text: str) -> float | None:
     """The value of a text that is one number (with unit words after it or a currency sign before it).
 
-    >>> number_in("$1,250.50"), number_in("17 apples"), number_in("between 3 and 4")
-    (1250.5, 17.0, None)
+    >>> number_in("$1,250.50"), number_in("17 apples"), number_in("between 3 and 4"), number_in("2 + 2 = 4")
+    (1250.5, 17.0, None, 4.0)
     """
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.rpartition("=")[2])
     if len(found) != 1:
         return None
-    return float(found[0].replace("$", "").replace(",", "").replace("%", ""))
+    return float(re.sub("[$€£,%]", "", found[0]))
 
 
 def _score_one(answer: str, gold: str) -> Score:
     if _NUMBER.fullmatch(gold.strip()):
         given, wanted = number_in(answer), number_in(gold)
         same = float(given is not None and given == wanted)
+        return _as_text(answer, gold) if _YEAR.fullmatch(gold.strip()) and not same else Score(same, same)
+    bare = _bare(gold)
+    if _CHOICE.fullmatch(bare):  # articles are kept: the choice may be "A"
+        leading = _LEADING.match(answer.lower().lstrip(" *\"'("))
+        same = float(_bare(answer) == bare or (leading is not None and leading[1] == bare))
         return Score(same, same)
-    if _CHOICE.fullmatch(_bare(gold)):  # articles are kept: the choice may be "A"
-        same = float(_bare(answer) == _bare(gold))
-        return Score(same, same)
+    return _as_text(answer, gold)
+
+
+def _as_text(answer: str, gold: str) -> Score:
     got, want = normalise(answer), normalise(gold)
     return Score(_token_f1(got.split(), want.split()), float(got == want))
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apportion.route.ask.strategy import USES_COT, USES_RAG
 from apportion.route.profile.profile import Bools, Floats
+from apportion.route.router.decider import HEADS
 
 BINS = 10
-HEADS = {"need_rag": USES_RAG, "need_cot": USES_COT}
-TEMPERATURES = np.geomspace(0.2, 20, 41)
+TEMPERATURES = np.geomspace(0.01, 20, 67)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from apportion.core.seeds import derived_seed
 from apportion.route.router.draft import Drafted
 from apportion.route.router.gate import LATENCY_NODES, TOKEN_NODES, edges
+from apportion.route.router.plan import TrainingPlan
 from apportion.route.router.policy import (
     COST_GAIN,
     ENCODED,
@@ -31,24 +32,6 @@ from apportion.route.router.policy import (
     mean_outcome,
 )
 from apportion.route.router.utility import Costed, Ints
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingPlan:
-    """How members are fitted. `folds` x `seeds` members; weights drawn log-uniformly, 0 among them."""
-
-    hidden: int = 32
-    folds: int = 5
-    seeds: int = 2
-    steps: int = 1000
-    check_every: int = 20
-    batch: int = 256
-    learning_rate: float = 0.005
-    weight_decay: float = 0.03
-    head_share: float = 0.2
-    zero_share: float = 0.15
-    smallest_weight: float = 0.01
-    conditioned: bool = True
 
 
 @dataclass(frozen=True, slots=True)

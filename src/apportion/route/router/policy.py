@@ -7,15 +7,17 @@ Utility is linear in the weights, so the heads are given that form; the encoded 
 where the other head's decision changes.     [ours]
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
 
 from apportion.core.arrays import NDArray
 from apportion.route.profile.profile import Floats
-from apportion.route.router.utility import Costed, Ints
+from apportion.route.router.decider import allowed
+from apportion.route.router.reader import Reader
+from apportion.route.router.utility import Costed, Ints, Weights
 
 Singles = NDArray[np.float32]
 WEIGHT_KNEE = 0.02
@@ -47,15 +49,6 @@ def encode_weights(weights: Floats, means: Floats) -> Floats:
     static = means[0] - capped @ means[1:]
     behind = np.maximum((static - static.max(axis=1, keepdims=True)) / 0.1, -4)
     return np.concatenate([logs, behind, capped], axis=1)
-
-
-def mean_and_spread(features: Floats) -> tuple[Floats, Floats]:
-    """[f] mean and standard deviation of the values that are there; 0 where there is none."""
-    known = np.isfinite(features)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, features, 0.0).sum(axis=0) / count
-    squares = np.where(known, (features - mean) ** 2, 0.0).sum(axis=0) / count
-    return mean, np.sqrt(squares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,60 +85,42 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A trained ensemble, the features it reads, and how they are standardised.
+    """A trained ensemble and what it reads.
 
     Attributes:
-        names: the f features it reads. mean, spread: [f], of the training questions.
         columns: the strategies it may choose. means: [3, 4] of `mean_outcome` in training.
     """
 
-    names: tuple[str, ...]
-    mean: Floats
-    spread: Floats
+    reader: Reader
     columns: tuple[int, ...]
-    means: Floats
+    means: Float[ndarray, "3 4"]
     layers: Layers
+    kind = "network"
 
-    def standardise(self, features: Floats) -> Singles:
-        """[n, f] standardised, at most 5 spreads out; what is missing becomes the training mean (0)."""
-        return np.nan_to_num((features - self.mean) / self.spread).clip(-5, 5).astype(np.float32)
+    @property
+    def asks(self) -> bool:
+        """Whether it has a head that decides for each question if a draft is to be made."""
+        return self.layers.heads == 3
 
-    def inputs(self, features: Floats, weights: Floats) -> Singles:
-        """[n, f + 8] what the network reads, from raw features [n, f] and weights [n, 2]."""
-        encoded = encode_weights(weights, self.means).astype(np.float32)
-        return np.concatenate([self.standardise(features), encoded], axis=1)
+    def scores(self, read: Float[ndarray, "n f"], weights: Weights) -> Float[ndarray, "n 4"]:
+        """How probable each strategy is, as a logit; with all four present each head is thresholded at one half."""
+        return joint(self.heads(read, weights), self.columns)
 
-    def logits(self, features: Floats, weights: Floats) -> Singles:
-        """[n, heads] logits of need_RAG, need_CoT (and the draft): the mean over members."""
-        return np.asarray(self.layers.logits(self.inputs(features, weights)).mean(axis=0))
+    def wants_draft(self, read: Float[ndarray, "n f"], weights: Weights) -> Bool[ndarray, " n"]:
+        """For which questions the draft is worth its cost; only of a policy that asks."""
+        return np.asarray(self.heads(read, weights)[:, 2] > 0)
 
-    def logits_of(
-        self, features: Mapping[str, float | None], weights: tuple[float, float]
-    ) -> tuple[tuple[float, ...], tuple[str, ...]]:
-        """The logits for one question, and the features that were missing or not finite: the fast way."""
-        row, missing = [], []
-        for name, mean, spread in zip(self.names, self.mean.tolist(), self.spread.tolist(), strict=True):
-            value = features.get(name)
-            if value is None or not math.isfinite(value):
-                missing.append(name)
-                value = mean
-            row.append(min(5.0, max(-5.0, (value - mean) / spread)))
-        encoded = encode_weights(np.array([weights]), self.means)
-        inputs = np.array([row + encoded[0].tolist()], dtype=np.float32)
-        return tuple(self.layers.logits(inputs).mean(axis=0)[0].tolist()), tuple(missing)
+    def heads(self, read: Float[ndarray, "n f"], weights: Weights) -> Float[ndarray, "n heads"]:
+        """Logits of need_RAG, need_CoT (and the draft): the mean over members."""
+        return np.asarray(self.layers.logits(self.inputs(read, weights)).mean(axis=0), dtype=np.float64)
+
+    def inputs(self, read: Float[ndarray, "n f"], weights: Weights) -> Singles:
+        """[n, f + 8] what the network reads, from standardised features [n, f] and weights."""
+        encoded = encode_weights(np.array([[weights.token, weights.latency]]), self.means)
+        return np.concatenate([read, encoded.repeat(len(read), axis=0)], axis=1).astype(np.float32)
 
 
-def choose(logits: NDArray[np.floating], columns: tuple[int, ...]) -> Ints:
-    """[n] the most probable of the strategies that may be chosen; among equals the first.
-
-    With all four present this is each head thresholded at one half.
-    """
-    joint = np.stack([0 * logits[:, 0], logits[:, 0], logits[:, 1], logits[:, 0] + logits[:, 1]], axis=1)
-    allowed = np.array(columns)
-    return np.asarray(allowed[joint[:, allowed].argmax(axis=1)])
-
-
-def choose_one(rag: float, cot: float, columns: tuple[int, ...]) -> int:
-    """The same choice for the logits of one question."""
-    joint = (0.0, rag, cot, rag + cot)
-    return max(columns, key=joint.__getitem__)
+def joint(heads: Float[ndarray, "n heads"], columns: tuple[int, ...]) -> Float[ndarray, "n 4"]:
+    """Scores of the strategies: the sum of the logits of what each uses."""
+    rag, cot = heads[:, 0], heads[:, 1]
+    return allowed(np.stack([0 * rag, rag, cot, rag + cot], axis=1), columns)

@@ -1,51 +1,80 @@
 """Decides in numpy which strategy answers a question, at the cost weights of the request.
 
-A router holds up to three tiers: `full` reads every feature, `lean` all but those of the draft (for servers
-that return no log-probabilities). A third, `asking`, reads what `lean` reads and decides for each question
-whether the draft is worth its cost; if so, `full` decides after it. Each tier has a gate; where no gate is
-open the best static strategy answers.
+A router holds tiers, each a way to decide from some features: `full` reads all that is known before the first
+decision, `lean` none of the draft's (for servers that return no log-probabilities), `asking` decides for each
+question whether a draft is worth its cost, and cheaper rules read the question alone. A tier that looks has
+the RAG answer made first and decides after it whether to reason. A guard says where any of them may decide;
+elsewhere the best static strategy answers.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 
 from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
-from apportion.route.ask.strategy import STRATEGIES, USES_COT, USES_RAG
-from apportion.route.profile.profile import Bools, Floats
+from apportion.route.ask.features import is_draft
+from apportion.route.ask.strategy import RAG, RAG_COT, STRATEGIES, USES_COT, USES_RAG
+from apportion.route.profile.profile import Floats
+from apportion.route.router.decider import Decider, heads_of
 from apportion.route.router.gate import Gate
-from apportion.route.router.policy import Policy, choose, choose_one
-from apportion.route.router.utility import Ints, Scale, Weights
+from apportion.route.router.policy import Policy
+from apportion.route.router.second import Second
+from apportion.route.router.utility import Scale, Weights
 
-FULL, LEAN, ASKING, STATIC = "full", "lean", "asking", "static"
+FULL, STATIC = "full", "static"
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A policy, where it may decide, and the temperatures of its heads; None for a head without a choice."""
+    """A way to decide, how good it was on questions held out, and the temperatures of its heads.
+
+    Attributes:
+        temperatures: None for a head without a choice.
+        looks: whether the RAG answer comes first wherever it retrieves, and the second decision after it.
+    """
 
     name: str
-    policy: Policy
+    decider: Decider
     gate: Gate
     temperatures: tuple[float | None, float | None]
+    looks: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features it reads."""
+        return self.decider.reader.names
 
     @property
     def draft_names(self) -> tuple[str, ...]:
         """The features that need a draft."""
-        return tuple(name for name in self.policy.names if name.startswith("draft_"))
+        return tuple(name for name in self.names if is_draft(name))
 
     @property
-    def asks(self) -> bool:
-        """Whether it decides for each question if a draft is to be made."""
-        return self.policy.layers.heads == 3
+    def asking(self) -> Policy | None:
+        """Its network, where that decides for each question if a draft is to be made."""
+        return self.decider if isinstance(self.decider, Policy) and self.decider.asks else None
 
     @property
     def may_draft(self) -> bool:
         """Whether it needs a model that returns log-probabilities."""
-        return self.asks or bool(self.draft_names)
+        return self.asking is not None or bool(self.draft_names)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Where any tier may decide, as held-out gains of choosing among them say.
+
+    Attributes:
+        any: with all tiers. undrafted: with those that need no draft.
+    """
+
+    any: Gate
+    undrafted: Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +82,12 @@ class Decision:
     """One routing decision and how it was made.
 
     Attributes:
-        tier: "full", "lean", or "static" when no policy may decide at these weights.
+        tier: the tier that decided, or "static" when none may decide at these weights.
         p_rag, p_cot: probabilities of the heads, weighted by what is at stake (see `calibration`); None when
             static, and for a head that has no choice among the strategies recorded.
         features_used: the names read. missing: those among them replaced by their training mean.
         fallback_reason: why a weaker tier decided than the router has; empty when none did.
+        look: the strategy is "rag" for now: make its answer, then ask `Router.decide_after`.
     """
 
     strategy: str
@@ -70,17 +100,34 @@ class Decision:
     features_used: tuple[str, ...]
     missing: tuple[str, ...]
     fallback_reason: str
+    look: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was decided for n questions at the same weights.
+
+    Attributes:
+        columns: the strategy whose answer is given. tiers: the tier that decided each.
+        looked: whether the RAG answer was looked at before.
+    """
+
+    columns: Int[ndarray, " n"]
+    tiers: tuple[str, ...]
+    looked: Bool[ndarray, " n"]
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Trained tiers, best first, and the training means that give the best static strategy at any weights.
+    """Trained tiers, and the training means that give the best static strategy at any weights.
 
     Attributes:
         means: [3, 4] mean quality, scaled tokens and scaled latency, no probes counted.
         has_latency: whether it was trained with latencies; if not, latency weights must be 0.
         source: digests and names of what it was trained on: model, corpus, prompts, k.
         trained_on: keys of the training questions, so that nobody judges it by them unknowingly.
+        guard: None in routers of earlier versions, where each tier's own gate is asked.
+        second: decides after a retrieved answer; None in a router of one decision.
     """
 
     tiers: tuple[Tier, ...]
@@ -90,6 +137,8 @@ class Router:
     has_latency: bool
     source: Mapping[str, str | int]
     trained_on: NDArray[np.uint64]
+    guard: Guard | None = None
+    second: Second | None = None
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -98,8 +147,10 @@ class Router:
 
     def __post_init__(self) -> None:
         names = [tier.name for tier in self.tiers]
-        if any(tier.asks for tier in self.tiers) and FULL not in names:
+        if any(tier.asking for tier in self.tiers) and FULL not in names:
             raise InputError(f"router: tiers {names}: one asks for a draft that no full tier reads")
+        if any(tier.looks for tier in self.tiers) and self.second is None:
+            raise InputError(f"router: tiers {names}: one looks at an answer and there is no second decision")
 
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""
@@ -108,25 +159,34 @@ class Router:
         return max(self.columns, key=lambda column: (values[column], -tokens[column]))
 
     def tier_at(self, weights: Weights, *, draft: bool = True) -> Tier | None:
-        """The tier with the largest held-out gain whose gate is open; None: the best static strategy.
+        """The tier of the largest assured held-out gain where one may decide; None: the best static strategy.
 
         Args:
             draft: whether draft features can be had.
         """
         self._check(weights)
-        usable = (tier for tier in self.tiers if draft or not tier.may_draft)
-        opened = [(tier.gate.at(weights)[0], tier) for tier in usable if tier.gate.is_open(weights)]
-        return max(opened, key=lambda pair: pair[0])[1] if opened else None
+        usable = [tier for tier in self.tiers if draft or not tier.may_draft]
+        if self.guard is None:
+            opened = (tier for tier in usable if tier.gate.is_open(weights))
+            return max(opened, key=lambda tier: tier.gate.at(weights)[0], default=None)
+        if not (self.guard.any if draft else self.guard.undrafted).is_open(weights):
+            return None
+        return max(usable, key=lambda tier: tier.gate.assured(weights), default=None)
+
+    def one_decision(self) -> "Router":
+        """The same router without its second decision."""
+        return replace(self, tiers=tuple(tier for tier in self.tiers if not tier.looks), second=None)
 
     def features_wanted(self, weights: Weights, *, draft: bool = True) -> tuple[str, ...]:
-        """The features to measure before deciding at these weights: none where no gate is open.
+        """The features to measure before deciding at these weights: none where no tier may decide.
 
-        Draft features among them are worth measuring only where `wants_draft` says so.
+        Draft features among them are worth measuring only where `wants_draft` says so; what is read of a
+        retrieved answer comes later (`second`).
         """
         tier = self.tier_at(weights, draft=draft)
         if tier is None:
             return ()
-        return (*tier.policy.names, *self._full.draft_names) if tier.asks else tier.policy.names
+        return (*tier.names, *self._full.draft_names) if tier.asking else tier.names
 
     @property
     def _full(self) -> Tier:
@@ -135,9 +195,9 @@ class Router:
     def wants_draft(self, features: Mapping[str, float | None], weights: Weights) -> bool:
         """Whether to make a draft for a question whose other features are these."""
         tier = self.tier_at(weights)
-        if tier is None or not tier.asks:
+        if tier is None or tier.asking is None:
             return tier is not None and bool(tier.draft_names)
-        return tier.policy.logits_of(features, (weights.token, weights.latency))[0][2] > 0
+        return _asks(tier.asking, features, weights)
 
     def decide(
         self, features: Mapping[str, float | None], token_weight: float, latency_weight: float = 0.0
@@ -145,55 +205,95 @@ class Router:
         """The strategy for one question.
 
         Args:
-            features: by name; others than the router reads are ignored. Without draft features the lean
-                tier decides; any other missing feature is replaced by its training mean and named.
+            features: by name; others than the router reads are ignored. Without draft features a tier
+                that needs none decides; any other missing feature is replaced by its training mean and named.
+            token_weight, latency_weight: as in `Weights`.
+
+        Returns:
+            The decision; where it says `look`, the RAG answer is to be made and `decide_after` asked.
 
         Raises:
             InputError: a weight below 0 or not finite; a latency weight for a router that knows no latency.
+
+        Cost: about 0.1 ms.
         """
         weights = Weights(token_weight, latency_weight)
-        pair = (weights.token, weights.latency)
         tier, reason = self.tier_at(weights), ""
-        found = tier.policy.logits_of(features, pair) if tier and tier.asks else None
-        if found and found[0][2] > 0:  # the draft is worth its cost
-            tier, found = self._full, None
+        if tier and tier.asking and _asks(tier.asking, features, weights):
+            tier = self._full
         if tier and any(not _known(features.get(name)) for name in tier.draft_names):
             reason = f"no draft features, so not the {tier.name} tier"
             tier = self.tier_at(weights, draft=False)
         if tier is None:
             return self._static(weights, reason)
-        (rag, cot, *_), missing = found or tier.policy.logits_of(features, pair)
-        column = choose_one(rag, cot, self.columns)
+        return self._decided(tier, features, weights, reason)
+
+    def _decided(self, tier: Tier, features: Mapping[str, float | None], weights: Weights, reason: str) -> Decision:
+        row, missing = tier.decider.reader.row(features)
+        scores = tier.decider.scores(np.array([row]).reshape(1, len(row)), weights)
+        column = int(scores[0].argmax())
+        look = tier.looks and USES_RAG[column]
+        rag, cot = heads_of(scores)[0].tolist()
         return Decision(
-            strategy=STRATEGIES[column],
+            strategy=STRATEGIES[RAG if look else column],
             need_rag=USES_RAG[column],
-            need_cot=USES_COT[column],
+            need_cot=USES_COT[RAG if look else column],
             weights=weights,
             tier=tier.name,
             p_rag=_tempered(rag, tier.temperatures[0]),
             p_cot=_tempered(cot, tier.temperatures[1]),
-            features_used=tier.policy.names,
+            features_used=tier.names,
             missing=missing,
             fallback_reason=reason,
+            look=look,
         )
 
-    def decide_many(self, features: Floats, names: tuple[str, ...], weights: Weights) -> tuple[Ints, tuple[str, ...]]:
-        """[n] columns chosen for n questions with features [n, f], and the tier that decided each."""
+    def decide_after(self, decision: Decision, features: Mapping[str, float | None]) -> Decision:
+        """The second decision: whether the RAG answer stands or RAG+CoT follows on the same passages.
+
+        Args:
+            decision: a first one that says `look`.
+            features: of the question, the search and the answer, by name; missing ones are named.
+        """
+        if self.second is None or not decision.look:
+            raise InputError("decide_after: the first decision did not ask to look", "ask where `look` is true")
+        row, missing = self.second.reader.row(features)
+        reason = bool(self.second.worth(np.array([row]), decision.weights)[0] > 0)
+        return replace(
+            decision,
+            strategy=STRATEGIES[RAG_COT if reason else RAG],
+            need_cot=reason,
+            p_cot=None,
+            features_used=(*decision.features_used, *self.second.reader.names),
+            missing=tuple(dict.fromkeys((*decision.missing, *missing))),
+            look=False,
+        )
+
+    def decide_many(self, features: Float[ndarray, "n f"], names: tuple[str, ...], weights: Weights) -> Chosen:
+        """Both decisions for n questions whose features are known already."""
         rows = np.arange(len(features))
         columns, tiers = np.full(len(rows), self.static_column(weights)), np.full(len(rows), STATIC, dtype=object)
-        read = _Table(features, {name: i for i, name in enumerate(names)}, weights)
+        looks = np.zeros(len(rows), dtype=bool)
         wanted = self.tier_at(weights)
-        if wanted and wanted.asks:
-            logits = read.logits(wanted, rows)
-            asks = logits[:, 2] > 0
-            columns[~asks], tiers[~asks] = choose(logits, self.columns)[~asks], wanted.name
+        if wanted and wanted.asking:
+            read = wanted.decider.reader.standardise(wanted.decider.reader.take(features, names))
+            asks = wanted.asking.wants_draft(read, weights)
+            columns[~asks] = wanted.decider.scores(read[~asks], weights).argmax(axis=1)
+            tiers[~asks], looks[~asks] = wanted.name, wanted.looks
             rows, wanted = rows[asks], self._full
-        drafted = read.has_all(wanted.draft_names if wanted else (), rows)
+        drafted = _has_all(features[rows], names, wanted.draft_names if wanted else ())
         for part, tier in ((rows[drafted], wanted), (rows[~drafted], self.tier_at(weights, draft=False))):
             if tier and len(part):
-                columns[part] = choose(read.logits(tier, part), self.columns)
-                tiers[part] = tier.name
-        return columns, tuple(tiers.tolist())
+                reader = tier.decider.reader
+                read = reader.standardise(reader.take(features[part], names))
+                columns[part] = tier.decider.scores(read, weights).argmax(axis=1)
+                tiers[part], looks[part] = tier.name, tier.looks
+        looked = looks & np.array(USES_RAG)[columns]
+        if self.second is not None and looked.any():
+            reader = self.second.reader
+            read = reader.standardise(reader.take(features[looked], names))
+            columns[looked] = np.where(self.second.worth(read, weights) > 0, RAG_COT, RAG)
+        return Chosen(columns, tuple(tiers.tolist()), looked)
 
     def _static(self, weights: Weights, reason: str) -> Decision:
         column = self.static_column(weights)
@@ -219,29 +319,16 @@ class Router:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Features [n, f] of many questions by name, asked at the same weights."""
+def _asks(asking: Policy, features: Mapping[str, float | None], weights: Weights) -> bool:
+    row, _ = asking.reader.row(features)
+    return bool(asking.wants_draft(np.array([row]), weights)[0])
 
-    features: Floats
-    position: Mapping[str, int]
-    weights: Weights
 
-    def logits(self, tier: Tier, rows: Ints) -> Floats:
-        """[rows, heads] of a tier; a feature that is not there is missing for every question."""
-        missing = np.full(len(rows), np.nan)
-        read = [
-            self.features[rows, self.position[name]] if name in self.position else missing for name in tier.policy.names
-        ]
-        asked = np.tile([[self.weights.token, self.weights.latency]], (len(rows), 1))
-        return np.asarray(tier.policy.logits(np.stack(read, axis=1), asked), dtype=np.float64)
-
-    def has_all(self, names: tuple[str, ...], rows: Ints) -> Bools:
-        """[rows] whether a question has every one of these features."""
-        if not all(name in self.position for name in names):
-            return np.zeros(len(rows), dtype=bool)
-        columns = [self.position[name] for name in names]
-        return np.asarray(np.isfinite(self.features[rows][:, columns]).all(axis=1))
+def _has_all(features: Float[ndarray, "n f"], names: tuple[str, ...], wanted: tuple[str, ...]) -> Bool[ndarray, " n"]:
+    """Whether a question has every one of these features."""
+    if not all(name in names for name in wanted):
+        return np.zeros(len(features), dtype=bool)
+    return np.asarray(np.isfinite(features[:, [names.index(name) for name in wanted]]).all(axis=1))
 
 
 def _tempered(logit: float, temperature: float | None) -> float | None:

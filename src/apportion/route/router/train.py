@@ -1,66 +1,81 @@
-"""A profile -> a router: cross-fitted members, early stop on held-out regret, a gate per tier, calibration.
+"""A profile -> a router: everything that may decide is fitted and judged on folds, and a guard chooses.
 
-Each of K folds is held out from its own members. The number of steps is the one with the smallest held-out
-regret (over the folds other than a question's own, when that question's held-out decision is judged), so what
-the gate and the calibration see is unseen in training and in stopping. The router is all members together.
+Each of K folds is held out from its own members, so every candidate has, for every question and at every node of
+a grid of weights, a decision made without it. Gates and guard are computed from those; the router is made of all
+members together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from apportion.core.errors import InputError
-from apportion.route.profile.profile import Floats, Profile
-from apportion.route.router.calibration import Calibration, calibrate_heads
+from apportion.route.ask.features import FEATURES, is_draft, needs_of
+from apportion.route.ask.strategy import RAG
+from apportion.route.profile.profile import Profile
+from apportion.route.router.calibration import Calibration
+from apportion.route.router.candidate import (
+    ASKING,
+    FULL,
+    LEAN,
+    Candidate,
+    Fit,
+    constant,
+    feature_sets,
+    linear,
+    looking,
+    network,
+    stump,
+)
 from apportion.route.router.draft import Drafted
-from apportion.route.router.fit import Fitted, TrainingPlan, fit_members
-from apportion.route.router.folds import others, split_folds
-from apportion.route.router.gate import LATENCY_NODES, TOKEN_NODES, Gate, mean_and_error
-from apportion.route.router.policy import (
-    Layers,
-    Policy,
-    Singles,
-    choose,
-    encode_weights,
-    mean_and_spread,
-    mean_outcome,
-)
-from apportion.route.router.router import ASKING, FULL, LEAN, Router, Tier
-from apportion.route.router.utility import (
-    LATENCY_WEIGHTS,
-    TOKEN_WEIGHTS,
-    Costed,
-    Ints,
-    Scale,
-    Weights,
-    best_static,
-    cost,
-    scale_of,
-    utility,
-    weight_grid,
-)
+from apportion.route.router.folds import split_folds
+from apportion.route.router.gate import gate_of, guard_of
+from apportion.route.router.learn_second import SecondLearned, can_look, learn_second
+from apportion.route.router.lesson import Lesson
+from apportion.route.router.plan import TrainingPlan
+from apportion.route.router.policy import mean_outcome
+from apportion.route.router.price import Price
+from apportion.route.router.reader import mean_and_spread
+from apportion.route.router.router import Guard, Router, Tier
+from apportion.route.router.utility import Scale, cost, scale_of
 
 CAUTION = 1.64
 
 
 @dataclass(frozen=True, slots=True)
 class TierRecord:
-    """How one tier came about: when it stopped, its held-out regret at each check, its heads' calibration."""
+    """How one tier came about: what it reads, how it was fitted, its heads' calibration."""
 
     name: str
+    kind: str
     features: tuple[str, ...]
-    stopped_at: int
-    checks: tuple[int, ...]
-    regret: tuple[float, ...]
+    fit: Fit
     calibration: tuple[Calibration, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class SecondRecord:
+    """How the second decision came about: held-out squared error against the variance of what it predicts."""
+
+    features: tuple[str, ...]
+    error: float
+    variance: float
+    offered_share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
-    """A router and how it came about; `dropped` is everything of the profile that could not be used."""
+    """A router and how it came about.
+
+    Attributes:
+        tiers: in the order of the router's. second: None where one decision was asked for, or learned.
+        dropped: everything of the profile that could not be used, each with its reason.
+    """
 
     router: Router
     tiers: tuple[TierRecord, ...]
+    second: SecondRecord | None
     plan: TrainingPlan
     seed: int
     questions: int
@@ -74,218 +89,184 @@ def train_router(
     seed: int = 0,
     caution: float = CAUTION,
     scale: Scale | None = None,
+    price: Price | None = None,
+    stages: int = 1,
 ) -> Trained:
-    """Train the tiers that the profile's features allow.
+    """Learn from outcomes which questions need retrieval and which need reasoning, at any cost weights.
 
     Args:
-        caution: standard errors by which a policy must beat the best static strategy on held-out questions
-            before it may decide.
+        profile: n questions with quality, tokens and, where known, latency of each strategy; n at least
+            4 x `plan.folds`. Features that this program cannot measure when asked are left out.
+        plan: how the networks are fitted; the defaults take about 6 s a network for 500 questions.
+        seed: of folds, initial weights and draws; equal seeds give equal routers.
+        caution: standard errors by which deciding must beat the best static strategy on held-out questions.
         scale: what a weight of 1 refers to; the profile's own without it.
+        price: of tokens by kind; without it every token counts the same. Not with a scale, which has its own.
+        stages: 2 lets reasoning be decided after a retrieved answer, where folds show a gain.
+
+    Returns:
+        The router, and how each of its tiers came about.
 
     Raises:
-        InputError: one strategy only, too few questions, or no feature that varies.
+        InputError: one strategy only, too few questions, no feature that varies, or an answer quality of 0
+            throughout.
+
+    Cost: three networks (folds x seeds members each) and a few decompositions of features x features.
+
+    Source: dual heads conditioned on the weights, X-Router (METHODS section 2); gates, tiers and the cheap
+    rules are ours.
+
+    >>> from apportion.demo.recorded import recorded
+    >>> brief = TrainingPlan(folds=2, seeds=1, steps=20, check_every=10)
+    >>> trained = train_router(recorded("train").select(np.arange(60)), brief)
+    >>> trained.router.strategies
+    ('direct', 'rag', 'cot', 'rag+cot')
     """
     plan = plan or TrainingPlan()
-    whole = _varying(profile.only_complete())
+    if stages not in (1, 2):
+        raise InputError(f"stages {stages}: expected 1 or 2 decisions")
+    whole = usable(profile)
+    scale = scale or scale_of(whole, price)
+    held = tuple(split_folds(whole.dataset, plan.folds, seed))
+    lesson = Lesson(whole, scale, cost(whole, scale), held, plan, seed, caution)
+    candidates = fit_candidates(lesson)
+    learned, why = _second(lesson, stages)
+    if learned:
+        candidates += look_candidates(candidates, learned, lesson)
+    router = _assemble(lesson, candidates, learned)
+    return Trained(
+        router=router,
+        tiers=tuple(map(_record, candidates)),
+        second=_second_record(router, learned),
+        plan=plan,
+        seed=seed,
+        questions=whole.n,
+        dropped=(*whole.dropped, *why),
+    )
+
+
+def usable(profile: Profile) -> Profile:
+    """The complete questions with the features that can be learned from; what is left out is said in `dropped`.
+
+    Raises:
+        InputError: as in `train_router`, before anything is fitted.
+    """
+    whole = _measurable(profile.only_complete())
     if len(whole.columns) < 2:
         raise InputError(f"profile: only {whole.strategies[0]} was recorded, expected at least 2 strategies")
-    scale = scale or scale_of(whole)
-    plain = cost(whole, scale)
-    fitted = _fit_tiers(whole, (plain, scale), plan, seed, caution)
-    router = Router(
-        tiers=tuple(tier for tier, _ in fitted),
-        columns=whole.columns,
-        means=mean_outcome(plain),
-        scale=scale,
-        has_latency=plain.has_latency,
-        source=_source(whole),
-        trained_on=whole.keys(),
-    )
-    return Trained(router, tuple(record for _, record in fitted), plan, seed, whole.n, whole.dropped)
-
-
-def _fit_tiers(
-    profile: Profile, unprobed: tuple[Costed, Scale], plan: TrainingPlan, seed: int, caution: float
-) -> list[tuple[Tier, TierRecord]]:
-    """Full and lean; and, where there are both, one that asks for the draft only where it is worth it."""
-    found: list[tuple[Tier, TierRecord]] = []
-    drafted: Drafted | None = None
-    names = tier_features(profile)
-    for name, features in names.items():
-        part = profile.keep_features(features)
-        tier, record, columns = _fit_tier(name, part, unprobed, plan, seed, caution, None)
-        found.append((tier, record))
-        if name == FULL:
-            drafted = Drafted(columns, probed_cost(part, unprobed[1], features))
-    if drafted is not None and LEAN in names:
-        part = profile.keep_features(names[LEAN])
-        tier, record, _ = _fit_tier(ASKING, part, unprobed, plan, seed, caution, drafted)
-        found.append((tier, record))
-    return found
-
-
-def tier_features(profile: Profile) -> dict[str, tuple[str, ...]]:
-    """Feature names of each tier; draft features need Direct outcomes, whose cost is the draft's."""
-    lean = tuple(name for name in profile.feature_names if not is_draft(name))
-    full = profile.feature_names if profile.has_draft_cost else lean
-    tiers = {FULL: full} if len(full) > len(lean) else {}
-    if lean:
-        tiers[LEAN] = lean
-    if not tiers:
+    if not whole.quality[:, list(whole.columns)].any():
+        raise InputError(
+            f"profile: the quality of every answer to {whole.n} questions is 0, so there is nothing to learn",
+            "look at the answers: is the answer pattern found, are the gold answers those of these questions?",
+        )
+    if LEAN not in feature_sets(whole.feature_names):
         raise InputError(
             "profile: no feature that varies, so nothing to decide by",
             "give --index DIR so that retrieval features are computed, or profile with log-probabilities",
         )
-    return tiers
+    return whole
 
 
-def is_draft(name: str) -> bool:
-    """Whether a feature needs the draft."""
-    return name.startswith("draft_")
+def _measurable(profile: Profile) -> Profile:
+    """Leave out features that hold one value only, or that cannot be measured when a question is asked."""
+    _, spread = mean_and_spread(profile.features)
+    said: dict[str, str] = {}
+    for name, width in zip(profile.feature_names, spread, strict=True):
+        if name not in FEATURES:
+            said[name] = f"feature {name}: not one that this program measures when a question is asked"
+        elif not width > 0:
+            said[name] = f"feature {name}: the same for every question"
+        elif is_draft(name) and not profile.has_cost("direct"):
+            said[name] = f"feature {name}: Direct's cost, which is the draft's, is not known for every question"
+    kept = tuple(name for name in profile.feature_names if name not in said)
+    return replace(profile.keep_features(kept), dropped=(*profile.dropped, *_gathered(said)))
+
+
+def _gathered(said: dict[str, str]) -> list[str]:
+    """One sentence for each reason, with the names it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, sentence in said.items():
+        reasons.setdefault(sentence.partition(": ")[2], []).append(name)
+    return [f"feature {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def fit_candidates(lesson: Lesson) -> list[Candidate]:
+    """Everything that may make the first decision: the networks, then the cheap rules."""
+    names = feature_sets(lesson.profile.feature_names)
+    found: list[Candidate] = []
+    drafted: Drafted | None = None
+    if FULL in names:
+        full = network(FULL, names[FULL], lesson)
+        found, drafted = [full], Drafted(full.columns, lesson.costed(names[FULL]))
+    found.append(network(LEAN, names[LEAN], lesson))
+    if drafted is not None:
+        found.append(network(ASKING, names[LEAN], lesson, drafted))
+    if "rule" in names:
+        found.append(stump("rule", names["rule"], lesson))
+    return found + [linear(name, kept, lesson) for name, kept in names.items() if name.startswith("linear_")]
+
+
+def look_candidates(first: Sequence[Candidate], learned: SecondLearned, lesson: Lesson) -> list[Candidate]:
+    """Each first decision but the asking one, and always retrieving, with the second decision after it."""
+    bases = [*(one for one in first if one.name != ASKING), constant(RAG, lesson, "always_rag")]
+    return [looking(base, learned, lesson) for base in bases]
+
+
+def _second(lesson: Lesson, stages: int) -> tuple[SecondLearned | None, tuple[str, ...]]:
+    if stages == 1:
+        return None, ()
+    if not can_look(lesson.profile):
+        return None, ("second decision: needs RAG, RAG+CoT and features of the RAG answer (give --index DIR)",)
+    return learn_second(lesson), ()
+
+
+def _assemble(lesson: Lesson, candidates: Sequence[Candidate], learned: SecondLearned | None) -> Router:
+    static = lesson.static()
+    gains = {one.name: one.got - static for one in candidates}
+    tiers = tuple(_tier(one, gains[one.name], lesson.caution) for one in candidates)
+    plain = [gains[tier.name] for tier in tiers if not tier.may_draft]
+    source = lesson.profile.source
+    return Router(
+        tiers=tiers,
+        columns=lesson.profile.columns,
+        means=mean_outcome(lesson.plain),
+        scale=lesson.scale,
+        has_latency=lesson.plain.has_latency,
+        source={"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k},
+        trained_on=lesson.profile.keys(),
+        guard=Guard(
+            guard_of(list(gains.values()), lesson.held, lesson.caution), guard_of(plain, lesson.held, lesson.caution)
+        ),
+        second=learned.second if learned else None,
+    )
+
+
+def _tier(candidate: Candidate, gains: np.ndarray, caution: float) -> Tier:
+    found = {one.head: one.temperature for one in candidate.calibration}
+    temperatures = (found.get("need_rag"), found.get("need_cot"))
+    return Tier(candidate.name, candidate.decider, gate_of(gains, caution), temperatures, candidate.looks)
+
+
+def _record(one: Candidate) -> TierRecord:
+    return TierRecord(one.name, one.decider.kind, one.decider.reader.names, one.fit, one.calibration)
+
+
+def _second_record(router: Router, learned: SecondLearned | None) -> SecondRecord | None:
+    """With the share of the nodes at which a tier that looks is the one to decide."""
+    if learned is None or router.guard is None:
+        return None
+    best = np.stack([tier.gate.gain - tier.gate.error for tier in router.tiers]).argmax(axis=0)
+    looks = np.array([tier.looks for tier in router.tiers])[best]
+    opened = router.guard.any.gain > router.guard.any.caution * router.guard.any.error
+    return SecondRecord(learned.second.reader.names, learned.error, learned.variance, float((looks & opened).mean()))
+
+
+def tier_features(profile: Profile) -> tuple[str, ...]:
+    """The features that the best network would read of this profile."""
+    names = feature_sets(usable(profile).feature_names)
+    return names.get(FULL, names[LEAN])
 
 
 def needs_search(names: tuple[str, ...]) -> bool:
     """Whether any of the features needs a search."""
-    return any(not is_draft(name) and not name.startswith("question_") for name in names)
-
-
-def probed_cost(profile: Profile, scale: Scale, names: tuple[str, ...]) -> Costed:
-    """Costs of deciding by these features, their probes counted."""
-    return cost(profile, scale, draft=any(map(is_draft, names)), search=needs_search(names))
-
-
-def _varying(profile: Profile) -> Profile:
-    """Leave out features that hold one value only, saying so."""
-    _, spread = mean_and_spread(profile.features)
-    flat = tuple(n for n, s in zip(profile.feature_names, spread, strict=True) if not s > 0)
-    kept = tuple(name for name in profile.feature_names if name not in flat)
-    said = tuple(f"feature {name}: the same for every question" for name in flat)
-    if not profile.has_draft_cost and any(map(is_draft, kept)):
-        said += ("draft features: Direct's cost, which is the draft's, is not known for every question",)
-    return replace(profile.keep_features(kept), dropped=(*profile.dropped, *said))
-
-
-def _source(profile: Profile) -> dict[str, str | int]:
-    source = profile.source
-    return {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
-
-
-def _fit_tier(
-    name: str,
-    profile: Profile,
-    unprobed: tuple[Costed, Scale],
-    plan: TrainingPlan,
-    seed: int,
-    caution: float,
-    drafted: Drafted | None,
-) -> tuple[Tier, TierRecord, Ints]:
-    """The tier, how it came about, and its held-out decisions at every node of the gate."""
-    plain, scale = unprobed
-    costed = probed_cost(profile, scale, profile.feature_names)
-    held = split_folds(profile.dataset, plan.folds, seed)
-    mean, spread = mean_and_spread(profile.features)
-    blank = Policy(
-        names=profile.feature_names,
-        mean=mean,
-        spread=spread,
-        columns=profile.columns,
-        means=mean_outcome(costed),
-        layers=Layers(*(np.zeros(0, np.float32),) * 6),
-    )
-    inputs = blank.standardise(profile.features)
-    members = [others(rows, profile.n) for rows in held for _ in range(plan.seeds)]
-    fitted = fit_members(inputs, costed, members, plan, seed, drafted)
-    regrets = _regrets(fitted, blank, inputs, (costed, drafted), held, plan.seeds)
-    stop = int(regrets.mean(axis=1).argmin())
-    own = [int(np.delete(regrets, fold, axis=1).mean(axis=1).argmin()) for fold in range(len(held))]
-    unseen = _Unseen(fitted, blank, inputs, held, own, plan.seeds)
-    gate, columns = _gate(unseen, (costed, drafted), plain, caution)
-    heads = _calibrations(unseen, costed)
-    policy = replace(blank, layers=fitted.layers[stop])
-    found = {one.head: one.temperature for one in heads}
-    tier = Tier(name, policy, gate, (found.get("need_rag"), found.get("need_cot")))
-    curve = tuple(float(value) for value in regrets.mean(axis=1))
-    record = TierRecord(name, profile.feature_names, fitted.steps[stop], fitted.steps, curve, heads)
-    return tier, record, columns
-
-
-def _fold_logits(layers: Layers, fold: int, seeds: int, shown: Floats) -> Floats:
-    """[n, 2] mean logits of the members that did not see this fold."""
-    members = np.arange(fold * seeds, (fold + 1) * seeds)
-    return np.asarray(layers.select(members).logits(shown.astype(np.float32)).mean(axis=0))
-
-
-def _asked(inputs: Singles, weights: Weights, means: Floats) -> Floats:
-    encoded = encode_weights(np.array([[weights.token, weights.latency]]), means)
-    return np.concatenate([inputs, encoded.repeat(len(inputs), axis=0)], axis=1)
-
-
-Outcomes = tuple[Costed, Drafted | None]
-
-
-def _got(logits: Floats, weights: Weights, outcomes: Outcomes, rows: Ints) -> tuple[Floats, Ints]:
-    """Utilities of what the logits choose for some questions, and the columns chosen without a draft."""
-    costed, drafted = outcomes
-    chosen = choose(logits, costed.columns)
-    got = utility(costed.select(rows), weights)[np.arange(len(rows)), chosen]
-    if drafted is not None:
-        got = np.where(logits[:, 2] > 0, drafted.utility(weights)[rows], got)
-    return got, chosen
-
-
-def _regrets(
-    fitted: Fitted, blank: Policy, inputs: Singles, outcomes: Outcomes, held: list[Ints], seeds: int
-) -> Floats:
-    """[checks, folds] mean regret on held-out questions over a grid of weights, scaled as in the loss."""
-    found, costed = np.zeros((len(fitted.steps), len(held))), outcomes[0]
-    grid = weight_grid(TOKEN_WEIGHTS, LATENCY_WEIGHTS, timed=costed.has_latency)
-    for fold, rows in enumerate(held):
-        for weights in grid:
-            best = utility(costed.select(rows), weights).max(axis=1)
-            shown = _asked(inputs[rows], weights, blank.means)
-            share = 1 / (len(grid) * (1 + weights.token + weights.latency))
-            for check, layers in enumerate(fitted.layers):
-                got, _ = _got(_fold_logits(layers, fold, seeds, shown), weights, outcomes, rows)
-                found[check, fold] += share * float((best - got).mean())
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Unseen:
-    """Logits for questions by the members that did not see them, stopped by the other folds."""
-
-    fitted: Fitted
-    blank: Policy
-    inputs: Singles
-    held: list[Ints]
-    own_check: list[int]
-    seeds: int
-
-    def logits(self, weights: Weights) -> Floats:
-        """[n, heads] at these weights."""
-        out = np.zeros((len(self.inputs), self.fitted.layers[0].heads))
-        for fold, rows in enumerate(self.held):
-            shown = _asked(self.inputs[rows], weights, self.blank.means)
-            out[rows] = _fold_logits(self.fitted.layers[self.own_check[fold]], fold, self.seeds, shown)
-        return out
-
-
-def _gate(unseen: _Unseen, outcomes: Outcomes, plain: Costed, caution: float) -> tuple[Gate, Ints]:
-    """Held-out gain over the best static strategy at every node, and the columns [n, ...] chosen there."""
-    latencies = LATENCY_NODES if plain.has_latency else (0.0,)
-    table = np.zeros((2, len(TOKEN_NODES), len(latencies)))
-    columns = np.zeros((plain.n, len(TOKEN_NODES), len(latencies)), dtype=np.int64)
-    for i, token in enumerate(TOKEN_NODES):
-        for j, latency in enumerate(latencies):
-            weights = Weights(token, latency)
-            got, columns[:, i, j] = _got(unseen.logits(weights), weights, outcomes, np.arange(plain.n))
-            static = utility(plain, weights)[:, best_static(plain, weights)]
-            table[:, i, j] = mean_and_error(got - static)
-    return Gate(TOKEN_NODES, latencies, table[0], table[1], caution), columns
-
-
-def _calibrations(unseen: _Unseen, costed: Costed) -> tuple[Calibration, ...]:
-    """The heads on held-out questions, pooled over the token weights."""
-    grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
-    logits = np.concatenate([unseen.logits(weights) for weights in grid])
-    return calibrate_heads(logits, np.concatenate([utility(costed, weights) for weights in grid]))
+    return needs_of(names).search

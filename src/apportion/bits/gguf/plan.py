@@ -1,0 +1,124 @@
+"""A plan for a file: a type for every tensor. Found by measuring, or from what another run measured; and written."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from apportion.bits.game import Assignment, decode
+from apportion.bits.gguf.search import FileSearch, search_file
+from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, Workshop
+from apportion.bits.plan.search import relaxed
+from apportion.core.artifact import digest_of, plain, read_json, read_manifest
+from apportion.core.errors import ArtifactMismatchError
+from apportion.core.log import AppendLog, read_log
+from apportion.formats.ggml import PLAIN
+from apportion.formats.gguf_file import Field, file_bytes, write
+
+VALUES, COSTS = "plans.log", "costs.json"
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A type for every tensor of a file.
+
+    Attributes:
+        types: by GGUF name. total_bytes: of the file, exact. predicted, measured: mean KL on the measured text, nats
+            per token; by the costs, and as it was measured (None where it was not). source: the step of the search
+            that proposed it, or `costs of another run`.
+    """
+
+    assignment: Assignment
+    types: Mapping[str, str]
+    total_bytes: int
+    max_bytes: int
+    predicted: float
+    measured: float | None
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the types by name."""
+        return digest_of(dict(self.types))
+
+
+def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> tuple[FilePlan, FileSearch]:
+    """Search, and say what was found."""
+    ladders, request = shop.ladders, shop.request
+    budget = min(max_bytes, ladders.costs.largest()) - ladders.costs.fixed_bytes
+    state = search_file(
+        shop.game(log), ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed
+    )
+    return plan_of(shop, state, max_bytes), state
+
+
+def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
+    """The plan for another budget by what another run measured: its costs alone, corrected by its plans.
+
+    Args:
+        folder: the evidence of that run, of the same model and types.
+
+    Raises:
+        ArtifactError: not complete. ArtifactMismatchError: another model, or other types.
+    """
+    manifest, saved = read_manifest(folder), read_json(folder / COSTS)
+    ladders = shop.ladders
+    own = {"model": shop.staged.digest, "tensors": plain(ladders.names), "types": plain(ladders.types)}
+    theirs = {"model": manifest["model"], "tensors": saved["tensors"], "types": saved["types"]}
+    if differing := [name for name, value in own.items() if theirs[name] != value]:
+        raise ArtifactMismatchError(
+            f"--reuse {folder}: was made of another {', '.join(differing)}",
+            "measure this model, or use the same --types",
+        )
+    budget = min(max_bytes, ladders.costs.largest()) - ladders.costs.fixed_bytes
+    state = FileSearch(None, ladders.costs, budget, np.asarray(saved["costs"]), limit=0, seed=0)
+    _, records, _ = read_log(folder / VALUES)
+    for record in records:
+        state.seen[decode(record["assignment"])] = float(np.mean(record["kl"]))
+    state.learn()
+    best = relaxed(state.table, ladders.costs.bytes, budget)
+    return described_plan(shop, state, best, max_bytes, "costs of another run")
+
+
+def plan_of(shop: Workshop, state: FileSearch, max_bytes: int) -> FilePlan:
+    """The best plan that was measured."""
+    return described_plan(shop, state, state.best, max_bytes, state.sources[state.best])
+
+
+def described_plan(shop: Workshop, state: FileSearch, best: Assignment, max_bytes: int, source: str) -> FilePlan:
+    """A plan with its types and its exact bytes."""
+    predicted = float(state.table[np.arange(len(best)), list(best)].sum())
+    entries = shop.ladders.entries(shop.source.shapes, best)
+    types = {name: entry.type for name, entry in entries.items()}
+    total = file_bytes(shop.fields, entries)
+    assert total == state.costs.spent(best) + state.costs.fixed_bytes <= max_bytes, (
+        "the plan's bytes are not the file's"
+    )
+    return FilePlan(best, types, total, max_bytes, predicted, state.seen.get(best), source)
+
+
+def write_file(shop: Workshop, plan: FilePlan, out: Path) -> int:
+    """Write the file of a plan; returns its bytes."""
+    entries = shop.ladders.entries(shop.source.shapes, plan.assignment)
+    weights = dict(zip(shop.ladders.names, shop.ladders.costs.parameters.tolist(), strict=True))
+    share: Counter[str] = Counter()
+    for name, count in weights.items():
+        share[plan.types[name]] += count
+    most = share.most_common(1)[0][0] if share else "F16"
+    fields = {
+        **shop.fields,
+        "general.file_type": Field("UINT32", FILE_TYPES.get(most, 1)),
+        DIGEST: Field("STRING", plan.digest),
+    }
+
+    def data(name: str) -> bytes:
+        kind = plan.types[name]
+        if (name, kind) in shop.bank.encoded:
+            return shop.bank.encoded[name, kind].stored.numpy().tobytes()
+        return shop.source.weight(name).to(PLAIN[kind]).contiguous().numpy().tobytes()
+
+    size = write(out, fields, entries, data)
+    assert size == plan.total_bytes, "the file has another size than its plan"
+    return size

@@ -1,0 +1,239 @@
+"""Many sequences decoded together: as one ends, the next takes its slot; equal beginnings are computed once.
+
+    rows --families by equal beginning, shortest first--> admit (one pass over the prompts) --> step, step, step ...
+
+A step is one token of every active sequence. A batch that does not fit is begun again with half the slots.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from apportion.core.errors import ServiceError
+from apportion.route.llm.generate import Row, choose, generate
+from apportion.route.llm.passes import Memory, Passes, recorded_length
+from apportion.route.llm.slots import SlotCache
+
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 32768}  # in one pass over prompts
+FAMILY_TOKENS = 24  # rows that begin with so many equal tokens share all that they have in common
+TOLERANCE = 0.05  # of the largest logit, in half precision
+_NO_ROOM = ("out of memory", "invalid configuration argument", "ALLOC_FAILED", "can't allocate memory")
+_OTHER_CACHE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
+
+
+@dataclass(slots=True)
+class Generation:
+    """How an engine works, and what it had to give up.
+
+    Attributes:
+        mode: "slots" (fixed memory), or "batches" (a cache that grows) for models that need their own kind.
+        graph: whether steps are replayed as CUDA graphs. reason: of both choices.
+        slots: sequences decoded together. halved: how often a batch did not fit, so that they became half as many.
+    """
+
+    mode: str
+    graph: bool
+    reason: str
+    slots: int
+    halved: int = 0
+
+
+class Engine:
+    """Decodes rows of token ids with one model; not for two threads at once.
+
+    Args:
+        model: a causal LM of transformers in evaluation mode.
+        end_ids: tokens that end a sequence. slots: sequences decoded together.
+    """
+
+    def __init__(self, model: Any, *, end_ids: frozenset[int], pad_id: int, slots: int) -> None:
+        self._model, self._end_ids, self._pad_id = model, end_ids, pad_id
+        self._passes = Passes(model, pad_id)
+        self._memory: Memory | None = None
+        self.how = self._choose_mode(slots)
+
+    def run(self, rows: Sequence[Row]) -> None:
+        """Fill in every row's tokens, log-probabilities and latency.
+
+        Raises:
+            ServiceError: one sequence alone does not fit into memory.
+        """
+        while left := [row for row in rows if not row.done]:
+            try:
+                self._run_slots(left) if self.how.mode == "slots" else self._run_batches(left)
+            except RuntimeError as error:
+                if not _no_room(error):
+                    raise
+                self._halve(left, error)
+
+    def _run_batches(self, rows: Sequence[Row]) -> None:
+        ordered = sorted(rows, key=lambda row: len(row.prompt))
+        for at in range(0, len(ordered), self.how.slots):
+            batch = ordered[at : at + self.how.slots]
+            generate(self._model, batch, end_ids=self._end_ids, pad_id=self._pad_id)
+
+    def _halve(self, left: Sequence[Row], error: RuntimeError) -> None:
+        """Let go of memory; what is unfinished begins again with half the slots."""
+        if self.how.slots == 1:
+            longest = max(len(row.prompt) + row.max_tokens for row in left)
+            raise ServiceError(
+                f"--llm: a sequence of {longest} tokens does not fit into memory: {str(error).splitlines()[0]}",
+                "lower max_tokens or --k, or use a smaller model or another --device",
+            ) from error
+        self.how.slots, self.how.halved = self.how.slots // 2, self.how.halved + 1
+        self._memory = None
+        self._passes.forget()
+        for row in left:
+            if not row.done:
+                row.restart()
+        if self._passes.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _choose_mode(self, slots: int) -> Generation:
+        """Fixed memory where that gives the logits that the model's own cache gives, tried on a few tokens."""
+        try:
+            fits, reason = self._same_as_own_cache(), "the model keeps more than keys and values of every token"
+        except _OTHER_CACHE as error:
+            fits, reason = False, f"the model needs a cache of its own kind ({type(error).__name__})"
+        if not fits:
+            return Generation("batches", graph=False, reason=reason, slots=slots)
+        graph = self._passes.device.type == "cuda"
+        reason = f"same logits as the model's own cache; {'a' if graph else 'no'} CUDA device"
+        return Generation("slots", graph=graph, reason=reason, slots=slots)
+
+    def _same_as_own_cache(self) -> bool:
+        config = self._model.config.get_text_config()
+        if not sees_all(config):
+            return False
+        ids = [number % int(config.vocab_size) for number in range(1, 7)]
+        with torch.inference_mode():
+            ours = self._passes.prefill([ids], 0, SlotCache(1, len(ids)))
+            own = self._model(input_ids=torch.tensor([ids], device=self._passes.device)).logits[:, -1]
+        return bool((ours - own).abs().max() <= TOLERANCE * own.abs().max())
+
+    def _run_slots(self, rows: Sequence[Row]) -> None:
+        queue = queue_of(rows)
+        size = min(self.how.slots, len(queue))
+        memory = self._room(size, max(len(row.prompt) + row.max_tokens for row in rows))
+        active: list[Row | None] = [None] * size
+        with torch.inference_mode():
+            while queue or any(active):
+                free = [slot for slot, row in enumerate(active) if row is None]
+                if queue and len(free) >= min(len(queue), max(1, size // 4)):
+                    self._admit(memory, active, free, queue)
+                elif free and not queue:
+                    active = self._narrow(memory, active)
+                self._step(memory, active)
+
+    def _room(self, slots: int, places: int) -> Memory:
+        """The memory, made anew where it is too small; its recorded steps are then lost."""
+        held = self._memory
+        if held is not None and held.cache.slots >= slots and held.cache.places >= places:
+            return held
+        if held is not None:
+            slots, places = max(slots, held.cache.slots), max(places, held.cache.places)
+        self._memory = held = None  # before the new one is taken
+        self._memory = self._passes.memory(slots, recorded_length(places) if self.how.graph else places)
+        return self._memory
+
+    def _admit(
+        self, memory: Memory, active: list[Row | None], free: Sequence[int], queue: list[tuple[Row, int]]
+    ) -> None:
+        """Rows of one family into free slots: all of their prompts but the last token, which the next step reads."""
+        taken, shared = take_family(queue, len(free), PREFILL_TOKENS[self._passes.device.type])
+        start = time.perf_counter()
+        width = max(len(row.prompt) for row in taken) - 1
+        if width > 0:
+            spare = SlotCache(len(taken), width)
+            self._passes.prefill([row.prompt[:-1] for row in taken], shared, spare)
+            memory.cache.fill(spare.memory, into=free[: len(taken)])
+        for slot, row in zip(free, taken, strict=False):
+            row.started_s, row.shared_tokens = start, shared
+            active[slot] = row
+
+    def _narrow(self, memory: Memory, active: list[Row | None]) -> list[Row | None]:
+        """Active rows moved together, where that makes the next steps smaller."""
+        kept = [slot for slot, row in enumerate(active) if row is not None]
+        rows = 1 << (len(kept) - 1).bit_length() if self.how.graph else len(kept)
+        if rows >= len(active):
+            return active
+        memory.cache.move(kept, max(len(row.prompt) + len(row.tokens) for row in active if row is not None))
+        return [active[slot] for slot in kept] + [None] * (rows - len(kept))
+
+    def _step(self, memory: Memory, active: list[Row | None]) -> None:
+        """One more token of every active row; rows that are done leave their slot."""
+        rows, device = len(active), self._passes.device
+        last = [(row.tokens or row.prompt)[-1] if row else self._pad_id for row in active]
+        at = [len(row.prompt) + len(row.tokens) - 1 if row else 0 for row in active]
+        memory.ids[:rows, 0] = torch.tensor(last, device=device)
+        memory.positions[:rows] = torch.tensor(at, device=device)
+        best, logits = self._forward(memory, rows, max(at) + 1)
+        slots = [slot for slot, row in enumerate(active) if row is not None]
+        working = [row for row in active if row is not None]
+        wanted = logits[slots] if any(row.temperature > 0 for row in working) else logits
+        for slot, row, chosen in zip(slots, working, choose(working, best.cpu()[:, slots], wanted), strict=True):
+            row.take(*chosen, self._end_ids)
+            if row.done:
+                active[slot] = None
+
+    def _forward(self, memory: Memory, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.how.graph:
+            try:
+                return self._passes.replay(memory, rows, length)
+            except RuntimeError as error:
+                if _no_room(error):
+                    raise
+                self.how.graph = False
+                self.how.reason = f"a step could not be recorded as a CUDA graph: {str(error).splitlines()[0]}"
+        return self._passes.step(memory, rows, length)
+
+
+def sees_all(config: Any) -> bool:
+    """Whether every layer attends to every token before, as a configuration of transformers says."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        return window is None
+    return set(kinds) == {"full_attention"}
+
+
+def queue_of(rows: Sequence[Row]) -> list[tuple[Row, int]]:
+    """Rows with the number of tokens that they share with their family, to be taken from the end.
+
+    A family begins with the same 24 tokens; what all of it has in common is shared, but never a whole prompt.
+    """
+    families: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        families.setdefault(tuple(row.prompt[:FAMILY_TOKENS]), []).append(row)
+    queue = []
+    for beginning, family in families.items():
+        shared = _common(family) if len(family) > 1 and len(beginning) == FAMILY_TOKENS else 0
+        queue += [(row, shared) for row in sorted(family, key=lambda row: len(row.prompt))]
+    return queue[::-1]
+
+
+def take_family(queue: list[tuple[Row, int]], most: int, budget_tokens: int) -> tuple[list[Row], int]:
+    """Rows of one family from the end of the queue, at most so many and so many padded tokens, and what they share."""
+    first, shared = queue[-1]
+    taken: list[Row] = []
+    while queue and len(taken) < most:
+        row, its = queue[-1]
+        too_many = (len(row.prompt) - shared) * (len(taken) + 1) > budget_tokens
+        if its != shared or row.prompt[:shared] != first.prompt[:shared] or (taken and too_many):
+            break
+        taken.append(queue.pop()[0])
+    return taken, shared
+
+
+def _common(rows: Sequence[Row]) -> int:
+    """Tokens that all prompts begin with, at most all but two of the shortest."""
+    low, high = min(row.prompt for row in rows), max(row.prompt for row in rows)
+    most = min(len(row.prompt) for row in rows) - 2
+    return next((at for at in range(most) if low[at] != high[at]), max(most, 0))
+
+
+def _no_room(error: RuntimeError) -> bool:
+    return any(words in str(error) for words in _NO_ROOM)

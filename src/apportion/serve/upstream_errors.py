@@ -1,0 +1,80 @@
+"""What an upstream said or failed to say -> what the client is told. Pure functions; the key is in no message."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from apportion.serve.refusal import Refusal
+from apportion.serve.routing import prompt_too_long
+
+
+def object_of(status: int, data: bytes) -> dict[str, Any]:
+    """The JSON object of an answer; an error that is none becomes one.
+
+    Raises:
+        Refusal: 502, a good status with what is no JSON object.
+
+    >>> object_of(500, b"out of memory")
+    {'error': {'message': 'out of memory'}}
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    if status == 200:
+        raise Refusal(502, f"upstream: answers what is no JSON object: {data[:60]!r}", code="bad_upstream_answer")
+    return {"error": {"message": data[:300].decode("utf-8", "replace")}}
+
+
+def refused(status: int, found: Mapping[str, Any], key: str) -> Refusal:
+    """What the client is told for an upstream's error: its words, never more, and never the key.
+
+    The client's own faults keep their status; faults of the upstream, or of our key, are 502.
+
+    >>> refused(401, {"error": {"message": "bad key sk-secret"}}, "sk-secret").message
+    'upstream: answers HTTP 401: bad key [key]'
+    >>> refused(200, {"error": {"message": "busy", "code": 429}}, "").status
+    429
+    """
+    error = found.get("error")
+    error = error if isinstance(error, dict) else {"message": str(error or found)[:300]}
+    message = " ".join(str(error.get("message") or "gives no reason").split())[:500]
+    message = message.replace(key, "[key]") if key else message
+    code = error.get("code")
+    if status == 200:
+        status = code if isinstance(code, int) and 400 <= code < 600 else 502
+    if prompt_too_long(status, message):
+        return Refusal(400, f"upstream: {message}", code="context_length_exceeded", param="messages")
+    if status in (401, 403) or 300 <= status < 400:
+        return Refusal(502, f"upstream: answers HTTP {status}: {message}", code="upstream_refuses_us")
+    told = status if 400 <= status < 500 else 502
+    wait = 1.0 if status in (429, 503) else None
+    return Refusal(told, f"upstream: {message}", code=str(code) if code else "upstream_error", retry_after_s=wait)
+
+
+def unreachable(error: BaseException) -> Refusal:
+    """A connection that could not be made or was lost before an answer."""
+    if isinstance(error, TimeoutError):
+        return Refusal(504, "upstream: did not answer in time", code="upstream_timeout")
+    return Refusal(502, f"upstream: cannot be reached: {_plain(error)}", code="upstream_unavailable")
+
+
+def broken(error: BaseException) -> Refusal:
+    """A stream that was lost in the middle."""
+    if isinstance(error, TimeoutError):
+        return Refusal(504, "upstream: sent nothing for too long", code="upstream_timeout")
+    return Refusal(502, f"upstream: broke off: {_plain(error)}", code="upstream_broke_off")
+
+
+def logprobs_of(found: Mapping[str, Any]) -> object:
+    """The log-probabilities of a completion's first choice, whatever they are."""
+    choices = found.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    logprobs = first.get("logprobs") if isinstance(first, dict) else None
+    return logprobs.get("content") if isinstance(logprobs, dict) else None
+
+
+def _plain(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]

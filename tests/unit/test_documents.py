@@ -1,0 +1,124 @@
+"""Text in the forms in which people have it, and what is said of the rest."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apportion.core.errors import InputError
+from apportion.models.documents import read_documents
+from apportion.models.text import Windows, calibrate, load_calibration, mixed, read_text, save_calibration, windows_of
+from tests.tiny_models import make_text, make_tokenizer
+
+ROWS = [{"text": "one, two"}, {"text": 'three "four"\nfive'}]
+CHAT = [{"role": "user", "content": "How many nets?"}, {"role": "assistant", "content": "Three nets."}]
+TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+
+
+def tokenizer(*, template: str | None = TEMPLATE) -> Any:
+    found = make_tokenizer()
+    found.chat_template = template
+    return found
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    """The rows in the form that the file's name says."""
+    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
+    if kind == "parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    text = {
+        "jsonl": lambda: "\n".join(map(json.dumps, rows)),
+        "json": lambda: json.dumps(rows),
+        "csv": lambda: 'id,text\n1,"one, two"\n2,"three ""four""\nfive"\n',
+        "tsv": lambda: 'id\ttext\n1\tone, two\n2\t"three ""four""\nfive"\n',
+    }[kind]()
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz"])
+def test_the_same_rows_in_every_form(name: str, tmp_path: Path) -> None:
+    assert read_text(write(tmp_path / name, ROWS)) == "\n\n".join(row["text"] for row in ROWS)
+
+
+def test_a_mark_at_the_beginning_and_other_line_ends_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert read_text(path) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"PK\x03\x04\x00\x00", "holds bytes of zero, so it is no text"),
+        ("a.txt", "text".encode("utf-16"), "is UTF-16 text"),
+        ("a.txt", b"caf\xe9", "is not UTF-8 text"),
+        ("a.txt.gz", b"no archive", "is no whole gzip archive"),
+        ("a.json", b'{"text": "one"}\n{"text": "two"}\n', "name it .jsonl"),
+        ("a.json", b'[{"text": "one"}, {"body": 1}, 7]', "no 'messages', on element 2, 3"),
+        ("a.csv", b"id,body\n1,one\n", "no 'messages', on row 1"),
+        ("a.parquet", b"PAR2", "is no Parquet file"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "on line 1"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_a_remedy(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError) as refused:
+        read_text(tmp_path / name)
+    assert message in str(refused.value)
+    assert refused.value.remedy
+
+
+def test_conversations_are_put_through_the_models_template(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    shared = [{"from": "human", "value": "How many nets?"}, {"from": "gpt", "value": "Three nets."}]
+    path.write_text(json.dumps({"messages": CHAT}) + "\n" + json.dumps({"conversations": shared}) + "\n")
+    assert read_documents(path)[0] == read_documents(path)[1]
+    one = "<bos>[user] How many nets?\n[assistant] Three nets.\n"
+    assert read_text(path, tokenizer()) == f"{one}\n\n{one}"
+    with pytest.raises(InputError, match="holds conversations, and the model's tokenizer has no chat template"):
+        read_text(path, tokenizer(template=None))
+    with pytest.raises(InputError, match="the chat template refuses a conversation of user, assistant: no"):
+        read_text(path, tokenizer(template="{{ raise_exception('no') }}"))
+
+
+def test_every_window_begins_as_it_is_asked_for(text_file: Path) -> None:
+    own = make_tokenizer()
+    plain, marked = (windows_of(text_file, own, 24, bos=bos) for bos in (False, True))
+    assert (marked[:, 0] == own.bos_token_id).all()
+    assert (plain != own.bos_token_id).all()
+    assert torch.equal(marked[:, 1:].flatten()[:200], plain.flatten()[:200])
+    assert torch.equal(windows_of(text_file, own, 24), plain)  # as this tokenizer itself does
+    own.bos_token = None
+    with pytest.raises(InputError, match="no beginning-of-text token"):
+        windows_of(text_file, own, 24, bos=True)
+
+
+def test_what_a_window_begins_with_is_kept_with_it(text_file: Path, tmp_path: Path) -> None:
+    found = calibrate(text_file, make_tokenizer(), windows=2, window_tokens=24, seed=0)
+    assert found.bos is False
+    save_calibration(found, tmp_path / "windows.safetensors")
+    assert load_calibration(tmp_path / "windows.safetensors").bos is False
+    save_calibration(Windows(found.windows, "test"), tmp_path / "windows.safetensors")
+    assert load_calibration(tmp_path / "windows.safetensors").bos is None
+
+
+def test_several_files_have_their_shares(tmp_path: Path) -> None:
+    own = make_tokenizer()
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text(make_text(600))
+    second.write_text("another text of other words, " * 500)
+    found = mixed({first: 3, second: 1}, own, windows=8, window_tokens=24, seed=0)
+    assert found.windows.shape == (8, 24)
+    assert found.source == "6 of a.txt, 2 of b.txt"
+    pools = [set(map(tuple, windows_of(path, own, 24).tolist())) for path in (first, second)]
+    assert [sum(tuple(row) in pool for row in found.windows.tolist()) for pool in pools] == [6, 2]
+    with pytest.raises(InputError, match="expected positive ones"):
+        mixed({first: 1, second: 0}, own, windows=8, window_tokens=24, seed=0)
