@@ -55,7 +55,8 @@ class Asking:
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """The body; of a stream with the usage chunk that we need ourselves."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*system, *self.history, {"role": "user", "content": self.request.user}]
+        shown = [turn for pair in self.request.examples for turn in _turns(*pair)]
+        messages = [*system, *shown, *self.history, {"role": "user", "content": self.request.user}]
         extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return {**self.options, "messages": messages, **extra}
 
@@ -69,6 +70,10 @@ class Asking:
             kept = self.history[gone:]
             return replace(self, history=kept, cut=(*self.cut, f"the oldest {gone} turns of the conversation"))
         return None
+
+
+def _turns(user: str, assistant: str) -> list[Message]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:

@@ -17,7 +17,7 @@ from apportion.route.ask.prompts import Prompts
 from apportion.route.ask.setup import DEFAULT_K
 from apportion.route.ask.strategy import STRATEGIES, USES_COT, USES_RAG
 from apportion.route.index.bm25 import Hits, Retriever
-from apportion.route.llm.call import BadAnswerError, Failure
+from apportion.route.llm.call import BadAnswerError, ErrorBodyError, says_too_long
 from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
@@ -228,7 +228,7 @@ def read_completion(body: Mapping[str, Any], started: float, *, logprobs: bool =
     """
     try:
         return read_body(body, Request("", logprobs=logprobs), (time.perf_counter() - started) * 1000)
-    except BadAnswerError as error:
+    except (BadAnswerError, ErrorBodyError) as error:
         raise Refusal(502, f"upstream: {error}", code="bad_upstream_answer") from error
 
 
@@ -238,7 +238,7 @@ def prompt_too_long(status: int, message: str) -> bool:
     >>> prompt_too_long(400, "This model's maximum context length is 2048 tokens")
     True
     """
-    return Failure(message, "", 400 if status == 500 else status, 1, "").prompt_too_long
+    return says_too_long(status, message)
 
 
 def _choice(decision: Decision) -> Choice:
