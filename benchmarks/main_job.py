@@ -109,14 +109,13 @@ def main() -> None:
         own = plan if label == "auto" else uniform_plans(plan)[label.removeprefix("uniform ")]
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         stored = own.costs.stored_bits(own.assignment)
-        rows.append({"plan": label, "file_bytes": size, "bits_with_scales": stored, "divergence": candidate})
+        rows.append({"plan": label, "file_bytes": size, "bits_with_scales": stored, "texts": candidate["texts"]})
     saved = {
         "title": f"{name} to {asked.avg_bits:g} bits: the command, and one width for all at the same rounding",
         "command": own_command(),
         "quantize": command_of(asked),
         "model": name,
         "model_bytes": weights,
-        "reference": found.get("reference"),
         "result": {key: result[key] for key in KEPT if key in result},
         "rows": rows,
     }

@@ -12,12 +12,13 @@ failures by set and pipeline, and how often the answer stands in the passages.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from command_line import own_command
 
 from apportion.core.artifact import plain, read_json, versions, write_json
 from apportion.core.log import AppendLog
@@ -143,8 +144,7 @@ def collect(given: argparse.Namespace) -> None:
             "report": read_report(given.work / f"{name}_report.json"),
         }
     counted = {key: value for key, value in data.items() if key not in ("halves", "without_gold")}
-    command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    found = {"command": command, "model": given.llm, "data": counted, "k": K, **tables}
+    found = {"command": own_command(), "note": given.note, "model": given.llm, "data": counted, "k": K, **tables}
     write_json(given.out / "six.json", {**found, "versions": versions("torch", "transformers", "tantivy")})
 
 
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--unloaded", type=int, default=70)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--note", default="", help="said in six.json, for example what cut a run")
     parser.add_argument("--limit", type=int)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
