@@ -9,10 +9,12 @@ from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.index.build import build_index
 from apportion.route.index.corpus import Passage
+from apportion.route.router.decider import Constant
 from apportion.route.router.gate import Gate
 from apportion.route.router.policy import Layers, Policy
 from apportion.route.router.reader import Reader
 from apportion.route.router.router import FULL, Router, Tier
+from apportion.route.router.second import Second
 from apportion.route.router.utility import Scale
 from apportion.serve import Routing
 
@@ -46,6 +48,14 @@ def knowing_router() -> Router:
     full = Tier(FULL, _policy(("hits", "question_numbers", "draft_nll_mean")), _open_gate(1.0), (1.0, 1.0))
     lean = Tier("lean", _policy(("hits", "question_numbers")), _open_gate(0.5), (1.0, 1.0))
     return replace(static_router("direct"), tiers=(full, lean))
+
+
+def looking_router() -> Router:
+    """A router that always retrieves, looks at the answer, and reasons where that is unsure (over 0.5 nats a token)."""
+    tier = Tier(FULL, Constant(1, (0, 1, 2, 3)), _open_gate(1.0), (None, None), looks=True)
+    reader = Reader(("rag_nll_mean",), np.array([0.5]), np.array([0.25]))
+    second = Second(reader, np.zeros(3), np.array([[1.0], [0.0], [0.0]]))
+    return replace(static_router("direct"), tiers=(tier,), second=second)
 
 
 def _policy(names: tuple[str, ...]) -> Policy:

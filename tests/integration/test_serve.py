@@ -11,7 +11,7 @@ import pytest
 
 from apportion.serve import Address, Settings, Upstream, create_app
 from tests.integration.upstream_stub import Stub, served, upstream
-from tests.routings import knowing_router, routing, static_router
+from tests.routings import knowing_router, looking_router, routing, static_router
 
 QUESTION = [{"role": "user", "content": "Who founded Bern?"}]
 
@@ -291,3 +291,20 @@ def test_a_draft_that_was_cut_is_the_answer_only_where_no_more_is_allowed(
     assert answer.choices[0].finish_reason == ("length" if limit is None else "stop")
     assert answer.model_dump()["apportion"]["draft_reused"] == (limit is None)
     assert short.choices[0].message.content == "four" * 5
+
+
+@pytest.mark.parametrize(("logprobs", "route", "calls"), [(-0.01, "rag", 1), (-2.0, "rag+cot", 2)])
+def test_a_retrieved_answer_is_looked_at_before_reasoning(
+    stub: Stub, tmp_path: Path, logprobs: float, route: str, calls: int
+) -> None:
+    stub.reply, stub.logprobs = lambda messages: "Berthold V", logprobs
+    app = create_app(routing(tmp_path, looking_router()), Upstream(Address(stub.url)))
+    with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        found = client.chat.completions.create(model="auto", messages=QUESTION).model_dump()
+        chunks = _events(client, model="auto", messages=QUESTION)
+    assert found["apportion"]["route"] == chunks[0]["apportion"]["route"] == route
+    assert found["apportion"]["draft_reused"] == (calls == 1)
+    assert found["usage"]["completion_tokens"] == 3 * calls
+    assert len(found["apportion"]["sources"]) == 2
+    assert len(stub.bodies) == 2 * calls, "plain and streamed"
+    assert _text(chunks) == "Berthold V"

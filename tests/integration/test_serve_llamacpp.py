@@ -24,11 +24,11 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
 def client(known: Routing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     import xllamacpp
 
-    folder = make_tiny_model(tmp_path_factory.mktemp("model"))
+    folder = make_tiny_model(tmp_path_factory.mktemp("model"), context=2048)
     settings = xllamacpp.CommonParams()
     settings.model.path = str(write_gguf(folder, folder / "tiny.gguf"))
     settings.hostnames, settings.port = ["127.0.0.1"], 0
-    settings.n_ctx, settings.n_parallel, settings.warmup = 512, 2, False
+    settings.n_ctx, settings.n_parallel, settings.warmup = 4096, 2, False
     settings.cpuparams.n_threads = 1
     server = xllamacpp.Server(settings)
     app = create_app(known, Upstream(Address(f"{server.listening_address}/v1")))
@@ -67,9 +67,9 @@ def test_drafts_are_measured(client: openai.OpenAI) -> None:
 
 @pytest.mark.slow
 def test_a_context_that_is_too_small_is_answered_with_less(client: openai.OpenAI) -> None:
-    turns = [{"role": "user", "content": "one two " * 200}, {"role": "assistant", "content": "three"}, *QUESTION]
+    turns = [{"role": "user", "content": "one two " * 1600}, {"role": "assistant", "content": "three"}, *QUESTION]
     found = client.chat.completions.create(model="rag", messages=turns, max_tokens=6).model_dump()
     assert "the oldest" in found["apportion"]["weaker"][-1]
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model="rag", messages=[{"role": "user", "content": "one two " * 900}])
+        client.chat.completions.create(model="rag", messages=[{"role": "user", "content": "one two " * 3000}])
     assert error.value.code == "context_length_exceeded"

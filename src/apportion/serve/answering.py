@@ -35,9 +35,9 @@ class Answerer:
         Raises:
             Refusal: the backend failed.
         """
-        reply = self._of_draft(plan, plan.draft) if plan.draft else await self._asked(chat, plan, outcome)
+        reply = self._of_draft(plan, plan.ready) if plan.ready else await self._asked(chat, plan, outcome)
         counted = reply.get("usage")
-        outcome.spent = _spent(counted, plan.draft)
+        outcome.spent = _spent(counted, plan.ready)
         choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
         for choice in choices:
             _set_apart(choice.get("message"))
@@ -60,8 +60,8 @@ class Answerer:
         Raises:
             Refusal: the backend refused.
         """
-        if plan.draft is not None:
-            return self._draft_events(chat, plan, plan.draft, outcome, elapsed_ms)
+        if plan.ready is not None:
+            return self._draft_events(chat, plan, plan.ready, outcome, elapsed_ms)
         relay = Relay(plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms)
         stack.callback(relay.settle)
         if plan.asking is None:
@@ -112,7 +112,7 @@ class Answerer:
         if not plan.decided.forwarded and choices:
             message = choices[0].get("message") or {}
             said, thought = str(message.get("content") or ""), str(message.get("reasoning_content") or "")
-            public["answer"] = self.routing.answer_of(plan.decided.route, said, thought)
+            public["answer"] = self.routing.answer_of(plan.decided.route, plan.decided.question, said, thought)
         return public
 
     @property

@@ -12,6 +12,7 @@ from apportion.serve.chat_request import EXTRA, ChatRequest, Message, text_of
 from apportion.serve.routing import Request, cut_passages
 
 _OURS = (EXTRA, "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens")
+MAX_STOPS = 4  # what servers take
 _SYSTEM = ("system", "developer")
 
 
@@ -21,11 +22,17 @@ class Limits:
 
     Attributes:
         answer: new tokens where the client gives no limit and the pipeline's is lower; None leaves the pipeline's.
-        thinking_switch: whether the upstream has one.
+        thinking_switch: whether the upstream has one. top_logprobs: whether it tells the second likeliest token.
     """
 
     answer: int | None = None
     thinking_switch: bool = True
+    top_logprobs: bool = False
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What a draft asks for beside its text."""
+        return {"logprobs": True, **({"top_logprobs": 2} if self.top_logprobs else {})}
 
     def of(self, chat: ChatRequest, request: Request) -> int:
         """New tokens of an answer."""
@@ -41,12 +48,14 @@ class Asking:
     """What is asked, in parts that can be shortened.
 
     Attributes:
-        system: the client's and the pipeline's, empty for none. history: turns before the last message.
+        system: the client's and the pipeline's, empty for none. examples: the pipeline's, as turns.
+        history: the client's turns before the last message.
         request: the pipeline's. options: the client's other fields, and the limit on new tokens.
         cut: what was left out so far, in words.
     """
 
     system: str
+    examples: tuple[Message, ...]
     history: tuple[Message, ...]
     request: Request
     options: Mapping[str, Any]
@@ -55,13 +64,12 @@ class Asking:
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """The body; of a stream with the usage chunk that we need ourselves."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        shown = [turn for pair in self.request.examples for turn in _turns(*pair)]
-        messages = [*system, *shown, *self.history, {"role": "user", "content": self.request.user}]
+        messages = [*system, *self.examples, *self.history, {"role": "user", "content": self.request.user}]
         extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return {**self.options, "messages": messages, **extra}
 
     def shorter(self) -> "Asking | None":
-        """The same with less: the worse half of the passages, then the older half of the turns; None at the end."""
+        """The same with less: passages, then the older half of the turns, then worked examples; None at the end."""
         fewer = cut_passages(self.request)
         if fewer is not None:
             return replace(self, request=fewer, cut=(*self.cut, "passages, the worse ones first"))
@@ -69,11 +77,9 @@ class Asking:
             gone = (len(self.history) + 1) // 2
             kept = self.history[gone:]
             return replace(self, history=kept, cut=(*self.cut, f"the oldest {gone} turns of the conversation"))
+        if self.examples:
+            return replace(self, examples=(), cut=(*self.cut, "the pipeline's worked examples"))
         return None
-
-
-def _turns(user: str, assistant: str) -> list[Message]:
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
@@ -83,9 +89,15 @@ def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
 
 def ask_draft(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """The draft: greedy, short, with log-probabilities, thinking off as its prompt says."""
-    fixed = {"max_tokens": limits.of_draft(chat, request), "temperature": 0, "logprobs": True}
+    fixed = {"max_tokens": limits.of_draft(chat, request), "temperature": 0, **limits.measured}
     options = {name: value for name, value in _options(chat, request, limits).items() if name != "top_p"}
     return _asking(chat, request, {**options, **fixed})
+
+
+def ask_look(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
+    """A RAG answer that is looked at before it is given: as long as an answer, measured as a draft."""
+    asking = ask(chat, request, limits)
+    return replace(asking, options={**asking.options, "temperature": 0, **limits.measured})
 
 
 def as_sent(chat: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
@@ -102,11 +114,18 @@ def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any]) -> 
         leading.append(text_of(turns.pop(0)))
     last = max(number for number, one in enumerate(turns) if one["role"] == "user")
     system = "\n\n".join(part for part in (*leading, request.system) if part)
-    return Asking(system, tuple(turns[:last]), request, options)
+    examples = [
+        {"role": role, "content": text}
+        for pair in request.examples
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return Asking(system, tuple(examples), tuple(turns[:last]), request, options)
 
 
 def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:
     options: dict[str, Any] = {"temperature": request.temperature}
+    if request.stop:
+        options["stop"] = list(request.stop[:MAX_STOPS])
     options |= {name: value for name, value in chat.body.items() if name not in _OURS}
     if request.thinking is not None and limits.thinking_switch and "chat_template_kwargs" not in options:
         options["chat_template_kwargs"] = {"enable_thinking": request.thinking}

@@ -16,6 +16,7 @@ class Abilities:
         model: its name for the model. identity: as saved with profiles and routers.
         logprobs: whether drafts can be measured. logprobs_reason: how that is known.
         thinking_switch: whether it takes `chat_template_kwargs.enable_thinking`.
+        top_logprobs: whether it tells the second likeliest tokens.
     """
 
     model: str
@@ -23,6 +24,7 @@ class Abilities:
     logprobs: bool
     logprobs_reason: str
     thinking_switch: bool
+    top_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,9 @@ class Decided:
         route: direct, rag, cot or rag+cot. forwarded: the request was passed on as it is.
         reason: who chose: "router", "forced", or why it was forwarded.
         model: the alias that the client named. judged: the text that was judged.
-        draft: tokens of the draft; None where none was made. draft_reused: it is the answer, so it cost nothing.
+        question: the last message's text alone.
+        draft, look: tokens of the draft and of a RAG answer that was looked at; None where not made.
+        draft_reused: one of them is the answer, so it cost nothing.
         search_ms, draft_ms: time of the probes; None where not made. probe_ms: from the request to the decision.
         shadow: the route that would have been taken, where requests are passed on and decided only for the log.
         weaker: all that made this a weaker decision than the router could give; empty when nothing did.
@@ -61,6 +63,7 @@ class Decided:
     route: str
     reason: str
     judged: str
+    question: str = ""
     forwarded: bool = False
     tier: str = ""
     p_rag: float | None = None
@@ -69,12 +72,23 @@ class Decided:
     features: Mapping[str, float] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
     draft: Spent | None = None
+    look: Spent | None = None
     draft_reused: bool = False
     search_ms: float | None = None
     draft_ms: float | None = None
     probe_ms: float = 0.0
     shadow: str = ""
     weaker: tuple[str, ...] = ()
+
+    @property
+    def wasted(self) -> Spent:
+        """Tokens of what was made to decide and is not the answer."""
+        made = {"direct": self.draft, "rag": self.look}
+        total = Spent()
+        for route, spent in made.items():
+            if spent is not None and not (self.draft_reused and self.route == route):
+                total = total.plus(spent)
+        return total
 
     def headers(self) -> dict[str, str]:
         """What clients that show only headers see."""
@@ -133,17 +147,14 @@ def new_id() -> str:
 
 
 def spent_in_all(decided: Decided, outcome: Outcome) -> Spent:
-    """Everything spent for an answer: a draft that was thrown away included."""
-    if decided.draft is None or decided.draft_reused:
-        return outcome.spent
-    return decided.draft.plus(outcome.spent)
+    """Everything spent for an answer: what was made to decide and thrown away included."""
+    return decided.wasted.plus(outcome.spent)
 
 
 def usage(decided: Decided, answer: Spent) -> dict[str, Any]:
     """OpenAI's usage object for all that was spent, with the split of ours."""
-    wasted = decided.draft if decided.draft and not decided.draft_reused else Spent()
-    total = wasted.plus(answer)
-    split = {"answer": _tokens(answer), "draft": _tokens(wasted), "draft_reused": decided.draft_reused}
+    total = decided.wasted.plus(answer)
+    split = {"answer": _tokens(answer), "draft": _tokens(decided.wasted), "draft_reused": decided.draft_reused}
     return {
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,

@@ -78,7 +78,7 @@ def record_of(decided: Decided, outcome: Outcome, *, keep_prompts: bool) -> Reco
         "latency_weight": decided.controls.latency_weight,
         "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.completion_tokens,
-        "draft_tokens": decided.draft.total if decided.draft else 0,
+        "draft_tokens": decided.wasted.total or (decided.draft.total if decided.draft else 0),
         "draft_reused": decided.draft_reused,
         "probe_ms": decided.probe_ms,
         "search_ms": decided.search_ms,

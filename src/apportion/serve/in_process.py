@@ -136,17 +136,39 @@ def read_request(body: Body) -> Request:
         raise Refusal(400, "messages: a model in this process reads text only", param="messages")
     system = "\n\n".join(text_of(one) for one in messages if one["role"] in ("system", "developer"))
     turns = [(one["role"], text_of(one)) for one in messages if one["role"] not in ("system", "developer")]
-    before = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in turns[:-1])
+    pairs, before = _pairs(turns[:-1])
     switch = (body.get("chat_template_kwargs") or {}).get("enable_thinking")
     return Request(
         user=before + turns[-1][1],
         system=system,
+        examples=pairs,
+        stop=_stops(body.get("stop")),
         max_tokens=body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS,
         thinking=switch,
         logprobs=bool(body.get("logprobs")),
         temperature=float(body.get("temperature") or 0.0),
         seed=int(body.get("seed") or 0),
     )
+
+
+def _pairs(turns: list[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Earlier turns as the model is shown them: in pairs, or as text where they do not alternate.
+
+    >>> _pairs([("user", "a"), ("assistant", "b")]), _pairs([("user", "a")])
+    (((('a', 'b'),), ''), ((), 'User: a\\n\\n'))
+    """
+    roles = [role for role, _ in turns]
+    if roles == ["user", "assistant"] * (len(turns) // 2):
+        texts = [text for _, text in turns]
+        return tuple(zip(texts[::2], texts[1::2], strict=True)), ""
+    return (), "".join(f"{role.capitalize()}: {text}\n\n" for role, text in turns)
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    """The body's `stop`, which may be one text or several."""
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(str(one) for one in stop) if isinstance(stop, list) else ()
 
 
 def _refused(error: Exception) -> Refusal:

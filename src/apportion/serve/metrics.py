@@ -68,11 +68,9 @@ class Metrics:
     def note(self, decided: Decided, outcome: Outcome) -> None:
         """Count one answer."""
         self.routes.labels(decided.route, decided.reason.partition(":")[0]).inc()
-        wasted = decided.draft if decided.draft and not decided.draft_reused else None
-        for stage, spent in (("draft", wasted), ("answer", outcome.spent)):
-            if spent is not None:
-                self.tokens.labels(stage, "prompt").inc(spent.prompt_tokens)
-                self.tokens.labels(stage, "completion").inc(spent.completion_tokens)
+        for stage, spent in (("draft", decided.wasted), ("answer", outcome.spent)):
+            self.tokens.labels(stage, "prompt").inc(spent.prompt_tokens)
+            self.tokens.labels(stage, "completion").inc(spent.completion_tokens)
         times = {"search": decided.search_ms, "draft": decided.draft_ms, "decision": decided.probe_ms}
         times |= {"first token": outcome.first_ms, "answer": outcome.total_ms}
         for stage, took_ms in times.items():

@@ -119,7 +119,7 @@ def as_profile(records: Sequence[dict[str, Any]], base: Profile) -> Profile:
 
 
 def joined(first: Profile, second: Profile) -> Profile:
-    """Both profiles' questions, by the fields that learning reads."""
+    """Both profiles' questions, by the fields that learning reads; prices only where the log could tell them apart."""
     rows = first.select(np.concatenate([np.arange(first.n), np.zeros(second.n, dtype=np.int64)]))
 
     def stacked(name: str) -> Floats:
@@ -136,6 +136,9 @@ def joined(first: Profile, second: Profile) -> Profile:
         latency_ms=stacked("latency_ms"),
         retrieval_ms=stacked("retrieval_ms"),
         features=stacked("features"),
+        completion_tokens=None,
+        cached_tokens=None,
+        answers=(),
     )
 
 

@@ -11,8 +11,8 @@ from apportion.core.errors import InputError
 from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.extraction import extract
 from apportion.route.ask.features import group_of, needs_of
-from apportion.route.ask.pipelines import build_request, uses_passages
-from apportion.route.ask.probes import draft_features, features_of_hits, question_features
+from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
+from apportion.route.ask.probes import draft_features, features_of_hits, question_features, retrieved_features
 from apportion.route.ask.prompts import Prompts
 from apportion.route.ask.setup import DEFAULT_K
 from apportion.route.ask.strategy import STRATEGIES, USES_COT, USES_RAG
@@ -56,8 +56,10 @@ class Choice:
     Attributes:
         likely: probability of each pipeline, by the two heads; empty where no policy decided.
         fallback_reason: why a weaker tier decided than the router has. missing: features that were not measured.
+        look: the RAG answer is to be made first, then `Routing.decide_after` asked.
     """
 
+    decision: Decision
     strategy: str
     tier: str
     p_rag: float | None
@@ -65,6 +67,7 @@ class Choice:
     likely: Mapping[str, float]
     missing: tuple[str, ...]
     fallback_reason: str
+    look: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +108,42 @@ class Routing:
         """Whether a draft is worth its cost for this question."""
         return self.router.wants_draft(features, weights)
 
-    def decide(self, features: Mapping[str, float], draft: Completion | None, weights: Weights) -> Choice:
+    def decide(self, features: Mapping[str, float], weights: Weights) -> Choice:
         """The pipeline for a question; pure."""
-        return _choice(self.router.decide(self.with_draft(features, draft), weights.token, weights.latency))
+        return _choice(self.router.decide(features, weights.token, weights.latency))
 
-    def with_draft(self, features: Mapping[str, float], draft: Completion | None) -> dict[str, float]:
-        """The features with those of the draft, where one was made."""
-        return {**features, **(draft_features(draft.token_logprobs, draft.margin) if draft else {})}
+    def with_draft(self, features: Mapping[str, float], draft: Completion) -> dict[str, float]:
+        """The features with those of the draft."""
+        return {**features, **draft_features(draft.token_logprobs, draft.margin)}
 
-    def draft_said(self, text: str, draft: Completion, hits: Hits | None) -> dict[str, float]:
-        """Features of what a draft says, beside the passages where there are some."""
-        answer = extract(self.prompts.of("direct", text), draft).answer
+    def draft_said(self, question: str, text: str, draft: Completion, hits: Hits | None) -> dict[str, float]:
+        """Features of what a draft says, beside the passages where there are some.
+
+        Args:
+            question: what was asked. text: what is judged, the turns before it included.
+        """
+        answer = extract(self.prompts.of("direct", question), draft).answer
         return answer_features("draft", answer, text, hits.passages if hits else ())
+
+    def decide_after(
+        self, first: Choice, features: Mapping[str, float], question: str, text: str, look: Completion, hits: Hits
+    ) -> tuple[Choice, dict[str, float]]:
+        """The second decision, with the RAG answer at hand, and all that it read."""
+        answer = extract(self.prompts.of("rag", question), look).answer
+        read = {**question_features(text), **features_of_hits(hits, text), **features}
+        read |= retrieved_features(look.token_logprobs, look.margin) | answer_features(
+            "rag", answer, text, hits.passages
+        )
+        return _choice(self.router.decide_after(first.decision, read)), read
 
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
         return build_request(self.prompts, strategy, question, hits.passages if hits else ())
 
-    def answer_of(self, strategy: str, text: str, thinking: str) -> str:
-        """The short answer within what a pipeline's model wrote."""
+    def answer_of(self, strategy: str, question: str, text: str, thinking: str) -> str:
+        """The short answer within what a pipeline's model wrote about a question."""
         completion = Completion(text, 0, 0, 0.0, thinking_text=thinking)
-        return extract(self.prompts.of(strategy), completion).answer
+        return extract(self.prompts.of(strategy, question), completion).answer
 
     def frontier(self, features: Sequence[Mapping[str, float]], token: float, latency: float) -> dict[str, Any]:
         """What the pipelines and the router are worth over a range of token weights.
@@ -199,7 +217,7 @@ def without_passages(strategy: str) -> str:
     >>> without_passages("rag+cot")
     'cot'
     """
-    return STRATEGIES[2 * int(USES_COT[STRATEGIES.index(strategy)])]
+    return asked_as(strategy, ())
 
 
 def cut_passages(request: Request) -> Request | None:
@@ -243,6 +261,8 @@ def prompt_too_long(status: int, message: str) -> bool:
 
 def _choice(decision: Decision) -> Choice:
     return Choice(
+        decision=decision,
+        look=decision.look,
         strategy=decision.strategy,
         tier=decision.tier,
         p_rag=decision.p_rag,

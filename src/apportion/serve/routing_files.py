@@ -33,7 +33,7 @@ def load(
     now = {"corpus": retriever.corpus_digest, "prompts": words.digest, **({"model": model} if model else {})}
     known = load_router(router)
     loaded = load_router(router, {key: value for key, value in now.items() if compared and known.source.get(key)})
-    return Routing(loaded.one_decision(), retriever, words, int(loaded.source.get("k") or DEFAULT_K))
+    return Routing(loaded, retriever, words, int(loaded.source.get("k") or DEFAULT_K))
 
 
 def read_router(folder: Path) -> Router:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import aiohttp
@@ -18,8 +19,10 @@ from apportion.serve.refusal import Refusal, encode
 from apportion.serve.upstream_errors import broken, logprobs_of, object_of, refused, unreachable
 
 MAX_BODY_BYTES = 64 << 20
-PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0}
-SWITCH = {"chat_template_kwargs": {"enable_thinking": False}}
+Options = dict[str, Any]
+PROBE: Options = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0}
+SWITCH: Options = {"chat_template_kwargs": {"enable_thinking": False}}
+LOGPROBS: tuple[Options, ...] = ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True}, {})
 RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
 
 
@@ -204,8 +207,8 @@ class Upstream:
     async def _probe(self, model: str) -> Abilities:
         """Find out by one short completion whether log-probabilities come back, and what the server refuses."""
         said = ""
-        for logprobs, switch in ((True, True), (True, False), (False, True), (False, False)):
-            asked = {**PROBE, "model": model, **(SWITCH if switch else {}), **({"logprobs": True} if logprobs else {})}
+        for logprobs, switch in product(LOGPROBS, (SWITCH, Options())):
+            asked = {**PROBE, "model": model, **switch, **logprobs}
             status, data = await self._post("/chat/completions", encode(asked))
             found = object_of(status, data)
             if status in (400, 422, 500, 501) and (logprobs or switch):
@@ -213,13 +216,12 @@ class Upstream:
                 continue
             if status != 200 or "error" in found:
                 raise refused(status, found, self.address.key)
+            returned = bool(logprobs and logprobs_of(found))
             if not logprobs:
                 reason = f"the server refuses them: {said}"
-            elif returned := bool(logprobs_of(found)):
-                reason = "the server returned them when probed"
             else:
-                reason = "the server answers without them"
-            return Abilities(model, f"server:{model}", logprobs and returned, reason, switch)
+                reason = "the server returned them when probed" if returned else "the server answers without them"
+            return Abilities(model, f"server:{model}", returned, reason, bool(switch), "top_logprobs" in logprobs)
         raise AssertionError("the loop returns or raises")
 
     def _unreachable(self, error: BaseException) -> Refusal:
