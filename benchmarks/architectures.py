@@ -1,6 +1,6 @@
 """What becomes of each architecture: tiny checkpoints built by configuration, quantized, written, read back.
 
-    python benchmarks/architectures.py --work /tmp/architectures --out docs/results --page docs/models.md
+    python benchmarks/architectures.py --work WORK --out docs/results --page docs/models.md
 
 Every accepted folder is loaded again in a fresh process, and its loss there compared with the announced one.
 """

@@ -1,6 +1,9 @@
 """The router on recorded outcomes of real LLMs, K-fold: its utility against the best static pipeline's.
 
-    python benchmarks/route_recorded.py --profiles DIR --corpus hotpotqa.jsonl --out FILE.json
+    python benchmarks/route_recorded.py --profiles DIR --corpus hotpotqa.jsonl --out FILE.json [--stages 2] [--brief]
+        [--before FILE.json]
+
+--before keeps the gains of an earlier result beside the new ones. --brief trains no ablations.
 
 Hyper-parameters were chosen on synthetic profiles, but for one: the gate's caution was raised from 1.28 to 1.64
 standard errors after one of these folds of HotpotQA came out worse at 1.28 (see LOG.md), so the result on HotpotQA is
@@ -16,7 +19,7 @@ from typing import Any
 
 from command_line import own_command
 
-from apportion.core.artifact import plain, sha256_file, versions, write_json
+from apportion.core.artifact import plain, read_json, sha256_file, versions, write_json
 from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.field import EvaluationPlan
 from apportion.route.evaluation.report import report
@@ -40,14 +43,28 @@ def measure(path: Path, index: Path | None, plan: EvaluationPlan) -> dict[str, A
     return {"profile_sha256": sha256_file(path), "seconds": round(time.monotonic() - start), **saved}
 
 
+def earlier(path: Path) -> dict[str, Any]:
+    """Gains by weights of an earlier result, and the command that made it."""
+    saved = read_json(path)
+    gains = {
+        name: [[at["token_weight"], at["latency_weight"], at["gain"]["interval"]] for at in saved[name]["weights"]]
+        for name in RECORDED
+    }
+    return {"command": saved["command"], "gains": gains}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profiles", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--brief", action="store_true")
+    parser.add_argument("--before", type=Path)
     given = parser.parse_args()
-    plan = EvaluationPlan(folds=given.folds)
+    plan = EvaluationPlan(folds=given.folds, stages=given.stages, ablations=not given.brief, leave_out=not given.brief)
+    before = earlier(given.before) if given.before else {}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
@@ -57,7 +74,8 @@ def main() -> None:
             # the other two have no corpus here, so only the question's own features; ablations need probes
             chosen = plan if recorded else replace(plan, ablations=False)
             found[name] = measure(given.profiles / f"{name}.parquet", index if recorded else None, chosen)
-    write_json(given.out, {"command": own_command(), "versions": versions("torch", "numpy", "tantivy"), **found})
+    made = {"command": own_command(), "versions": versions("torch", "numpy", "tantivy"), "before": before}
+    write_json(given.out, {**made, **found})
 
 
 if __name__ == "__main__":

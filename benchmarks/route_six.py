@@ -9,14 +9,13 @@ of each feature (its column dealt out anew among the judged questions, so that i
 """
 
 import argparse
-import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import own_command  # beside this script
 
 from apportion.core.artifact import Json, plain, sha256_file, versions, write_json
 from apportion.core.bootstrap import Bootstrap
@@ -152,8 +151,9 @@ def main() -> None:
         draw_frontier({**found, "frontier": found["plot"]}, given.plot)
     found.pop("plot")
     digests = {name: sha256_file(getattr(given, name)) for name in ("learn", "judge")}
-    command = "python " + " ".join(json.dumps(word) if " " in word else word for word in sys.argv)
-    write_json(given.out, {"command": command, "sha256": digests, "versions": versions("torch", "numpy"), **found})
+    write_json(
+        given.out, {"command": own_command(), "sha256": digests, "versions": versions("torch", "numpy"), **found}
+    )
 
 
 if __name__ == "__main__":

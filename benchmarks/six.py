@@ -143,8 +143,9 @@ def collect(given: argparse.Namespace) -> None:
             "report": read_report(given.work / f"{name}_report.json"),
         }
     counted = {key: value for key, value in data.items() if key not in ("halves", "without_gold")}
-    command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    found = {"command": command, "model": given.llm, "data": counted, "k": K, **tables}
+    named = [Path(word).name if "/" in word and not word.startswith("-") else word for word in sys.argv[1:]]
+    command = " ".join(["python benchmarks/six.py", *named])
+    found = {"command": command, "note": given.note, "model": given.llm, "data": counted, "k": K, **tables}
     write_json(given.out / "six.json", {**found, "versions": versions("torch", "transformers", "tantivy")})
 
 
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--unloaded", type=int, default=70)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--note", default="", help="said in six.json, for example what cut a run")
     parser.add_argument("--limit", type=int)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

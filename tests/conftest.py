@@ -17,9 +17,8 @@ except ModuleNotFoundError as error:
     if error.name != "beartype":
         raise
 else:
-    install_import_hook(
-        ["apportion.bits", "apportion.route.router", "apportion.route.evaluation"], "tests.checked.checked"
-    )
+    ROOMS = ("llm", "index", "ask", "profile", "router", "evaluation")
+    install_import_hook(["apportion.bits", *(f"apportion.route.{room}" for room in ROOMS)], "tests.checked.checked")
 
 import torch
 

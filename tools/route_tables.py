@@ -292,6 +292,7 @@ def recorded(found: Json | None) -> list[str]:
     for name, title in RECORDED.items():
         if name in found:
             one = found[name]
+            before = {row[0]: row[2] for row in found.get("before", {}).get("gains", {}).get(name, []) if row[1] == 0}
             rows = [
                 [
                     f"{at['token_weight']:g}",
@@ -299,10 +300,14 @@ def recorded(found: Json | None) -> list[str]:
                     f"{at['router']['utility']:.3f}",
                     interval(at["gain"]["interval"]),
                     f"{at['oracle']['utility']:.3f}",
+                    *([at["reach"]["verdict"]] if "reach" in at else []),
+                    *([interval(before[at["token_weight"]])] if before else []),
                 ]
                 for at in one["weights"]
             ]
             head = ["token weight", "best static", "router", "gain [95 %]", "oracle"]
+            head += ["verdict"] if "reach" in one["weights"][0] else []
+            head += ["gain before"] if before else []
             lines += [f"{title}, {one['questions']} questions, 5 folds:", "", *markdown(head, rows), ""]
     return [*lines, *made(found, "route_recorded")]
 

@@ -301,5 +301,26 @@ def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(tmp_pat
     with pytest.raises(InputError, match=r"holds tensors below 8 bits \(1 x Q4_0\)"):
         load_full(str(low), CPU)
     (tmp_path / "no.gguf").write_bytes(b"GGUX")
-    with pytest.raises(InputError, match="is no GGUF file that can be read"):
+    with pytest.raises(ArtifactCorruptError, match="cannot be read as GGUF"):
         load_full(str(tmp_path / "no.gguf"), CPU)
+
+
+def test_a_hub_name_is_brought_here_whole_and_read_from_there(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def snapshot(name: str, **how: object) -> str:
+        asked.append(how)
+        if name == "owner/absent":
+            raise OSError("404 Client Error")
+        return str(checkpoint("llama", blocks=2))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    staged, tokenizer = load_full("owner/name", CPU)
+    assert staged.origin.folder == checkpoint("llama", blocks=2)
+    assert "tokenizer.json" in staged.origin.companions
+    assert tokenizer.bos_token_id == 0
+    assert all("*.bin" in how["ignore_patterns"] for how in asked)  # type: ignore[operator]
+    with pytest.raises(InputError, match="owner/absent: is no local folder, and the hub gave none: 404"):
+        load_full("owner/absent", CPU)

@@ -238,3 +238,13 @@ def test_an_index_of_an_earlier_version_is_searched_but_not_changed(tmp_path: Pa
     assert Bm25Index.open(folder).search("capital", 1).passages[0].id == "en"
     with pytest.raises(ArtifactMismatchError, match="made by an earlier version"):
         add_passages(folder, [Passage("new", "", "text")])
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    def passages() -> Iterator[Passage]:
+        yield CAPITALS[0]
+        raise ValueError("An IO error occurred: 'No space left on device (os error 28)'")
+
+    with pytest.raises(ArtifactError, match=r"cannot be written: .*No space left"):
+        build_index(passages(), tmp_path / "index")
+    assert list((tmp_path / "index").iterdir()) == []

@@ -72,7 +72,7 @@ def test_all_offending_lines_are_named_at_once_and_bounded(tmp_path: Path) -> No
     for line in (2, 3, 4, 5, 6, 8):
         assert f"line {line}:" in message
     assert "36 problems" in message
-    assert "and 17 more" in message
+    assert "and 16 more" in message
     assert "id 'a' occurs twice" in message
 
 

@@ -112,3 +112,16 @@ def test_files_that_are_no_profile_are_refused(tmp_path: Path) -> None:
 def test_a_feature_cannot_take_the_name_of_a_column(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="f1"):
         write_profile(tmp_path / "p.parquet", [replace(outcomes()[0], features={"f1": 1.0})], SOURCE)
+
+
+def test_a_profile_that_cannot_be_read_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import parquet
+
+    def broken(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "p.parquet"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(parquet, "read_table", broken)
+    with pytest.raises(ArtifactError, match="cannot be read: Input/output error"):
+        read_profile(path)

@@ -190,7 +190,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(checkpoi
 
 
 def test_a_device_too_small_for_one_window_is_a_clear_error(checkpoint, monkeypatch):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
 
     def none(*given):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
@@ -201,7 +201,7 @@ def test_a_device_too_small_for_one_window_is_a_clear_error(checkpoint, monkeypa
 
 
 def test_tuning_that_diverges_ends_with_the_best_state_and_says_where(checkpoint, monkeypatch):
-    staged = load_model(str(checkpoint("llama")), place("cpu", "float32"))
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8)
     steps = []
 

@@ -274,6 +274,9 @@ def ask(
         setup = Setup(connected, retriever, load_prompts(prompts), passages)
         unknown = require_trained_on(loaded.source, setup)
         found = answer(question, loaded, setup, weights)
+    if unknown and not json:
+        said = f"the router does not record its {', '.join(unknown)}, so that was not compared with this setup"
+        print(f"note: {said}", file=sys.stderr)
     value = {**plain(found), "not_compared": list(unknown)}
     emit(value, as_json=json, text=_explained(found) if explain else found.text)
 

@@ -136,16 +136,20 @@ def require_tokens(model: Any, windows: Int[Tensor, "windows tokens"]) -> None:
         )
 
 
-def require_causal(model: Any, part: Int[Tensor, "one tokens"]) -> None:
-    """Refuse a model whose predictions see the token that they predict.
+def require_causal(model: Any, part: Int[Tensor, "one tokens"], one: Sequence[Call], other: Sequence[Call]) -> None:
+    """Refuse a model whose predictions see the token that they predict, or whose blocks see the text itself.
+
+    Args:
+        one, other: what its blocks are called with for two texts.
 
     Raises:
-        ModelStructureError: changing the last token changes what is predicted before it.
+        ModelStructureError: changing the last token changes what is predicted before it, or the calls differ.
     """
+    require_same_calls(one, other)
     changed = part.clone()
     changed[:, -1] = (changed[:, -1] + 1) % model.get_input_embeddings().weight.shape[0]
-    one, other = (model(input_ids=ids, use_cache=False).logits[:, :-1].float() for ids in (part, changed))
-    if one.isfinite().all() and float((one - other).abs().max()) > 1e-2 * float(one.abs().max()):
+    own, new = (model(input_ids=ids, use_cache=False).logits[:, :-1].float() for ids in (part, changed))
+    if own.isfinite().all() and float((own - new).abs().max()) > 1e-2 * float(own.abs().max()):
         raise ModelStructureError(
             "its predictions change with the tokens that come after them",
             "give a causal language model: this one reads its whole input at once",

@@ -12,7 +12,9 @@ from apportion.core.device import Placement, place
 from apportion.core.errors import InputError
 from apportion.models.blockwise import FP8
 from apportion.models.dense import Dense, read_dense
-from apportion.models.from_gguf import GGUF, is_gguf, read_gguf_model
+from apportion.models.from_gguf import GGUF, is_gguf, require_high_precision
+from apportion.models.gguf.load import model_of
+from apportion.models.gguf.source import GgufFile
 from apportion.models.identity import source_identity
 from apportion.models.own import pack
 from apportion.models.parameters import cast_parameters
@@ -116,7 +118,9 @@ def read(model: str, placement: Placement, *, trust_remote_code: bool, apart: bo
     """The plain weights of a folder or of a GGUF file; `apart`: as whoever quantizes them needs them."""
     require_model(model)
     if is_gguf(model):
-        return read_gguf_model(model)
+        file = GgufFile(Path(model).expanduser())
+        require_high_precision(file)
+        return Dense(model_of(file), None, GGUF)
     return read_dense(model, placement, trust_remote_code=trust_remote_code, apart=apart)
 
 

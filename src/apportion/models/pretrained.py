@@ -116,7 +116,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     require_model(model)
     path = Path(model).expanduser()
     where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
-    source = str(path.parent) if path.is_file() else str(path) if path.is_dir() else model
+    source = str(path.parent if path.is_file() else local_folder(model))
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **where)

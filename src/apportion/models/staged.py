@@ -32,6 +32,7 @@ from apportion.models.calls import (
     without_masks,
 )
 from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_place
+from apportion.models.loss import token_nll as token_nll
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
 from apportion.models.parameters import cast_parameters, parameter_digest
 from apportion.models.structure import Layout, find_layout
@@ -71,14 +72,12 @@ class StagedModel:
         found = find_layout(model)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.digest = parameter_digest(model)
-        compute = getattr(torch, placement.dtype)
+        self.compute_dtype: torch.dtype = getattr(torch, placement.dtype)
         self.origin: Origin = origin or origin_of_model(model)
         self.stored_as = stored_as
-        strange = foreign(model, self.origin, found.paths())
-        self.layout: Layout = found.without(strange, "no tensor of its own")
+        self.layout: Layout = found.without(foreign(model, self.origin, found.paths()), "no tensor of its own")
         self.originals: dict[str, Tensor] = own_weights(model, self.origin, self.layout.paths())
-        cast_parameters(self.model.to(device=placement.device), compute)
-        self.compute_dtype: torch.dtype = compute
+        cast_parameters(self.model.to(device=placement.device), self.compute_dtype)
         self._full: dict[str, Tensor] = {
             path: self.model.get_parameter(f"{path}.weight").data for path in self.originals
         }
@@ -108,7 +107,7 @@ class StagedModel:
         self.originals = {path: weight for path, weight in self.originals.items() if path not in paths}
 
     def forget_texts(self) -> None:
-        """Embed texts anew from now on: what was embedded before was so with another embedding."""
+        """Embed texts anew: what was embedded before was so with another embedding."""
         self._embedded.clear()
 
     def embed_anew(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
@@ -162,6 +161,7 @@ class StagedModel:
                 del block.forward
 
     def _record(self, ids: Int[Tensor, "batch tokens"]) -> tuple[Tensor, tuple[Call, ...]]:
+        require_tokens(self.model, ids)
         seen: list[tuple[Tensor, Call]] = []
 
         def recorder(rest: Rest) -> Callable[..., Any]:
@@ -216,7 +216,6 @@ class StagedModel:
     @torch.inference_mode()
     def _embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         self.embeddings += 1
-        require_tokens(self.model, windows)
         windows = windows.to(self.placement.device)
         batch = self._step(windows)
         parts: list[Tensor] = []
@@ -361,10 +360,8 @@ class StagedModel:
             NumericError: the model's own loss is not finite.
             ModelStructureError: they differ, so the structure is not what it seems.
         """
-        require_tokens(self.model, windows)
         part = windows[:1].to(self.placement.device)
-        require_same_calls(self._record(part)[1], self._record(part.flip(1))[1])
-        require_causal(self.model, part)
+        require_causal(self.model, part, self._record(part)[1], self._record(part.flip(1))[1])
         own = float(self.model(input_ids=part, labels=part, use_cache=False).loss)
         if not np.isfinite(own):
             raise NumericError(
@@ -379,12 +376,3 @@ class StagedModel:
                 "this model does more between its blocks than can be run one by one",
             )
         return difference
-
-
-def token_nll(
-    logits: Float[Tensor, "batch tokens vocabulary"],
-    targets: Int[Tensor, "batch tokens"] | Float[Tensor, "batch tokens vocabulary"],
-) -> Float[Tensor, "batch tokens"]:
-    """Negative log-likelihood of each target (or mean over a distribution of them), in nats, in float32."""
-    flat = logits.float().flatten(0, 1)
-    return nn.functional.cross_entropy(flat, targets.flatten(0, 1), reduction="none").view(logits.shape[:2])

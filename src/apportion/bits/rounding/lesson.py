@@ -11,7 +11,7 @@ from apportion.core.errors import InputError
 from apportion.formats import GridWeight
 from apportion.models.staged import StagedModel
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 KEPT_SHARE = 8  # one window of so many is kept aside
 
 

@@ -35,6 +35,15 @@ def load_gguf(path: Path, placement: Placement) -> StagedModel:
 
 def staged_file(file: GgufFile, placement: Placement) -> StagedModel:
     """As `load_gguf`, of a file that is open."""
+    return StagedModel(model_of(file), placement, source=str(file.path))
+
+
+def model_of(file: GgufFile) -> Any:
+    """The transformers model of a file, its weights decoded.
+
+    Raises:
+        InputError: tensors are missing or unknown.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -52,7 +61,7 @@ def staged_file(file: GgufFile, placement: Placement) -> StagedModel:
         rotary = model.model.rotary_emb
         rotary.inv_freq /= file.weight(ROPE_FACTORS).float()
         rotary.original_inv_freq = rotary.inv_freq.clone()
-    return StagedModel(model, placement, source=str(file.path))
+    return model
 
 
 def load_gguf_tokenizer(path: Path) -> Any:

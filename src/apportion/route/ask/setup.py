@@ -15,7 +15,21 @@ DEFAULT_K = 5
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A model, where it looks things up, how it is asked, and how many passages a prompt shows."""
+    """A model, where it looks things up, how it is asked, and how many passages a prompt shows.
+
+    Attributes:
+        llm: from `connect`. retriever: from `Bm25Index.open` or `build_index`. prompts: from `load_prompts`.
+        k: passages in a prompt.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from apportion.route.ask import load_prompts
+    >>> from apportion.route.index import Passage, build_index
+    >>> from apportion.route.llm import Echo
+    >>> index = build_index([Passage("1", "Bern", "the capital")], Path(tempfile.mkdtemp()) / "index")
+    >>> Setup(Echo("Bern"), index, load_prompts()).source().k
+    5
+    """
 
     llm: LLM
     retriever: Retriever

@@ -94,7 +94,7 @@ def evaluate_router(
     Source: METHODS section 2 ("always report against"); intervals by a paired bootstrap over questions.
 
     >>> from apportion.demo.recorded import recorded
-    >>> from apportion.route.router import train_router
+    >>> from apportion.route.router import TrainingPlan, train_router
     >>> brief = TrainingPlan(folds=2, seeds=1, steps=20, check_every=10)
     >>> router = train_router(recorded("train").select(np.arange(60)), brief).router
     >>> found = evaluate_router(recorded("test").select(np.arange(40)), router=router)

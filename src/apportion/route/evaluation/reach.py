@@ -48,6 +48,7 @@ def questions_needed(difference: Values) -> int | None:
 
     Source: the normal approximation for a two-sided test at 5 % with a power of 80 %.
 
+    >>> import numpy as np
     >>> questions_needed(np.array([1.0, 0.0] * 50))
     8
     """

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from apportion.core.artifact import read_manifest
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, InputError
@@ -46,6 +46,7 @@ class Hits:
     rarities: tuple[float, ...] = ()
 
 
+@runtime_checkable
 class Retriever(Protocol):
     """Anything that finds passages; searches may run in several threads at once."""
 

@@ -137,6 +137,8 @@ def _change(folder: Path, state: str, collection: Collection, work: Work) -> Bm2
         shutil.rmtree(target, ignore_errors=True)
         if isinstance(error, OSError):
             raise disk_error(target, error) from error
+        if isinstance(error, ValueError) and "IO error" in str(error):  # tantivy's own, for example of a full disk
+            raise disk_error(target, OSError(str(error))) from error
         raise
     return Bm25Index.open(folder)
 

@@ -8,7 +8,7 @@ and `ids.json` in the order of rows. It belongs to one corpus digest: after pass
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ BATCH = 256
 Vectors = NDArray[np.float32]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Texts -> vectors [texts, dimensions]; `name` identifies the model."""
 

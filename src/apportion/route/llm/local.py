@@ -8,7 +8,6 @@ from typing import Any
 
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError
-from apportion.models.identity import model_identity
 from apportion.route.llm.cut import fit
 from apportion.route.llm.engine import Engine, Generation
 from apportion.route.llm.generate import Row
@@ -79,7 +78,7 @@ class LocalLLM:
         dtype: str = "auto",
         trust_remote_code: bool = False,
     ) -> "LocalLLM":
-        """Load a model folder (also one that `quantize` wrote), or a model by its name on the Hub.
+        """Load a model folder (also one that `quantize` wrote), a GGUF file, or a model by its name on the Hub.
 
         Args:
             trust_remote_code: run code that comes with the checkpoint.
@@ -87,31 +86,23 @@ class LocalLLM:
         Raises:
             InputError: no such model, no causal LM, or weights that are missing or not safetensors.
         """
-        from apportion.models.load import load
-        from apportion.models.pretrained import load_tokenizer
+        from apportion.models.load import load_model
 
         placement = place(device, dtype)
         folder = Path(model).expanduser()
-        source = str(folder) if folder.is_dir() else model
         try:
-            loaded = load(
-                source,
-                device=placement.device,
-                dtype=placement.dtype,
-                dense=True,
-                trust_remote_code=trust_remote_code,
+            loaded = load_model(
+                str(folder) if folder.exists() else model, placement, trust_remote_code=trust_remote_code
             )
-            tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         except InputError as error:
             problem = error.problem.removeprefix("MODEL ")
             raise InputError(f"--llm {problem}", f"{error.remedy}, or a server as http://host:port/v1") from error
-        identity = model_identity(folder) if folder.is_dir() else ""
-        commit = getattr(loaded.config, "_commit_hash", None)
+        commit = getattr(loaded.model.config, "_commit_hash", None)
         return cls(
-            loaded,
-            tokenizer,
-            identity=identity or f"hub:{model}@{commit}",
-            name=folder.name if identity else model,
+            loaded.model,
+            loaded.tokenizer,
+            identity=loaded.identity if folder.exists() else f"hub:{model}@{commit}",
+            name=folder.name if folder.exists() else model,
             batch_size=batch_size,
             placement=placement,
         )

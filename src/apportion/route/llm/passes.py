@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apportion.route.llm.generate import likeliest
 from apportion.route.llm.slots import Layers, SlotCache, causal_mask, step_mask
 
 KEPT_BEGINNINGS = 32
+# not cuDNN's: it makes a plan for every new length, and steps of growing length took three times as long on an H100
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PLACES = (128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # lengths that steps are recorded for
 
 
@@ -116,14 +119,15 @@ class Passes:
         return Recorded(graph, best, logits)
 
     def _call(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
-        output = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with sdpa_kernel(ATTENTION):
+            output = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         logits: Tensor = output.logits[:, -1]
         return logits
 

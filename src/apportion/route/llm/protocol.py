@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 THINK_START, THINK_END = "<think>", "</think>"
 Finish = Literal["stop", "length", "filter"]
@@ -73,6 +73,7 @@ class Completion:
     weaker: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class LLM(Protocol):
     """A language model.
 

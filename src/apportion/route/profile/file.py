@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from apportion.core.artifact import write_bytes
+from apportion.core.artifact import unreadable, write_bytes
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
 from apportion.route.ask.source import ProfileSource
 from apportion.route.ask.strategy import STRATEGIES
@@ -50,6 +50,10 @@ Columns = dict[str, list[Any]]
 def write_profile(path: Path, outcomes: Sequence[Outcome], source: ProfileSource) -> None:
     """Write outcomes as one Parquet file, complete or absent.
 
+    Args:
+        outcomes: four rows a question as a rule; features of their own become columns of their own.
+        source: what they were made from; saved in the file's metadata.
+
     Raises:
         InputError: no outcome. ArtifactError: the disk is full.
     """
@@ -82,11 +86,24 @@ def read_profile(path: Path, *, quality: str = "f1") -> Profile:
     """Read a profile, written here or recorded elsewhere.
 
     Args:
+        path: a Parquet file with a row for each question and strategy.
         quality: the column that is the quality Q, "f1" or "em".
+
+    Returns:
+        Its outcomes as arrays; what it lacks or what could not be used is named in `dropped`.
 
     Raises:
         ArtifactError: no such file. ArtifactCorruptError: not Parquet.
-        InputError: missing columns, unknown strategies, a row twice, values out of range; all in one error.
+        InputError: missing columns, unknown strategies, a row twice, values out of range or of another type; all in
+            one error.
+    Cost: the file is held in memory once.
+
+    >>> import tempfile
+    >>> rows = [Outcome("d", "1", "Who?", ("x",), name, "x", 1.0, 1.0, 9, 2, 5.0) for name in STRATEGIES]
+    >>> path = Path(tempfile.mkdtemp()) / "p.parquet"
+    >>> write_profile(path, rows, ProfileSource(model="tiny"))
+    >>> read_profile(path).tokens.tolist()
+    [[11.0, 11.0, 11.0, 11.0]]
     """
     columns, meta = _read_table(path)
     _refuse_bad_rows(path, columns)
@@ -110,7 +127,7 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
     except pa.ArrowInvalid as error:
         raise ArtifactCorruptError(f"{path}: is not a Parquet file: {error}", "make it again") from error
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
+        raise unreadable(path, error) from error
     saved = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
     known = {f.name for f in fields(ProfileSource)}
     columns: Columns = {name: table[name].to_pylist() for name in table.column_names}

@@ -1,0 +1,111 @@
+"""Real models first: the tables of main jobs, and of the house before and after, from the JSON files in docs/results/."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tables import markdown
+
+Json = dict[str, Any]
+FIRST = "smollm2-135m"  # the model of the README's first screen
+CALLED = {"smollm2-135m": "SmolLM2-135M-Instruct"}
+
+
+def main_jobs(files: Mapping[str, Json]) -> dict[str, Json]:
+    """Saved main jobs by model."""
+    return {item["model"]: item for name, item in sorted(files.items()) if name.startswith("main_job_")}
+
+
+def figures(row: Json) -> list[str]:
+    """One folder: its plan, size, bits, and how far it predicts from full precision."""
+    text = next(iter(row["texts"].values()))
+    kl = text["kl_mean"]
+    return [
+        row["plan"],
+        f"{row['file_bytes'] / 1e6:.1f} MB",
+        f"{row['bits_with_scales']:.2f}",
+        f"{kl['mean']:.3f} ({kl['low']:.3f} to {kl['high']:.3f})",
+        f"{text['same_top']['mean']:.1%}",
+        f"{text['perplexity']:.2f}",
+    ]
+
+
+def job_table(job: Json) -> list[str]:
+    """The plain alternative first, then the plan that was kept."""
+    rows = sorted(job["rows"], key=lambda row: (row["plan"] == "auto", row["bits_with_scales"]))
+    full = next(iter(rows[0]["texts"].values()))["reference_perplexity"]
+    head = [
+        "plan",
+        "weights on disk",
+        "bits with scales",
+        "mean KL from full precision",
+        "same top token",
+        "perplexity",
+    ]
+    cells = [[f"**{cell}**" for cell in figures(row)] if row["plan"] == "auto" else figures(row) for row in rows]
+    return markdown(
+        head, [*cells, ["full precision", f"{job['model_bytes'] / 1e6:.1f} MB", "16", "0", "100 %", f"{full:.2f}"]]
+    )
+
+
+def job_part(job: Json) -> list[str]:
+    """One main job with all that vouches for it."""
+    result = job["result"]
+    choice = f" {result['choice']['reason']};" if result.get("choice") else ""
+    return [
+        f"### {CALLED.get(job['model'], job['model'])}",
+        "",
+        f"`{job['quantize']}` ({result['seconds'] / 60:.0f} minutes; peak memory {result['peak_memory_bytes'] / 1e9:.1f} GB; full precision "
+        f"{job['model_bytes'] / 1e6:.0f} MB). Written with {result['apply_rounding']};{choice} kept: {result['source']}"
+        + (f", judged on {result['judged_on']}." if result["judged_on"] else "."),
+        "",
+        *job_table(job),
+        "",
+        f"Made by `{job['command']}`.",
+        "",
+    ]
+
+
+def real_part(files: Mapping[str, Json]) -> list[str]:
+    """Main jobs on real models."""
+    jobs = main_jobs(files)
+    if not jobs:
+        return []
+    told = (
+        "What one command writes, loaded from its folder, beside one width for all linears at the same rounding. KL and perplexity on "
+        "WikiText-2 (windows as the command says), intervals over windows. The reference is the bf16 folder of "
+        "a dequantized 4 to 6 bit file, since that is how these models come here."
+    )
+    return ["## Real models", "", told, "", *(line for job in jobs.values() for line in job_part(job))]
+
+
+def first(files: Mapping[str, Json]) -> list[str]:
+    """The README's first table."""
+    job = main_jobs(files).get(FIRST)
+    if job is None:
+        return ["*not run*"]
+    return [
+        *job_table(job),
+        "",
+        f"{CALLED[FIRST]} ({job['model_bytes'] / 1e6:.0f} MB in bf16) on WikiText-2; embedding and head stay in bf16. Made by `{job['command']}`; "
+        "more models, roundings and rivals, and where the paper's claim holds and where not, in [docs/results.md](docs/results.md).",
+    ]
+
+
+def house_part(files: Mapping[str, Json]) -> list[str]:
+    """The same plans before and after the files were moved and one game per run was played."""
+    lines = []
+    for item in (item for name, item in sorted(files.items()) if name.startswith("house_")):
+        head = ["job", "same plan and losses", "processor seconds, ratio", "peak memory, MB", "embeddings", "tokenised"]
+        rows = [
+            [
+                row["job"],
+                "yes" if row["same_plan"] and not row["differing"] else f"no: {', '.join(row['differing'])}",
+                "{:.0f} -> {:.0f}, ".format(*row["processor_seconds"]) + f"{row['processor_ratio']:.2f}",
+                "{:,.0f} -> {:,.0f}".format(*(value / 2**20 for value in row["peak_memory_bytes"])),
+                str(row["execution"]["embeddings"]),
+                str(row["execution"]["tokenised"]),
+            ]
+            for row in item["rows"]
+        ]
+        lines += [f"### {item['title']}", "", *markdown(head, rows), "", f"Made by `{item['command']}`.", ""]
+    return ["## The house before and after", "", *lines] if lines else []
