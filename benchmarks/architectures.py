@@ -15,14 +15,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.tiny_architectures import ARCHITECTURES, make  # noqa: E402
-from benchmarks.vllm_rules import unread  # noqa: E402
+from command_line import own_command
+from tiny_architectures import ARCHITECTURES, make
+from vllm_rules import unread
 
 MARKS = ("<!-- generated: architectures -->", "<!-- end -->")
-COMMAND = "python benchmarks/architectures.py --work WORK --out docs/results --page docs/models.md"
 
 
 @dataclass
@@ -128,7 +125,7 @@ def table(outcomes: Mapping[str, Outcome]) -> list[str]:
     lines += ["", "Refused, before any work, in these words:", "", "| architecture | reason |", "|---|---|"]
     lines += [f"| {name} | {found.refused} |" for name, found in outcomes.items() if found.refused]
     accepted = sum(not found.refused for found in outcomes.values())
-    made = f"{accepted} of {len(outcomes)} accepted. Made by `{COMMAND}`."
+    made = f"{accepted} of {len(outcomes)} accepted. Made by `{own_command()}`."
     return [*lines, "", made]
 
 
@@ -163,7 +160,7 @@ def main() -> None:
     for name, folder in accepted.items():
         outcomes[name].fresh = losses[folder.name]
     asked.out.mkdir(parents=True, exist_ok=True)
-    saved = {"command": COMMAND, "outcomes": {name: asdict(found) for name, found in outcomes.items()}}
+    saved = {"command": own_command(), "outcomes": {name: asdict(found) for name, found in outcomes.items()}}
     (asked.out / "architectures.json").write_text(json.dumps(saved, indent=1) + "\n")
     if asked.page:
         put(asked.page, table(outcomes))

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command_line import own_command
+
 TOKENS, TURNS = 128, 5
 
 
@@ -67,7 +69,7 @@ def main() -> None:
                     rates[name].append(found)
     best = {name: max(values) for name, values in rates.items()}
     saved = {
-        "command": f"python benchmarks/decoded_speed.py {Path(asked.model).name} --device {asked.device}",
+        "command": own_command(),
         "model": Path(asked.model).name,
         "device": placement.device,
         "dtype": placement.dtype,

@@ -12,12 +12,13 @@ failures by set and pipeline, and how often the answer stands in the passages.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from command_line import own_command
 
 from apportion.core.artifact import plain, read_json, versions, write_json
 from apportion.core.log import AppendLog
@@ -143,9 +144,7 @@ def collect(given: argparse.Namespace) -> None:
             "report": read_report(given.work / f"{name}_report.json"),
         }
     counted = {key: value for key, value in data.items() if key not in ("halves", "without_gold")}
-    named = [Path(word).name if "/" in word and not word.startswith("-") else word for word in sys.argv[1:]]
-    command = " ".join(["python benchmarks/six.py", *named])
-    found = {"command": command, "note": given.note, "model": given.llm, "data": counted, "k": K, **tables}
+    found = {"command": own_command(), "note": given.note, "model": given.llm, "data": counted, "k": K, **tables}
     write_json(given.out / "six.json", {**found, "versions": versions("torch", "transformers", "tantivy")})
 
 
