@@ -124,7 +124,10 @@ def measure(given: argparse.Namespace) -> None:
         for kind in ("plain", "stream", "paced stream"):
             for name, url in places.items():
                 busy = os.getloadavg()[0]
-                rows.append({"asked": kind, "server": name, **load(url, kind, given.seconds), "load_average": busy})
+                pid = {"stub": stub.pid, "apportion": proxy.pid}.get(name)
+                rows.append(
+                    {"asked": kind, "server": name, **load(url, kind, given.seconds, pid), "load_average": busy}
+                )
                 print(json.dumps(rows[-1]), flush=True)
         saved = {"title": TITLE, "command": own_command(), "rows": rows}
         if given.requests:
@@ -137,8 +140,11 @@ def measure(given: argparse.Namespace) -> None:
         stub.terminate()
 
 
-def load(url: str, kind: str, seconds: int) -> dict[str, float | None]:
-    """Rate and latencies with 32 at once, by hey; no 99 % quantile of fewer than a hundred answers."""
+def load(url: str, kind: str, seconds: int, pid: int | None) -> dict[str, float | None]:
+    """Rate and latencies with 32 at once, by hey; no 99 % quantile of fewer than a hundred answers.
+
+    Also the processor time of the server an answer, which other jobs on the machine hardly change.
+    """
     body: dict[str, Any] = {**QUESTION, "stream": kind != "plain"}
     if "litellm" in url or not url:
         body["model"] = "direct"
@@ -146,13 +152,29 @@ def load(url: str, kind: str, seconds: int) -> dict[str, float | None]:
         body["messages"] = [{"role": "user", "content": "paced: who founded Bern?"}]
     command = ["hey", "-z", f"{seconds}s", "-c", "32", "-m", "POST", "-T", "application/json"]
     command += ["-H", f"Authorization: Bearer {KEY}", "-d", json.dumps(body), f"{url}/chat/completions"]
+    before = cpu_s(pid)
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    spent_ms = None if pid is None else 1000 * (cpu_s(pid) - before)
     statuses = {int(code): int(count) for code, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", said)}
     quantiles = {int(share): 1000 * float(took) for share, took in re.findall(r"(\d+)%+ in ([\d.]+) secs", said)}
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     assert rate, said
     assert set(statuses) == {200}, said
-    return {"requests_per_s": float(rate[1]), "p50_ms": quantiles[50], "p99_ms": quantiles.get(99)}
+    cpu_ms = None if spent_ms is None else round(spent_ms / statuses[200], 3)
+    return {
+        "requests_per_s": float(rate[1]),
+        "p50_ms": quantiles[50],
+        "p99_ms": quantiles.get(99),
+        "cpu_ms_an_answer": cpu_ms,
+    }
+
+
+def cpu_s(pid: int | None) -> float:
+    """Processor seconds of a process so far; 0 for none."""
+    if pid is None:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int, url: str, requests: int) -> dict[str, Any]:

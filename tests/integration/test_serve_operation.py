@@ -123,6 +123,8 @@ def test_decisions_are_logged_without_prompts(stub: Stub, known: Routing, tmp_pa
         status, found = get(client, f"/decisions/{first}")
         assert (status, found["route"], found["status"]) == (200, "direct", "ok")
         assert set(found["features"]) >= {"hits", "draft_nll_mean"}
+        assert found["draft_tokens"] == found["prompt_tokens"] + found["completion_tokens"]
+        assert found["wasted_tokens"] == 0, "the draft is the answer"
         assert sum(found["likely"].values()) == pytest.approx(1)
         assert get(client, "/decisions/dec-nothing")[0] == 404
         _, listed = get(client, "/decisions?limit=1")

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = re.compile(r"""(?:^|(?<=[\s"'`=,:(\[]))(?:/(?!/)|~/)[\w.-]+""")  # a path of some machine
-API = re.compile(r"/v1(?:/\w+)*|/metrics|/health")  # what a server answers to is no file
+API = re.compile(r"/v1(?:/\w+)*|/metrics|/health|/ready|/decisions")  # what a server answers to is no file
 
 
 @pytest.fixture

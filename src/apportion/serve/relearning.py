@@ -184,6 +184,5 @@ def _usable(one: dict[str, Any]) -> bool:
 
 
 def _answer_tokens(one: dict[str, Any]) -> float:
-    """Tokens of the answer alone; a draft that was thrown away is counted where it is decided."""
-    total = one["prompt_tokens"] + one["completion_tokens"]
-    return float(total - (0 if one["draft_reused"] else one["draft_tokens"]))
+    """Tokens of the answer alone; what was thrown away is counted where it is decided."""
+    return float(one["prompt_tokens"] + one["completion_tokens"] - one["wasted_tokens"])
