@@ -105,7 +105,7 @@ def fresh_losses(folders: list[Path]) -> dict[str, float]:
     return found
 
 
-def table(outcomes: Mapping[str, Outcome]) -> list[str]:
+def table(outcomes: Mapping[str, Outcome], command: str) -> list[str]:
     """The page's table: accepted ones first."""
     lines = [
         "| architecture | quantized | share of bytes | copied to the byte | reload in a fresh process "
@@ -163,7 +163,7 @@ def main() -> None:
     saved = {"command": own_command(), "outcomes": {name: asdict(found) for name, found in outcomes.items()}}
     (asked.out / "architectures.json").write_text(json.dumps(saved, indent=1) + "\n")
     if asked.page:
-        put(asked.page, table(outcomes))
+        put(asked.page, table(outcomes, own_command()))
 
 
 if __name__ == "__main__":
