@@ -55,8 +55,10 @@ def by_set(profile: Profile) -> list[Json]:
     return rows
 
 
-def chosen_savings(learned: Evaluation, router: Router, judged: Profile) -> Json:
+def chosen_savings(learned: Evaluation | None, router: Router, judged: Profile) -> Json:
     """Against always RAG+CoT at the weights that, by folds of the learning half, save most at no lower quality."""
+    if learned is None:
+        return {"weights": None, "reason": "no folds were run (--brief)"}
     both = next((one for one in learned.savings if (one.family, one.what) == ("all", "both")), None)
     tokens = next(one for one in learned.savings if (one.family, one.what) == ("all", "tokens"))
     found = both if both and both.saved is not None else tokens
@@ -120,7 +122,7 @@ def measure(given: argparse.Namespace) -> Json:
     plan = replace(PLAN, ablations=not given.brief, leave_out=not given.brief)
     evaluation = evaluate_router(judge, plan, train=learn, router=router)
     print(report(evaluation).split("## Strategies in detail")[0], flush=True)
-    rehearsed = evaluate_router(learn, replace(plan, ablations=False, leave_out=False))
+    rehearsed = None if given.brief else evaluate_router(learn, replace(plan, ablations=False, leave_out=False))
     grid = weight_grid(plan.token_weights, plan.latency_weights, timed=router.has_latency)
     saved: dict[str, Any] = plain(evaluation)
     saved["plot"] = saved.pop("frontier")
@@ -131,7 +133,7 @@ def measure(given: argparse.Namespace) -> Json:
         "second": plain(trained.second),
         "by_set": by_set(judge),
         "savings_chosen_on_folds": chosen_savings(rehearsed, router, judge),
-        "folds_of_the_learning_half": plain(rehearsed.summary),
+        "folds_of_the_learning_half": plain(rehearsed.summary) if rehearsed else None,
         "worth": worth_of_features(router, judge, grid),
         **saved,
     }
@@ -143,7 +145,7 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--claimed", default="", help="Sets, with commas; all without it.")
-    parser.add_argument("--brief", action="store_true", help="No ablations, no set left out.")
+    parser.add_argument("--brief", action="store_true", help="No ablations, no set left out, no folds.")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     found = measure(given)

@@ -76,7 +76,7 @@ def unread(config: Mapping[str, Any]) -> list[str]:
             wrong.append(f"{name}: {', '.join(own)}")
     blocks: dict[str, set[str]] = {}
     for name, scheme in schemes.items():
-        head, expert, _ = name.partition("experts.")
+        head, expert, _ = name.partition(".experts.")
         if expert:
-            blocks.setdefault(f"{head}experts", set()).add(scheme)
+            blocks.setdefault(f"{head}.experts", set()).add(scheme)
     return wrong + [f"{name}: {', '.join(sorted(own))}" for name, own in blocks.items() if len(own) > 1]

@@ -24,6 +24,7 @@ def route_part(files: Mapping[str, Json]) -> list[str]:
         *traffic(files.get("demo_route_traffic")),
         *three_bits(files.get("demo_route_3bit")),
         *recorded(files.get("route_recorded")),
+        *two_decisions(files.get("route_recorded_two"), files.get("route_recorded")),
     ]
 
 
@@ -310,6 +311,49 @@ def recorded(found: Json | None) -> list[str]:
             head += ["gain before"] if before else []
             lines += [f"{title}, {one['questions']} questions, 5 folds:", "", *markdown(head, rows), ""]
     return [*lines, *made(found, "route_recorded")]
+
+
+def two_decisions(found: Json | None, before: Json | None) -> list[str]:
+    """The same recorded questions with a second decision after the retrieved answer, beside the one decision of before."""
+    lines = ["### Recorded answers, with a second decision", ""]
+    if not found:
+        return [*lines, NOT_RUN, ""]
+    earlier = (
+        {at["token_weight"]: at["gain"]["interval"] for at in before["llama31_8b_hotpotqa"]["weights"]}
+        if before
+        else {}
+    )
+    rows = []
+    for at in found["weights"]:
+        static = at["best_static"]["utility"]
+        rows.append(
+            [
+                f"{at['token_weight']:g}",
+                f"{static:.3f} ({', '.join(at['best_static_names'])})",
+                interval(earlier[at["token_weight"]]) if earlier else "–",
+                interval(at["gain"]["interval"]),
+                f"{at['baselines']['escalating']['utility'] - static:+.3f}",
+                at["reach"]["verdict"],
+                "–" if at["reach"]["needed"] is None else str(at["reach"]["needed"]),
+            ]
+        )
+    head = [
+        "token weight",
+        "best static",
+        "gain, one decision (before)",
+        "gain, two decisions",
+        "always looking, no gate",
+    ]
+    return [
+        *lines,
+        f"{RECORDED['llama31_8b_hotpotqa']}, {found['questions']} questions, 5 folds; the passages are found anew, since "
+        "those of the recording were not kept.",
+        "",
+        *markdown([*head, "verdict", "questions it would take"], rows),
+        "",
+        *signal_table(found["signals"]),
+        *made(found, "route_recorded_two"),
+    ]
 
 
 def verdict_on(found: Json | None, name: str) -> str:

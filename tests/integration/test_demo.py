@@ -47,7 +47,7 @@ def test_recorded_profile_is_small_and_whole() -> None:
         assert profile.strategies == STRATEGIES
         assert profile.complete.all()
         assert profile.has_latency
-        assert profile.has_draft_cost
+        assert profile.has_cost("direct")
         assert all(asked[name] == text for name, text in zip(profile.ids, profile.question, strict=True))
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from apportion.bits.checkpoint import unquantized, write_checkpoint
 from apportion.bits.quantize import QuantizeRequest, quantize
 from apportion.bits.recipe import Recipe
-from apportion.bits.rounding import round_all, rounding_named
+from apportion.bits.rounding import Moments, round_all, round_plan, rounding_named
+from apportion.bits.rounding.sequential import walk
 from apportion.bits.written import account_of, reloaded
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, InputError, ModelStructureError
@@ -324,3 +325,24 @@ def test_a_hub_name_is_brought_here_whole_and_read_from_there(
     assert all("*.bin" in how["ignore_patterns"] for how in asked)  # type: ignore[operator]
     with pytest.raises(InputError, match="owner/absent: is no local folder, and the hub gave none: 404"):
         load_full("owner/absent", CPU)
+
+
+def test_experts_are_rounded_with_the_moments_of_their_own_tokens(tiny: Callable[[str], Path]) -> None:
+    staged, _ = load_full(str(tiny("Mixtral")), CPU)
+    gate = staged.model.get_submodule("model.layers.0.mlp.gate")
+    gate.weight.data[2] = 0  # with the others far apart, hardly a token chooses this expert
+    gate.weight.data[[0, 1, 3]] *= 50
+    seen: dict[str, int] = {}
+
+    def visit(path: str, moments: Moments) -> None:
+        seen[path] = moments.tokens
+        if ".experts." in path:
+            assert moments.cross is None
+            assert moments.hessian.isfinite().all()
+
+    walk(staged, IDS[:1], visit)
+    assert set(seen) == set(staged.originals)
+    chosen = [seen[f"model.layers.0.mlp.experts.{expert}.w1"] for expert in range(4)]
+    assert sum(chosen) == 2 * IDS[:1].numel()  # two experts a token
+    assert staged.untaught == {path for path, tokens in seen.items() if tokens == 0}
+    round_plan(staged, rounding_named("gptq"), dict.fromkeys(staged.originals, grid_width(2, 32)), IDS)

@@ -32,6 +32,7 @@ class Account:
         quantized: number of tensors that were. copied: number, `copied_bytes`: bytes, and `copied_digest`: SHA-256 over
             names, dtypes, shapes and bytes of those that were not: the same as the source's.
         unknown: tensors that the loaded class has no place for, copied too.
+        untaught: experts' linears that no calibration text reached: rounded as without one.
         kept: linears inside the blocks that were left as they are, with reasons.
         files: copied byte for byte. left: files of the source that were not, with reasons.
     """
@@ -41,6 +42,7 @@ class Account:
     copied_bytes: int
     copied_digest: str
     unknown: tuple[str, ...]
+    untaught: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
     files: tuple[str, ...]
     left: Mapping[str, str]
@@ -76,6 +78,7 @@ def account_of(folder: Path, staged: StagedModel) -> Account:
         copied_bytes=size,
         copied_digest=digest.hexdigest(),
         unknown=origin.unknown,
+        untaught=tuple(sorted(staged.untaught)),
         kept=staged.layout.kept,
         files=origin.companions,
         left=origin.left,

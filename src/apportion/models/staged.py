@@ -54,6 +54,7 @@ class StagedModel:
         digest: SHA-256 over names, shapes, dtypes and bytes of all parameters.
         block_tokens, head_bytes: tokens that a block, and bytes of logits that the head, is given at once; `shrink`
             halves both where memory runs out.
+        untaught: linears that no calibration text reached (experts), rounded as without one.
         embeddings: how often a text was embedded. given_up: what was given up where memory ran out, in order.
     """
 
@@ -84,6 +85,7 @@ class StagedModel:
         kind = torch.device(placement.device).type
         self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
         self.embeddings = 0
+        self.untaught: set[str] = set()
         self.given_up: list[str] = []
         self._embedded = EmbeddedTexts()
 

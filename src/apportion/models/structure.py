@@ -1,5 +1,6 @@
 """Where a causal LM's blocks are, found by structure and not by names. Knows modules, not forward passes."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ FUSED = (
     ("in_proj_b", "in_proj_a"),
 )
 """Linears of one parent that servers run as one, and that need equal widths there (vLLM's packed modules)."""
+_EXPERT = re.compile(r"^(?P<experts>(.*\.)?experts)\.\d+\.")
 ROUTERS = ("gate", "router", "shared_expert_gate", "shared_expert_gating")
 
 
@@ -151,6 +153,16 @@ def why_unfit(index: int, block: nn.Module) -> str:
     )
 
 
+def experts_of(linear: str) -> str:
+    """The path of the experts that a linear belongs to; empty for any other, experts that all tokens share among them.
+
+    >>> experts_of("mlp.experts.3.up_proj"), experts_of("mlp.shared_experts.up_proj")
+    ('mlp.experts', '')
+    """
+    found = _EXPERT.match(linear)
+    return found["experts"] if found else ""
+
+
 def fused(linears: Collection[str]) -> list[tuple[str, ...]]:
     """Group linears that servers fuse, and all experts of one parent; the others stay alone; order by first member.
 
@@ -159,11 +171,10 @@ def fused(linears: Collection[str]) -> list[tuple[str, ...]]:
     """
     groups: dict[tuple[str, int], list[str]] = {}
     for name in linears:
-        head, expert, _ = name.partition("experts.")
         parent, _, leaf = name.rpartition(".")
         family = next((index for index, names in enumerate(FUSED) if leaf in names), None)
-        if expert:
-            key = (f"{head}experts", -2)
+        if block := experts_of(name):
+            key = (block, -2)
         elif family is not None:
             key = (parent, family)
         else:

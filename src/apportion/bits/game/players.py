@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.models.structure import Layout, fused
+from apportion.models.structure import Layout, experts_of, fused
 
 KINDS = ("blocks", "linears")
 Assignment = tuple[int, ...]
@@ -60,9 +60,8 @@ def named(groups: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
     short = ["/".join(linear.rsplit(".", 1)[-1] for linear in group) for group in groups]
     found = []
     for name, group in zip(short, groups, strict=True):
-        head, expert, _ = group[0].partition("experts.")
-        if expert:
-            name = f"{head}experts"
+        if experts := experts_of(group[0]):
+            name = experts
         elif short.count(name) > 1:
             name = "/".join(group)
         found.append((name, group))

@@ -18,6 +18,7 @@ from apportion.bits.rounding.moments import Moments
 from apportion.core.progress import progress
 from apportion.models.embedded import Embedded
 from apportion.models.staged import StagedModel
+from apportion.models.structure import experts_of
 
 Visit = Callable[[str, Moments], Float[Tensor, "rows columns"] | None]
 Stage = tuple[str, ...]
@@ -129,7 +130,8 @@ def stages_of(staged: StagedModel, block: int, hidden: Tensor, embedded: Embedde
         staged.run_block(block, hidden[: embedded.batch], embedded)
     for name, tensor in seen.items():
         groups.setdefault(tensor.data_ptr(), []).append(name)
-    return [tuple(group) for group in groups.values()]
+    unseen = [(name,) for name in staged.layout.linears[block] if name not in seen]  # experts that no token chose
+    return [*(tuple(group) for group in groups.values()), *unseen]
 
 
 @contextmanager
@@ -157,11 +159,11 @@ def inputs_of(
 
 def stage_inputs(
     staged: StagedModel, block: int, names: Sequence[str], hidden: Tensor, embedded: Embedded
-) -> list[Float[Tensor, "tokens columns"]]:
-    """What some linears are given on one batch."""
+) -> list[Float[Tensor, "tokens columns"] | None]:
+    """What some linears are given on one batch; None for those that are not called: experts that no token chose."""
     with inputs_of(staged, block, names, leave=True) as seen, suppress(Reached):
         staged.run_block(block, hidden, embedded)
-    return [seen[name].flatten(0, -2) for name in names]
+    return [seen[name].flatten(0, -2) if name in seen else None for name in names]
 
 
 def products(
@@ -186,37 +188,54 @@ def moments(
     own: Mapping[str, Tensor],
     embedded: Embedded,
 ) -> dict[Stage, Moments]:
-    """Second moments of the inputs of some stages, accumulated batch by batch."""
+    """Second moments of the inputs of some stages, accumulated batch by batch.
+
+    The two streams may send a token to different experts, so that experts have no `cross`. An expert that no token
+    chose is told that all its inputs are alike: it is rounded as without a text, and listed in `staged.untaught`.
+    """
     first = [stage[0] for stage in stages]
     hidden, left = stream
-    hessians: list[Tensor] = []
-    crosses: list[Tensor] = []
+    hessians: dict[str, Tensor] = {}
+    crosses: dict[str, Tensor] = {}
+    tokens = dict.fromkeys(first, 0)
     parts = hidden.split(embedded.batch)
     fulls: Sequence[Tensor | None] = full.split(embedded.batch) if full is not None else [None] * len(parts)
     for part, full_part in zip(parts, fulls, strict=True):
         put(staged, block, left)
-        inputs = stage_inputs(staged, block, first, part, embedded)
-        add(hessians, [products(x, x) for x in inputs])
+        inputs = dict(zip(first, stage_inputs(staged, block, first, part, embedded), strict=True))
+        for name, x in inputs.items():
+            if x is not None:
+                add(hessians, name, products(x, x))
+                tokens[name] += len(x)
         if full_part is not None:
             put(staged, block, own)
-            add(
-                crosses,
-                [
-                    products(f, x)
-                    for f, x in zip(stage_inputs(staged, block, first, full_part, embedded), inputs, strict=True)
-                ],
-            )
-    tokens = hidden.shape[0] * hidden.shape[1]
-    return {
-        stage: Moments(hessians[i] / tokens, crosses[i] / tokens if crosses else None, tokens)
-        for i, stage in enumerate(stages)
-    }
+            for name, f in zip(first, stage_inputs(staged, block, first, full_part, embedded), strict=True):
+                x = inputs[name]
+                if f is not None and x is not None and not experts_of(name):
+                    add(crosses, name, products(f, x))
+    return {stage: moments_of(staged, block, stage, hessians, crosses, tokens[stage[0]]) for stage in stages}
 
 
-def add(totals: list[Tensor], terms: list[Tensor]) -> None:
-    """Add term by term; an empty list starts from zero."""
-    if not totals:
-        totals.extend(terms)
+def moments_of(
+    staged: StagedModel,
+    block: int,
+    stage: Stage,
+    hessians: Mapping[str, Tensor],
+    crosses: Mapping[str, Tensor],
+    tokens: int,
+) -> Moments:
+    """Means of what was summed for a stage; the identity where no token came."""
+    name = stage[0]
+    if not tokens:
+        staged.untaught.update(staged.layout.path(block, linear) for linear in stage)
+        weight = staged.linear(block, name).weight
+        return Moments(torch.eye(weight.shape[1], device=weight.device), None, 0)
+    return Moments(hessians[name] / tokens, crosses[name] / tokens if name in crosses else None, tokens)
+
+
+def add(totals: dict[str, Tensor], name: str, term: Tensor) -> None:
+    """Add to the sum of a name; the first term is the sum itself."""
+    if name in totals:
+        totals[name] += term
     else:
-        for total, term in zip(totals, terms, strict=True):
-            total += term
+        totals[name] = term
