@@ -252,6 +252,11 @@ def test_responses_are_a_clear_404(client: openai.OpenAI) -> None:
         ({"extra_body": {"apportion": {"token_weight": -1}}}, 400, "apportion.token_weight"),
         ({"extra_body": {"apportion": {"token_weight": "much"}}}, 400, "apportion.token_weight"),
         ({"extra_body": {"apportion": {"weight": 1}}}, 400, "apportion.weight: is no control"),
+        (
+            {"extra_body": {"apportion": {"price_weight": 1}}},
+            400,
+            "price_weight: this router was trained without prices",
+        ),
         ({"extra_headers": {"x-apportion-latency-weight": "nan"}}, 400, "x-apportion-latency-weight"),
         ({"extra_body": {"max_tokens": 0}}, 400, "max_tokens"),
         ({"extra_body": {"temperature": "hot"}}, 400, "temperature"),

@@ -11,7 +11,7 @@ from apportion.serve.refusal import Refusal
 AUTO, OFF = "auto", "off"
 ROUTES = (AUTO, OFF, "direct", "rag", "cot", "rag+cot")
 HEADER = "x-apportion-"
-_NUMBERS = ("token_weight", "latency_weight")
+_NUMBERS = ("token_weight", "price_weight", "latency_weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,13 @@ class Controls:
     Attributes:
         route: "auto", a pipeline to force, or "off": passed on as it is.
         token_weight, latency_weight: what always-on tokens and latency are worth, in points of quality.
+        priced: the token weight was given as one of prices, which only a router that learned from prices can read.
     """
 
     route: str = AUTO
     token_weight: float = 0.1
     latency_weight: float = 0.0
+    priced: bool = False
 
 
 def aliases(default: Controls, *, timed: bool) -> Mapping[str, Controls]:
@@ -50,14 +52,14 @@ def read_controls(base: Controls, headers: Mapping[str, str], field: Mapping[str
     """The alias's controls, changed by headers, then by the body's `apportion` field.
 
     Args:
-        headers: lower-case names; `x-apportion-route`, `-token-weight`, `-latency-weight`.
-        field: `route`, `token_weight`, `latency_weight`.
+        headers: lower-case names; `x-apportion-route`, `-token-weight`, `-price-weight`, `-latency-weight`.
+        field: `route`, `token_weight`, `price_weight`, `latency_weight`.
 
     Raises:
         Refusal: an unknown key or route, or a weight that is no finite number from 0.
 
     >>> read_controls(Controls(), {"x-apportion-route": "cot"}, {"token_weight": 1})
-    Controls(route='cot', token_weight=1.0, latency_weight=0.0)
+    Controls(route='cot', token_weight=1.0, latency_weight=0.0, priced=False)
     """
     unknown = sorted(set(field) - {"route", *_NUMBERS})
     if unknown:
@@ -70,6 +72,8 @@ def read_controls(base: Controls, headers: Mapping[str, str], field: Mapping[str
         for where, value in ((header, headers.get(header)), (f"apportion.{name}", field.get(name))):
             if value is not None:
                 changed[name] = _route(where, value) if name == "route" else _weight(where, value)
+    if "price_weight" in changed:  # such a router's token weight is one of prices
+        changed |= {"token_weight": changed.pop("price_weight"), "priced": True}
     return replace(base, **changed) if changed else base
 
 

@@ -35,10 +35,10 @@ class Metrics:
     """Counters of one server.
 
     Args:
-        reference: the always-on pipeline's name, mean tokens and mean milliseconds.
+        reference: the always-on pipeline's name, mean tokens and mean milliseconds, where known.
     """
 
-    def __init__(self, reference: tuple[str, float, float | None]) -> None:
+    def __init__(self, reference: tuple[str, float | None, float | None]) -> None:
         self.registry = CollectorRegistry()
         self._always, self._always_tokens, self._always_ms = reference
         self._totals = Totals(timed=self._always_ms is not None)
@@ -96,12 +96,13 @@ class Metrics:
         return asdict(self._totals)
 
     def _count_savings(self, tokens: int, took_ms: float) -> None:
-        saved = self._always_tokens - tokens
-        (self.saved_tokens if saved >= 0 else self.wasted_tokens).inc(abs(saved))
         totals = self._totals
         totals.routed += 1
-        totals.always_tokens += self._always_tokens
-        totals.saved_tokens += saved
+        if self._always_tokens is not None:
+            saved = self._always_tokens - tokens
+            (self.saved_tokens if saved >= 0 else self.wasted_tokens).inc(abs(saved))
+            totals.always_tokens += self._always_tokens
+            totals.saved_tokens += saved
         if self._always_ms is not None:
             totals.saved_seconds += (self._always_ms - took_ms) / 1000
             self.saved_seconds.inc(max(0.0, self._always_ms - took_ms) / 1000)

@@ -61,11 +61,16 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
         The new router and how it compares; nothing is written.
 
     Raises:
-        InputError: fewer than 50 decisions have feedback and features. ArtifactError: a file cannot be read.
+        InputError: fewer than 50 decisions have feedback and features, or the router was trained with prices.
+        ArtifactError: a file cannot be read.
 
     Cost: one training, as long as that of the router in use.
     """
     base, used = read_profile(profile).only_complete(), load_router(router)
+    if used.scale.price is not None:
+        raise InputError(
+            f"--router {router}: was trained with prices, and refit counts tokens", "train it without them"
+        )
     usable = [one for one in records if _usable(one)]
     if len(usable) < FEWEST:
         raise InputError(

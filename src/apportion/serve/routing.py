@@ -85,10 +85,13 @@ class Routing:
         return self.router.has_latency
 
     @property
-    def reference(self) -> tuple[str, float, float | None]:
-        """The always-on pipeline, its mean tokens and milliseconds: what savings are counted against."""
+    def reference(self) -> tuple[str, float | None, float | None]:
+        """The always-on pipeline, its mean tokens and milliseconds: what savings are counted against.
+
+        No tokens where the router was trained with prices: its scale is one of money.
+        """
         scale = self.router.scale
-        return scale.strategy, scale.tokens, scale.latency_ms
+        return scale.strategy, scale.tokens if scale.price is None else None, scale.latency_ms
 
     def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
         """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
@@ -190,8 +193,10 @@ class Routing:
         """The weights of a request.
 
         Raises:
-            Refusal: a weight on latency for a router that knows none.
+            Refusal: a weight on latency or on prices for a router that knows none.
         """
+        if controls.priced and self.router.scale.price is None:
+            raise Refusal(400, "price_weight: this router was trained without prices, expected token_weight")
         weights = weights_of(controls)
         if weights.latency and not self.timed:
             raise Refusal(400, "latency_weight: this router was trained without latencies, expected 0")

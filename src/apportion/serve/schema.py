@@ -25,6 +25,7 @@ _CONTROLS = {
     "properties": {
         "route": {"type": "string", "enum": list(ROUTES)},
         "token_weight": _WEIGHT,
+        "price_weight": _WEIGHT,
         "latency_weight": _WEIGHT,
     },
 }
