@@ -1,9 +1,10 @@
 """How vLLM reads the targets of a compressed-tensors configuration, restated, to be run on ours.
 
-From its published source (model_executor/layers/quantization/compressed_tensors, commit 008014e; models/*): the
-configuration's targets are put through the model's table of prefixes; a linear's scheme is that of the target equal
-to its name, or, for a linear that vLLM fuses, of the first of its parts if every part has a target. Parts of different
-schemes are not refused there: all are read as the first. Experts are looked up as the linears of the first expert.
+Matching is as in its source (model_executor/layers/quantization/compressed_tensors, commit 008014e); the prefixes and
+most of the fused groups are from our notes, and vLLM itself was not run. The configuration's targets are put through
+the model's table of prefixes; a linear's scheme is that of the target equal to its name, or, for a linear that vLLM
+fuses, of the first of its parts if every part has a target. Parts of different schemes are not refused there: all are
+read as the first. Experts are looked up as the linears of the first expert.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ def comparison(coopq: float, lim: float) -> dict[str, object]:
 
 def test_nothing_saved_is_said(maker: ModuleType) -> None:
     text = maker.page({})
-    assert text.count(maker.NOT_RUN) == 4 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
+    assert text.count(maker.NOT_RUN) == 5 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
 
 
 def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(maker: ModuleType) -> None:
