@@ -93,6 +93,22 @@ def route(files: Mapping[str, Json]) -> list[str]:
         f"{summary['worse']}, and closes {summary['gap_closed_mean']:.0%} of the gap to the oracle on average. On recorded answers of "
         f"{verdict_on(files.get('route_recorded'), 'llama31_8b_hotpotqa')} (docs/results/route_recorded.json). Made by "
         f"`{found['command']}`.",
+        *real(files.get("route_six")),
+    ]
+
+
+def real(found: Json | None) -> list[str]:
+    """What the router won on a real model's answers to real questions."""
+    if not found:
+        return []
+    summary = found["summary"]
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items())
+    return [
+        "",
+        f"On a real model ({found['source']['model']}), {found['questions']} questions of {len(found['families'])} sets, learned on "
+        f"{found['training_questions']} others: better than the best static pipeline at {summary['beaten']} of {summary['weights']} "
+        f"weights, worse at {summary['worse']} (by weight: {verdicts}); {summary['gap_closed_mean']:.0%} of the gap to the oracle. "
+        f"Made by `{found['command']}`.",
     ]
 
 
