@@ -78,17 +78,40 @@ def real_part(files: Mapping[str, Json]) -> list[str]:
     return ["## Real models", "", told, "", *(line for job in jobs.values() for line in job_part(job))]
 
 
+LEARNERS = f"learners_{FIRST}_w2g64"
+OPTIONS = {
+    "nearest": "nearest (`--fast`)",
+    "gptq": "gptq",
+    "scales alone": "gptq, scales learned (`--tune-scales`)",
+    "straight-through from the own weights' place in the code, rate .01 (what --tune does)": "gptq, codes and scales learned (`--tune`)",
+    "full precision": "full precision",
+}
+
+
 def first(files: Mapping[str, Json]) -> list[str]:
-    """The README's first table."""
+    """The README's first tables: the command's plan beside one width for all, and what a rounding is worth."""
     job = main_jobs(files).get(FIRST)
-    if job is None:
-        return ["*not run*"]
-    return [
-        *job_table(job),
-        "",
-        f"{CALLED[FIRST]} ({job['model_bytes'] / 1e6:.0f} MB in bf16) on WikiText-2; embedding and head stay in bf16. Made by `{job['command']}`; "
-        "more models, roundings and rivals, and where the paper's claim holds and where not, in [docs/results.md](docs/results.md).",
-    ]
+    learned = files.get(LEARNERS)
+    lines = []
+    if job is not None:
+        lines += [
+            *job_table(job),
+            "",
+            f"{CALLED[FIRST]} ({job['model_bytes'] / 1e6:.0f} MB in bf16) on WikiText-2; embedding and head stay in bf16. Made by "
+            f"`{job['command']}`.",
+            "",
+        ]
+    if learned is not None:
+        found = {row["variant"]: row["perplexity"] for row in learned["rows"]}
+        rows = [[OPTIONS[name], f"{found[name]:,.1f}"] for name in OPTIONS if name in found]
+        lines += [
+            f"What the rounding is worth, {CALLED[FIRST]} with all linears at 2 bits (one width for all, groups of 64):",
+            "",
+            *markdown(["rounding", "WikiText-2 perplexity"], rows),
+            "",
+            f"Made by `{learned['command']}`. More, and where goals were missed, in [docs/results.md](docs/results.md).",
+        ]
+    return lines or ["*not run*"]
 
 
 def house_part(files: Mapping[str, Json]) -> list[str]:
