@@ -8,6 +8,8 @@ Every request must end in a whole answer or in a well-formed error that its clie
 import argparse
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter

@@ -12,6 +12,7 @@ from apportion.bits.game import MeasuredGame, engine, naive_values
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.core.device import place
+from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import calibrate
 from tests.tiny_models import KINDS

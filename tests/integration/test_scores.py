@@ -15,6 +15,7 @@ from apportion.bits.game import MeasuredGame
 from apportion.bits.quantizer import Quantizer, take_samples
 from apportion.bits.recipe import Recipe
 from apportion.core.device import place
+from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
 from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
