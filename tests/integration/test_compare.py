@@ -1,5 +1,6 @@
 """`compare`: every method on three architectures, each plan measured once, resumable, refusals."""
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import Tensor
 from apportion.bits.compare.compare import CompareRequest, compare
 from apportion.bits.compare.methods import DEFAULT, METHODS, RANDOM_PLANS
 from apportion.bits.game import decode
+from apportion.bits.quantize import QuantizeRequest
 from apportion.bits.recipe import Recipe
 from apportion.bits.rounding import ROUNDINGS
 from apportion.bits.rounding.nearest import Nearest
@@ -253,9 +255,15 @@ def test_code_that_comes_with_the_model_is_run_where_it_is_trusted(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted = []
-    monkeypatch.setattr("apportion.bits.compare.compare.open_model", lambda *a: trusted.append(a[2].trust_remote_code))
+    module = importlib.import_module("apportion.bits.compare.compare")
+
+    def opened(_model: str, _recipe: Recipe, place: QuantizeRequest) -> None:
+        trusted.append(place.trust_remote_code)
+        raise LookupError
+
+    monkeypatch.setattr(module, "open_model", opened)
     ask, recipe = ask_for(text_file, methods=("lim",), trust_remote_code=True)
-    with pytest.raises(AttributeError):
+    with pytest.raises(LookupError):
         compare("/absent", tmp_path / "out", ask, recipe)
     assert trusted == [True]
 
