@@ -42,7 +42,7 @@ def test_a_run_embeds_and_tokenises_each_text_once(checkpoint, text_file, tmp_pa
 
     read: list[Path] = []
     own = text.read_text
-    monkeypatch.setattr(text, "read_text", lambda path: read.append(path) or own(path))
+    monkeypatch.setattr(text, "read_text", lambda path, *rest: read.append(path) or own(path, *rest))
     recipe = small(text_file, rounding=rounding, rounding_windows=8)
     ask = QuantizeRequest(avg_bits=3.0, evaluations=40, finalists=2)
     result = quantize(str(checkpoint(blocks=2)), tmp_path / "out", ask, recipe)

@@ -332,7 +332,7 @@ def test_untied_linears_are_refused_for_servers_that_fuse_them(checkpoint, text_
     names = [name.split()[-1] for name in found.by_name()]
     split = replace(found, assignment=tuple(0 if name in ("k_proj", "down_proj") else 1 for name in names))
     split = replace(split, budget_bytes=found.player_bytes * 4)
-    with pytest.raises(InputError, match=r"(?s)fuse.*q_proj w4g32.*k_proj w2g32.*--apply-rounding quanto or hqq"):
+    with pytest.raises(InputError, match=r"(?s)fuse.*q_proj w3g32.*k_proj w2g32.*--apply-rounding quanto or hqq"):
         apply(model, split, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     kept = apply(model, split, tmp_path / "hqq", rounding="hqq")

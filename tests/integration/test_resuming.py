@@ -67,10 +67,10 @@ def test_a_plan_that_does_not_say_what_it_is_for_is_refused(checkpoint: Make, te
 
 
 def test_a_text_that_cannot_be_read_is_an_error(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> str:
+    def refuse(*_: object, **__: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(InputError, match="cannot be read: Permission denied"):
         read_text(text_file)
 

@@ -97,7 +97,8 @@ class Recipe:
         if self.widths is not None:
             return rising(width_named(item, self.group_size) for item in self.widths)
         wanted = LINEARS if self.kind == "linears" else BLOCKS
-        found = [rounding_named(name).format.bits for name in (self.measured, self.applied)]
+        names = {self.measured, self.applied} & ROUNDINGS.keys()  # `check` refuses unknown ones, once
+        found = [rounding_named(name).format.bits for name in names]
         return rising(width_named(bits, self.group_size) for bits in wanted if all(bits in own for own in found))
 
     def for_method(self, method: str) -> "Recipe":

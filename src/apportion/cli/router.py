@@ -93,14 +93,22 @@ def evaluate(
     from apportion.route.evaluation import EvaluationPlan, Parts, evaluate_router, write_evaluation
     from apportion.route.router import load_router
 
-    require_free(out, resume=resume)
+    kind = "evaluate-router"
+    require_free(out, resume=resume, kind=kind)
     files = {"profile": profile, "router": router and router / "manifest.json", "train": train, "repeat": repeat}
     plan = EvaluationPlan(folds=folds, seed=seed, ablations=ablations, leave_out=leave_out, stages=stages)
     tested = _read(profile, index, quality)
     loaded = load_router(router, _expected(tested)) if router else None
     seen, again = (_read(path, index, quality) if path else None for path in (train, repeat))
     digests = {name: sha256_file(path) for name, path in files.items() if path}
-    asked = {**digests, "index": str(index), "quality": quality, "price": price, "plan": plan}
+    asked = {
+        "kind": "evaluate-router",
+        **digests,
+        "index": str(index),
+        "quality": quality,
+        "price": price,
+        "plan": plan,
+    }
     if finished(out, asked, resume=resume):
         raise ArtifactExistsError(f"--out {out}: is complete already", "choose another --out")
     start(out, asked)
