@@ -25,6 +25,7 @@ from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError,
 from apportion.formats import grid_width, shape_bytes
 from apportion.formats.safetensors import file_bytes
 from apportion.models.load import load
+from tests import recipes
 from tests.tiny_models import KINDS
 
 IDS = torch.arange(2, 42).view(2, 20)
@@ -39,15 +40,7 @@ with torch.inference_mode():
 
 
 def small(text: Path, **changes) -> Recipe:
-    given = {
-        "calibration": text,
-        "windows": 4,
-        "window_tokens": 24,
-        "permutations": 3,
-        "group_size": 32,
-        "rounding": "nearest",
-    }
-    return Recipe(**{**given, "rounding_windows": 12, **changes})
+    return recipes.small(text, **{"permutations": 3, "rounding_windows": 12, **changes})
 
 
 def logits_with(staged, weights) -> torch.Tensor:

@@ -3,30 +3,17 @@
 import shutil
 import subprocess
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from apportion.serve import Routing
 from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
-from tests.integration.upstream_stub import Stub, upstream
-from tests.routings import knowing_router, routing
+from tests.integration.upstream_stub import Stub
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--hide-scrollbars")  # fmt: skip
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with upstream() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
-    return routing(tmp_path_factory.mktemp("routing"), knowing_router())
 
 
 def test_data_are_those_after_the_last_seen(stub: Stub, known: Routing) -> None:

@@ -11,20 +11,8 @@ import apportion
 from apportion.bits.game import load_samples
 from apportion.bits.plan import plan_from
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
-from apportion.bits.recipe import Recipe
 from apportion.core.artifact import read_json
-
-
-def small(text: Path, **changes) -> Recipe:
-    settings = {
-        "calibration": text,
-        "windows": 4,
-        "window_tokens": 24,
-        "permutations": 4,
-        "group_size": 32,
-        "rounding": "nearest",
-    }
-    return Recipe(**{**settings, **changes})
+from tests.recipes import small
 
 
 def test_a_recipe_without_players_is_the_methods_own_in_python_as_on_the_command_line(checkpoint, text_file, tmp_path):

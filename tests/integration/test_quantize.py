@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from apportion.core.errors import (
 )
 from apportion.core.log import read_log
 from apportion.formats.safetensors import file_bytes
+from tests.recipes import small
 from tests.tiny_models import KINDS
 
 RELOAD = """
@@ -41,18 +41,6 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 with torch.inference_mode():
     torch.save(model(torch.arange(2, 42).view(2, 20)).logits, sys.argv[2])
 """
-
-
-def small(text: Path, **changes) -> Recipe:
-    settings = {
-        "calibration": text,
-        "windows": 4,
-        "window_tokens": 24,
-        "permutations": 4,
-        "group_size": 32,
-        "rounding": "nearest",
-    }
-    return Recipe(**{**settings, **changes})
 
 
 def paper(**settings) -> QuantizeRequest:

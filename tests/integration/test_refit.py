@@ -1,7 +1,6 @@
 """Feedback -> a better router -> taken over by a running server without a restart; a worse one is not taken."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,10 @@ from apportion.route.router.file import save_router
 from apportion.serve import following, relearning
 from apportion.serve.relearning import as_profile, relearn
 from tests.integration.serving import ASKED, serving
-from tests.integration.upstream_stub import Stub, upstream
+from tests.integration.upstream_stub import Stub
 from tests.routings import knowing_router, routing, static_router
 from tests.synthetic_profiles import needs_profile
 from tests.trained_routers import QUICK
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with upstream() as found:
-        yield found
 
 
 def _records(profile: Profile, routes: list[str], scores: list[float]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import openai
@@ -14,7 +14,7 @@ import pytest
 
 from apportion.cli import main
 from apportion.route.router.file import save_router
-from tests.integration.upstream_stub import Stub, upstream
+from tests.integration.upstream_stub import Stub
 from tests.routings import knowing_router, routing
 
 Command = Callable[..., tuple[int, str]]
@@ -31,12 +31,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(stop.value.code or 0), capsys.readouterr().err
 
     return call
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with upstream() as found:
-        yield found
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,6 @@ from apportion.serve import Address, Routing, Timeouts
 from tests.hostile_bodies import hostile
 from tests.integration.serving import ASKED, QUESTION, get, logged, serving
 from tests.integration.upstream_stub import Stub, upstream
-from tests.routings import knowing_router, routing
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with upstream() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
-    return routing(tmp_path_factory.mktemp("routing"), knowing_router())
 
 
 def _collect(chunks: Any, seen: list[Any]) -> None:

@@ -9,15 +9,9 @@ from apportion.serve import Address, Routing, Upstream, create_app
 from tests.integration.tiny_gguf import write_gguf
 from tests.integration.tiny_model import make_tiny_model
 from tests.integration.upstream_stub import served
-from tests.routings import knowing_router, routing
 
 HALF = "\ufffd"  # what llama.cpp sends of a character that the last token cut, in plain answers only
 QUESTION = [{"role": "user", "content": "What is the capital?"}]
-
-
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
-    return routing(tmp_path_factory.mktemp("routing"), knowing_router())
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import sqlite3
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,7 @@ import pytest
 from apportion.serve import Routing, Timeouts
 from apportion.serve.decision_log import read_decisions
 from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
-from tests.integration.upstream_stub import Stub, upstream
-from tests.routings import knowing_router, routing
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with upstream() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Routing:
-    return routing(tmp_path_factory.mktemp("routing"), knowing_router())
+from tests.integration.upstream_stub import Stub
 
 
 def test_keys_open_what_they_should(stub: Stub, known: Routing) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apportion.core.errors import InputError
 from apportion.core.lines import Offenders, json_lines
-from apportion.models.text import cut
+from apportion.models.text import cut, rendered
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -29,7 +29,7 @@ def chat_windows(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, 
             f"--chat {path}: the reference's tokenizer has no chat template",
             "leave --chat out for a base model, or add chat_template.jinja to its folder",
         )
-    text = "".join(rendered(messages, tokenizer, path) for messages in read_conversations(path))
+    text = "".join(rendered(tuple(messages), tokenizer, path) for messages in read_conversations(path))
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     prefix = [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []
     if len(ids) < window_tokens:
@@ -74,21 +74,3 @@ def what_is_wrong(messages: Any) -> str:
         if item.get("role") not in ROLES:
             return f"role {item.get('role')!r}, expected one of {', '.join(ROLES)}"
     return ""
-
-
-def rendered(messages: list[dict[str, str]], tokenizer: Any, path: Path) -> str:
-    """One conversation as text.
-
-    Raises:
-        InputError: the template refuses it.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError as error:
-        raise InputError(
-            f"--chat {path}: the chat template refuses a conversation that begins {messages[0]['content'][:40]!r}: "
-            f"{error}",
-            "let roles alternate between user and assistant, beginning with user",
-        ) from error

@@ -23,6 +23,15 @@ class Quadratic:
     pair_penalty: float
     loo_rmse: float
 
+    def details(self, coalitions: int) -> dict[str, float]:
+        """What a sensitivity keeps of the fit to so many coalitions."""
+        return {
+            "ridge": self.ridge,
+            "pair_penalty": self.pair_penalty,
+            "loo_rmse": self.loo_rmse,
+            "coalitions": coalitions,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Prior:

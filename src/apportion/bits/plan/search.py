@@ -268,12 +268,7 @@ def fit(
         weights=weights,
         penalties=penalties,
     )
-    details = {
-        "ridge": found.ridge,
-        "pair_penalty": found.pair_penalty,
-        "loo_rmse": found.loo_rmse,
-        "coalitions": len(y),
-    }
+    details = found.details(len(y))
     return surrogate(samples, "auto", found.linear, found.pair, details, intercept=found.intercept)
 
 

@@ -181,12 +181,7 @@ def regress(samples: Samples) -> Sensitivity:
     x = (np.asarray(assignments)[:, choices[:, 0]] == choices[:, 1]).astype(np.float64)
     y = np.asarray([samples.mean(item) for item in assignments])
     fit = fit_quadratic(x, y, choices[:, 0])
-    details = {
-        "ridge": fit.ridge,
-        "pair_penalty": fit.pair_penalty,
-        "loo_rmse": fit.loo_rmse,
-        "coalitions": len(y),
-    }
+    details = fit.details(len(y))
     return surrogate(samples, "regression", fit.linear, fit.pair, details, intercept=fit.intercept)
 
 
