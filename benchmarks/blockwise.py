@@ -50,7 +50,7 @@ class Blockwise:
 
     def __init__(self, staged: StagedModel, steps: int, batch: int, seed: int, make: Make) -> None:
         self.staged, self.steps, self.batch, self.seed, self.make = staged, steps, batch, seed, make
-        self.micro = Micro(batch, batch)
+        self.micro = Micro(batch)
 
     def learn(self, start: Mapping[str, GridWeight], windows: Int[Tensor, "windows tokens"]) -> dict[str, GridWeight]:
         """Every linear's weight by module path. The checkpoint's own weights are in place before and after."""

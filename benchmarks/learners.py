@@ -173,7 +173,7 @@ class Bench:
             walk = Blockwise(staged, variant.blocks, size, 0, variant.block_make or variant.make)
             state = walk.learn(start, lesson.windows)
         latents = Latents(state, staged.originals, staged.placement.device, variant.make)
-        descent = Descent(latents, max(1, variant.steps), staged.compute_dtype, Micro(size, size))
+        descent = Descent(latents, max(1, variant.steps), staged.compute_dtype, Micro(size))
         looks = Looks(staged, lesson, start, descent, None)
         if variant.blocks:
             looks.take(0)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import apportion.cli.bits
 import apportion.cli.divergence  # noqa: F401  both add commands
 from apportion.bits.divergence import divergence_of, reference_of, summarize
+from apportion.bits.gguf.fisher import fisher_costs
 from apportion.bits.gguf.importance import load_imatrix
 from apportion.bits.gguf.ladders import Ladders, require_budget
 from apportion.bits.gguf.plan import find_plan, write_file
@@ -90,6 +91,13 @@ def test_costs_alone_are_the_measured_ones(shop: Workshop) -> None:
     measured, predicted = values[1:] - values[0], shop.fisher.costs[:, 0] - shop.fisher.costs[:, -1]
     assert np.corrcoef(np.log(measured), np.log(predicted))[0, 1] > 0.9
     assert 0.5 < predicted.sum() / measured.sum() < 2
+
+
+def test_costs_are_per_token_of_the_sequences_that_were_run(shop: Workshop) -> None:
+    windows = shop.text.costs[:2, :16]
+    longer, exact = (fisher_costs(shop.bank, windows, sequences=2, tokens=tokens, seed=3) for tokens in (64, 16))
+    assert longer.tokens == 16
+    assert np.array_equal(longer.costs, exact.costs)
 
 
 def test_the_game_equals_whole_forward_passes(shop: Workshop) -> None:

@@ -16,6 +16,7 @@ from apportion.bits.recipe import Recipe
 from apportion.bits.rounding import Moments, round_all, round_plan, rounding_named
 from apportion.bits.rounding.sequential import walk
 from apportion.bits.written import account_of, reloaded
+from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, InputError, ModelStructureError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, Format, Packed, Width, grid_width
@@ -26,6 +27,7 @@ from apportion.models.staged import StagedModel
 from benchmarks.tiny_architectures import make
 from tests.integration.tiny_gguf import write_gguf
 from tests.integration.tiny_model import make_tiny_model
+from tests.recipes import small
 
 CPU = place("cpu", "float32")
 IDS = torch.randint(2, 150, (3, 20), generator=torch.Generator().manual_seed(3))
@@ -278,7 +280,7 @@ def test_a_linear_that_no_group_divides_stays_as_it_is_and_is_named(tmp_path: Pa
     assert made["reload_difference"] == 0
 
 
-def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(tmp_path: Path) -> None:
+def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(text_file: Path, tmp_path: Path) -> None:
     import gguf
 
     folder = make_tiny_model(tmp_path / "hf")
@@ -290,6 +292,9 @@ def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(tmp_pat
         torch.testing.assert_close(staged.model(input_ids=ids).logits, own.model(input_ids=ids).logits)
     assert tokenizer("Paris is the capital").input_ids == own.tokenizer("Paris is the capital").input_ids
     assert staged.verify(ids) <= 1e-5
+    ask, recipe = QuantizeRequest(avg_bits=3.0, method="regression"), small(text_file, windows=2)
+    assert quantize(str(file), tmp_path / "out", ask, recipe)["reload_difference"] == 0
+    assert read_json(tmp_path / "out" / "config.json")["model_type"] == staged.model.config.model_type
     low = tmp_path / "low.gguf"
     writer = gguf.GGUFWriter(low, "qwen3")
     writer.add_tensor(

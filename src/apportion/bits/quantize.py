@@ -371,7 +371,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
             "kind": "quantized checkpoint",
             "model": quantizer.staged.digest,
             "settings": samples.settings,
-            "placement": {"device": placement.device, "dtype": placement.dtype, "reason": placement.reason},
+            "placement": placement,
             "versions": versions(*PACKAGES),
             "result": result,
         },

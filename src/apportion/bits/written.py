@@ -16,7 +16,7 @@ from apportion.core.errors import ApportionError, ArtifactCorruptError
 from apportion.formats import COMPRESSED_TENSORS, Format, Packed
 from apportion.models.experts import LinearExperts
 from apportion.models.load import load
-from apportion.models.pretrained import first_line, model_class, quiet
+from apportion.models.pretrained import attention_for, first_line, model_class, quiet
 from apportion.models.source import open_source
 from apportion.models.staged import StagedModel
 
@@ -171,8 +171,7 @@ def in_transformers(
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
             kind = model_class(str(folder), config, list(config.architectures or []))
             extra: dict[str, Any] = {"trust_remote_code": trust_remote_code} if kind.__name__.startswith("Auto") else {}
-            if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
-                extra["attn_implementation"] = "eager"
+            extra |= attention_for(config)
             model, info = kind.from_pretrained(str(folder), dtype=dtype, output_loading_info=True, **extra)
             if info["missing_keys"]:
                 return (

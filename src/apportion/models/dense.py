@@ -20,7 +20,7 @@ from apportion.models.experts import take_apart
 from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
 from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
-from apportion.models.pretrained import first_line, local_folder, model_class, own_code, quiet
+from apportion.models.pretrained import attention_for, first_line, local_folder, model_class, own_code, quiet
 from apportion.models.source import Source, open_source
 
 
@@ -111,8 +111,7 @@ class Asked:
         if where is None and code:  # without a folder the automatic class does not look for the code
             require_trust(self.model, self.trust_remote_code)
             kind = get_class_from_dynamic_module(code, str(self.source.folder))
-        if getattr(self.config.get_text_config(), "attn_logit_softcapping", None) is not None:
-            how["attn_implementation"] = "eager"  # scaled_dot_product_attention has no soft-capping
+        how |= attention_for(self.config)
         if kind.__name__.startswith("Auto"):
             how["trust_remote_code"] = self.trust_remote_code
         loaded, info = kind.from_pretrained(where, output_loading_info=True, **how)

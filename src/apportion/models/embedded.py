@@ -49,7 +49,7 @@ class EmbeddedTexts:
         """The text embedded by these weights in batches of this size, if it was."""
         for index, (text, by, embedded) in enumerate(self.kept):
             same = text.shape == windows.shape and embedded.batch == batch and by == weights
-            if same and torch.equal(text, windows):
+            if same and torch.equal(text, windows.to(text.device)):
                 self.kept.append(self.kept.pop(index))
                 return embedded
         return None

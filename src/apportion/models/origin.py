@@ -68,12 +68,7 @@ def origin_of_model(model: nn.Module) -> Origin:
     """
     kept = untied(model)
     paths = {name.removesuffix(".weight"): name.removesuffix(".weight") for name in kept if name.endswith(".weight")}
-    return Origin(
-        {name: entry_of(tensor) for name, tensor in kept.items()},
-        kept.__getitem__,
-        paths,
-        {name: name for name in kept},
-    )
+    return Origin({name: entry_of(tensor) for name, tensor in kept.items()}, kept.__getitem__, paths)
 
 
 def untied(model: nn.Module) -> dict[str, Tensor]:

@@ -9,9 +9,16 @@ from typing import Any
 
 from apportion.core.errors import InputError
 from apportion.core.progress import without_tqdm
+from apportion.models.source import OTHER_WEIGHTS
 
 GENERATES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-NEVER = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.ckpt")
+NEVER = tuple(f"*{suffix}" for suffix in OTHER_WEIGHTS if suffix != ".safetensors")
+
+
+def attention_for(config: Any) -> dict[str, str]:
+    """Eager attention where logits are soft-capped: scaled_dot_product_attention has no soft-capping."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 @contextmanager

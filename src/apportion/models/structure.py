@@ -29,16 +29,13 @@ class Layout:
 
     Attributes:
         kept: linears inside the blocks that are never quantized, by full path, with the reason.
-        embedding, head: module paths of the token embedding and of the output head; empty where there is none. `tied`:
-            they share one tensor.
+        head: module path of the output head; empty where there is none.
     """
 
     prefix: str
     linears: tuple[tuple[str, ...], ...]
     kept: tuple[tuple[str, str], ...] = ()
-    embedding: str = ""
     head: str = ""
-    tied: bool = False
 
     @property
     def block_count(self) -> int:
@@ -78,7 +75,7 @@ def find_layout(model: Any) -> Layout:
     if reasons:
         more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         raise ModelStructureError(f"{prefix}: {reasons[0]}{more}", "this structure is not supported")
-    found = Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks), **ends_of(model))
+    found = Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks), head=head_of(model))
     return found.without(routers, "router")
 
 
@@ -110,18 +107,11 @@ def text_part(model: Any) -> str:
     return next((name for name, module in model.named_modules() if module is tower), "")
 
 
-def ends_of(model: Any) -> dict[str, Any]:
-    """Module paths of the token embedding and the output head, and whether they share their tensor."""
-    found: dict[str, Any] = {}
-    modules = {id(module): name for name, module in model.named_modules()}
-    for key, ask in (("embedding", "get_input_embeddings"), ("head", "get_output_embeddings")):
-        module = getattr(model, ask)() if callable(getattr(model, ask, None)) else None
-        if isinstance(module, nn.Embedding | nn.Linear):
-            found[key] = modules.get(id(module), "")
-    if found.get("embedding") and found.get("head"):
-        one, other = (model.get_submodule(found[key]).weight for key in ("embedding", "head"))
-        found["tied"] = one.data_ptr() == other.data_ptr()
-    return found
+def head_of(model: Any) -> str:
+    """Module path of the output head; empty where there is none."""
+    ask = getattr(model, "get_output_embeddings", None)
+    module = ask() if callable(ask) else None
+    return next((name for name, item in model.named_modules() if item is module), "")
 
 
 def linear_names(block: nn.Module) -> list[str]:

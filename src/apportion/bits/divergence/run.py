@@ -19,7 +19,7 @@ from apportion.core.errors import InputError, require_all
 from apportion.models.gguf.load import is_gguf, load_gguf, load_gguf_tokenizer
 from apportion.models.gguf.source import GgufFile
 from apportion.models.load import load_staged
-from apportion.models.pretrained import load_tokenizer, require_model
+from apportion.models.pretrained import load_tokenizer, local_folder, require_model
 from apportion.models.staged import StagedModel
 from apportion.models.text import windows_of
 
@@ -100,7 +100,7 @@ def compare(reference: str, candidates: Sequence[str], ask: Measurement, out: Pa
         "exact": "all of the vocabulary, from the reference's hidden states after its last block",
         "texts": {name: described(name, windows, found, ask) for name, windows in texts.items()},
         "candidates": found,
-        "placement": {"device": placement.device, "dtype": placement.dtype, "reason": placement.reason},
+        "placement": placement,
         "versions": versions("torch", "transformers", "gguf"),
     }
     saved: Json = plain(result)
@@ -118,7 +118,7 @@ def measured(
     return {
         "name": shown(name),
         "path": name,
-        "bytes": weight_bytes(Path(name)),
+        "bytes": weight_bytes(Path(name) if is_gguf(name) else local_folder(name)),
         "texts": {text: summarize(divergence_of(kept, staged), seed=ask.seed) for text, kept in references.items()},
     }
 

@@ -2,7 +2,15 @@
 
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.costs import Costs, costs_from, costs_of, widths_by_path
-from apportion.bits.game.game import Game, MeasuredGame, Values, full_precision_nll, naive_values, require_finite
+from apportion.bits.game.game import (
+    Game,
+    MeasuredGame,
+    Values,
+    full_precision_nll,
+    naive_values,
+    require_finite,
+    values_of,
+)
 from apportion.bits.game.players import Assignment, Player, decode, encode, players_of, require_kind
 from apportion.bits.game.samples import Samples, load_samples
 from apportion.bits.game.sampling import measure, sample
@@ -28,5 +36,6 @@ __all__ = [
     "require_finite",
     "require_kind",
     "sample",
+    "values_of",
     "widths_by_path",
 ]

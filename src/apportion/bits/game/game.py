@@ -100,7 +100,7 @@ class MeasuredGame:
         self.costs = bank.costs
         self.settings: Json = settings or {}
         self.counts = Counts()
-        self.known: Values = known_values(log)
+        self.known: Values = values_of(log.records if log else [])
         self.resumed = frozenset(self.known)
         self._engine: Engine | None = None
 
@@ -220,10 +220,9 @@ class MeasuredGame:
             self.log.append({"assignment": encode(assignment), "nll": nll})
 
 
-def known_values(log: AppendLog | None) -> Values:
-    """The values that a log holds."""
-    records = log.records if log else []
-    return {decode(record["assignment"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
+def values_of(records: Iterable[Json], key: str = "nll") -> Values:
+    """The values that a log's records hold under a name."""
+    return {decode(record["assignment"]): np.asarray(record[key], dtype=np.float64) for record in records}
 
 
 def require_finite(whose: str, nll: NDArray[np.float64], remedy: str) -> None:

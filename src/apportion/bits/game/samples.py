@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from apportion.bits.game.costs import Costs, costs_from
-from apportion.bits.game.game import Values
-from apportion.bits.game.players import Assignment, decode, encode
+from apportion.bits.game.game import Values, values_of
+from apportion.bits.game.players import Assignment, encode
 from apportion.bits.game.spqe import asked_by
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, read_json, write_json
@@ -91,8 +91,7 @@ def load_samples(folder: Path) -> Samples:
     _, records, _ = read_log(folder / VALUES)
     windows = load_calibration(folder / WINDOWS)
     try:
-        known = {decode(record["assignment"]): np.asarray(record["nll"], dtype=np.float64) for record in records}
-        return samples_from(content, windows, known)
+        return samples_from(content, windows, values_of(records))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactCorruptError(
             f"{folder}: field or coalition {error} is missing or malformed",

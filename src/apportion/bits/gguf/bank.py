@@ -1,5 +1,6 @@
 """Every matrix of a model in every type of its ladder: encoded once, decoded once, put in place by pointer."""
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -54,8 +55,14 @@ class GgufBank:
 
     def decode_all(self, threads: int | None = None) -> None:
         """Decode everything that will be kept, on all cores."""
+        kept, room = [], DECODED_BYTES - self._held
+        for key, item in self.encoded.items():
+            size = math.prod(item.shape) * STORED.itemsize
+            if size <= room:
+                kept.append(key)
+                room -= size
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            for key, weight in zip(self.encoded, pool.map(self._decode, self.encoded), strict=True):
+            for key, weight in zip(kept, pool.map(self._decode, kept), strict=True):
                 self._hold(key, weight)
 
     def _decode(self, key: tuple[str, str]) -> Tensor:

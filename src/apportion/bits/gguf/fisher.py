@@ -50,6 +50,7 @@ def fisher_costs(
     """
     bank.restore()
     parts = cut_sequences(windows, sequences, tokens).to(bank.staged.placement.device)
+    tokens = parts.shape[1]  # fewer than asked for where windows are shorter
     names = bank.ladders.names
     totals = torch.zeros(len(names), len(bank.ladders.costs.widths), dtype=torch.float64)
     for parameter in bank.parameters.values():

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.bits.game import Assignment, Values, decode, encode, require_finite
+from apportion.bits.game import Assignment, Values, encode, require_finite, values_of
 from apportion.bits.gguf.bank import GgufBank
 from apportion.core.arrays import NDArray
 from apportion.core.log import AppendLog
@@ -40,10 +40,7 @@ class FileGame:
         self.costs = bank.ladders.costs
         self.windows = text.windows.to(self.staged.placement.device)
         self.evaluations = self.block_forwards = 0
-        self.known: Values = {
-            decode(record["assignment"]): np.asarray(record["kl"], dtype=np.float64)
-            for record in (log.records if log else [])
-        }
+        self.known: Values = values_of(log.records if log else [], "kl")
         bank.restore()
         self.embedded: Embedded = self.staged.embed(self.windows)
         self.teacher = self.staged.last_hidden(self.windows)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from apportion.core.artifact import write_bytes
@@ -20,8 +20,6 @@ from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
 
 IMPORTANCE = "importance.imatrix"
-Importance = Mapping[str, Float[Tensor, " columns"]]
-"""E[x^2] of every column, by module path."""
 
 
 def input_squares(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> dict[str, Tensor]:
@@ -33,7 +31,7 @@ def input_squares(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -
 
     Cost: one forward pass.
     """
-    head = path_of(staged.model, staged.model.get_output_embeddings())
+    head = staged.layout.head
     paths = [*staged.originals, head]
     totals: dict[str, Tensor] = {}
     with watched(staged.model, paths, totals), progress("importance", len(windows), "windows") as advance:
@@ -48,11 +46,6 @@ def input_squares(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -
 def staged_tokens(staged: StagedModel) -> int:
     """Tokens that are run at once: few, since the head's logits are made and thrown away."""
     return 4096 if staged.placement.device.startswith("cuda") else 1024
-
-
-def path_of(model: Any, module: nn.Module) -> str:
-    """Module path of a module."""
-    return str(next(name for name, item in model.named_modules() if item is module))
 
 
 @contextmanager

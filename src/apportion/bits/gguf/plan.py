@@ -10,6 +10,7 @@ import numpy as np
 from apportion.bits.game import Assignment, decode
 from apportion.bits.gguf.search import FileSearch, search_file
 from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, Workshop
+from apportion.bits.plan import budget_from_bytes
 from apportion.bits.plan.search import relaxed
 from apportion.core.artifact import digest_of, plain, read_json, read_manifest
 from apportion.core.errors import ArtifactMismatchError
@@ -47,7 +48,7 @@ class FilePlan:
 def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> tuple[FilePlan, FileSearch]:
     """Search, and say what was found."""
     ladders, request = shop.ladders, shop.request
-    budget = min(max_bytes, ladders.costs.largest()) - ladders.costs.fixed_bytes
+    budget = budget_from_bytes(ladders.costs, max_bytes).player_bytes
     state = search_file(
         shop.game(log), ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed
     )
@@ -72,7 +73,7 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
             f"--reuse {folder}: was made of another {', '.join(differing)}",
             "measure this model, or use the same --types",
         )
-    budget = min(max_bytes, ladders.costs.largest()) - ladders.costs.fixed_bytes
+    budget = budget_from_bytes(ladders.costs, max_bytes).player_bytes
     state = FileSearch(None, ladders.costs, budget, np.asarray(saved["costs"]), limit=0, seed=0)
     _, records, _ = read_log(folder / VALUES)
     for record in records:

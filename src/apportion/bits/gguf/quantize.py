@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
@@ -83,7 +82,7 @@ def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, ask
     if request.reuse is not None:
         read_manifest(request.reuse)
     shop = open_workshop(model, request)
-    max_bytes = request.budget(sum(int(np.prod(shape)) for shape in shop.source.shapes.values()))
+    max_bytes = request.budget(shop.weights)
     require_budget(shop.ladders, max_bytes)
     start(folder, asked)
     loaded = time.monotonic()
@@ -150,13 +149,12 @@ def judged(bank: GgufBank, plan: FilePlan, windows: Int[Tensor, "windows tokens"
 
 def described(shop: Workshop, plan: FilePlan, search: Json, size: int, seconds: Mapping[str, float]) -> Json:
     """The result."""
-    weights = sum(int(np.prod(shape)) for shape in shop.source.shapes.values())
     counted: Counter[str] = Counter(plan.types[name] for name in shop.ladders.names)
     return {
         "bytes": size,
         "max_bytes": plan.max_bytes,
-        "weights": weights,
-        "bits_per_weight": 8 * size / weights,
+        "weights": shop.weights,
+        "bits_per_weight": 8 * size / shop.weights,
         "types": dict(counted),
         "fallbacks": {name: own for name, own in shop.ladders.fallbacks.items() if own},
         "unquantized_matrices": [name for name in shop.ladders.fixed if len(shop.source.shapes[name]) == 2],
@@ -183,7 +181,7 @@ def finish(folder: Path, out: Path, shop: Workshop, result: Json) -> Json:
     about = {
         "kind": "gguf file",
         "model": shop.staged.digest,
-        "placement": {"device": placement.device, "dtype": placement.dtype, "reason": placement.reason},
+        "placement": placement,
         "versions": versions("torch", "transformers", "gguf", "libggml-python"),
     }
     measured = [] if shop.request.reuse else [VALUES, COSTS, IMPORTANCE]

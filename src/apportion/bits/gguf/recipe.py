@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apportion.bits.gguf.ladders import DEFAULT_TYPES, require_types
+from apportion.bits.recipe import at_least, require_text
 from apportion.core.errors import InputError, require_all
 
 
@@ -80,13 +81,3 @@ class FileRequest:
             weights: of the model.
         """
         return self.max_bytes if self.max_bytes is not None else int((self.bits_per_weight or 0) * weights / 8)
-
-
-def at_least(name: str, value: int, smallest: int) -> None:
-    if value < smallest:
-        raise InputError(f"{name} {value}: expected at least {smallest}")
-
-
-def require_text(path: Path | None) -> None:
-    if path is not None and not path.is_file():
-        raise InputError(f"--calibration {path}: no such file", "give a .txt or .jsonl file, or leave it out")

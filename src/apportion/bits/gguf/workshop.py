@@ -1,5 +1,6 @@
 """A model set up for its file: source, text, importance, encoded matrices, costs alone; each made once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor
 from apportion.bits.gguf.bank import GgufBank, encode_all
 from apportion.bits.gguf.fisher import Fisher, fisher_costs
 from apportion.bits.gguf.game import FileGame
-from apportion.bits.gguf.importance import IMPORTANCE, input_squares, load_imatrix, path_of
+from apportion.bits.gguf.importance import IMPORTANCE, input_squares, load_imatrix
 from apportion.bits.gguf.ladders import Ladders, ladders_of
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.core.artifact import versions
@@ -79,6 +80,11 @@ class Workshop:
         }
 
     @cached_property
+    def weights(self) -> int:
+        """How many weights the file holds."""
+        return sum(math.prod(shape) for shape in self.source.shapes.values())
+
+    @cached_property
     def ladders(self) -> Ladders:
         """Players, their types and what those take."""
         shapes = self.source.shapes
@@ -96,10 +102,10 @@ class Workshop:
         if self.request.reuse is not None:
             return load_imatrix(self.request.reuse / IMPORTANCE)
         found = input_squares(self.staged, self.text.importance)
-        head = path_of(self.staged.model, self.staged.model.get_output_embeddings())
         paths = dict(self.source.modules)
         if "output.weight" not in paths:
-            paths["token_embd.weight"] = head  # tied: the embedding multiplies what the head is given
+            # tied: the embedding multiplies what the head is given
+            paths["token_embd.weight"] = self.staged.layout.head
         return {name: found[path] for name, path in paths.items() if path in found}
 
     @cached_property

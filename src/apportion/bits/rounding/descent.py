@@ -23,11 +23,10 @@ class Micro:
     """Windows of one forward and backward pass, halved when memory runs out; sums over a batch stay the same.
 
     Attributes:
-        windows: now. asked: at first; a smaller `windows` is said in the result.
+        windows: now; fewer than at first is said in the result.
     """
 
     windows: int
-    asked: int
 
     def halve(self, device: str) -> None:
         """Half as many from now on."""

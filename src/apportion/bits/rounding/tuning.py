@@ -63,7 +63,7 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
     make, learned = what_fits(staged, start, lesson.codes)
     size = min(batch_of(staged, lesson.windows), len(lesson.windows))
     descent = Descent(Latents(start, staged.originals, staged.placement.device, make), lesson.steps,
-                      staged.compute_dtype, Micro(size, size))  # fmt: skip
+                      staged.compute_dtype, Micro(size))  # fmt: skip
     kept = None if folder is None else kept_in(folder, staged, start, lesson, learned)
     look = Looks(staged, lesson, start, descent, kept)
     gradient = gradient_of(staged, lesson)

@@ -8,7 +8,7 @@ from apportion.core.errors import InputError
 from apportion.formats.ggml import gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.gguf.tensors import ROPE_FACTORS
-from apportion.models.pretrained import first_line, quiet
+from apportion.models.pretrained import attention_for, first_line, quiet
 from apportion.models.staged import StagedModel
 
 SUFFIX = ".gguf"
@@ -47,10 +47,8 @@ def model_of(file: GgufFile) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    capped = getattr(file.config, "attn_logit_softcapping", None)
-    extra = {"attn_implementation": "eager"} if capped else {}  # scaled_dot_product_attention has no soft-capping
     with quiet():
-        model = AutoModelForCausalLM.from_config(file.config, dtype=torch.float32, **extra)
+        model = AutoModelForCausalLM.from_config(file.config, dtype=torch.float32, **attention_for(file.config))
     state = file.state()
     found = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()

@@ -161,14 +161,13 @@ class GgufFile:
 
     def state(self) -> dict[str, Tensor]:
         """All weights under the names that transformers has, float32 where they were decoded."""
-        blocks = self.config.num_hidden_layers
-        theirs = self.parameter_names(blocks)
         found = {}
-        for name, own in theirs.items():
+        for name, own in self.parameter_names.items():
             found[own] = from_gguf(self.weight(name), name, self.architecture, self.config)
         return found
 
-    def parameter_names(self, blocks: int) -> dict[str, str]:
+    @cached_property
+    def parameter_names(self) -> dict[str, str]:
         """Transformers' name of every tensor, by GGUF name.
 
         Raises:
@@ -178,7 +177,7 @@ class GgufFile:
 
         with torch.device("meta"):
             own = AutoModelForCausalLM.from_config(self.config)
-        names = [name for name, _ in own.named_parameters()]
+        names, blocks = [name for name, _ in own.named_parameters()], self.config.num_hidden_layers
         reverse = {gguf: name for name, gguf in gguf_names(self.architecture, names, blocks, str(self.path)).items()}
         unknown = sorted(set(self._tensors) - set(reverse) - {ROPE_FACTORS})
         missing = sorted(set(reverse) - set(self._tensors))
@@ -206,7 +205,7 @@ class FileSource:
 
     @cached_property
     def modules(self) -> Mapping[str, str]:
-        names = self.file.parameter_names(self.file.config.num_hidden_layers)
+        names = self.file.parameter_names
         return {name: own.removesuffix(".weight") for name, own in names.items() if own.endswith(".weight")}
 
     def weight(self, name: str) -> Tensor:
