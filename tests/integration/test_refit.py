@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apportion.core.errors import InputError
+from apportion.core.errors import ArtifactError, InputError
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.profile.profile import Profile
 from apportion.route.router.file import save_router
 from apportion.serve import following, relearning
+from apportion.serve.decision_log import read_decisions
 from apportion.serve.relearning import as_profile, relearn
 from tests.integration.serving import ASKED, serving
 from tests.integration.upstream_stub import Stub
@@ -96,3 +97,12 @@ def test_a_running_server_takes_over_what_the_path_names(
             time.sleep(0.05)
     assert before == tmp_path / "router-1"
     assert (tmp_path / "router-2" / "manifest.json").exists(), "the first one is kept"
+
+
+def test_decisions_that_are_not_there_are_said_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot be read: No such file"):
+        read_decisions(tmp_path / "none.sqlite")
+    assert not (tmp_path / "none.sqlite").exists()
+    (tmp_path / "text.sqlite").write_text("no database " * 100)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_decisions(tmp_path / "text.sqlite")

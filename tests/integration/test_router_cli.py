@@ -164,6 +164,15 @@ def test_an_evaluation_goes_on_only_with_what_it_was_begun_with(
     assert "signals alone" in capsys.readouterr().out
 
 
+def test_a_price_that_is_none_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, out = save(needs_profile(60, seed=1), tmp_path / "p.parquet"), tmp_path / "e"
+    assert run(monkeypatch, "evaluate-router", str(seen), "--out", str(out), "--price", "rubbish") == 1
+    assert "--price rubbish" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_one_output_has_one_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

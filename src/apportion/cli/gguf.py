@@ -46,7 +46,13 @@ class FileOptions:
         """
         if self.format not in FORMATS:
             raise InputError(f"--format {self.format}: unknown", f"choose from {', '.join(FORMATS)}")
-        given = {"--bits-per-weight": self.bits_per_weight, "--types": self.types, "--plan-tokens": self.plan_tokens}
+        given = {
+            "--bits-per-weight": self.bits_per_weight,
+            "--types": self.types,
+            "--plan-tokens": self.plan_tokens,
+            "--threads": self.threads,
+            "--reuse": self.reuse,
+        }
         named = [name for name, value in given.items() if value is not None]
         if self.format != "gguf" and (named or self.allow_requantize):
             named += ["--allow-requantize"] * self.allow_requantize

@@ -97,12 +97,13 @@ def evaluate(
     require_free(out, resume=resume, kind=kind)
     files = {"profile": profile, "router": router and router / "manifest.json", "train": train, "repeat": repeat}
     plan = EvaluationPlan(folds=folds, seed=seed, ablations=ablations, leave_out=leave_out, stages=stages)
+    charged = _price(price)
     tested = _read(profile, index, quality)
     loaded = load_router(router, _expected(tested)) if router else None
     seen, again = (_read(path, index, quality) if path else None for path in (train, repeat))
     digests = {name: sha256_file(path) for name, path in files.items() if path}
     asked = {
-        "kind": "evaluate-router",
+        "kind": kind,
         **digests,
         "index": str(index),
         "quality": quality,
@@ -114,7 +115,7 @@ def evaluate(
     start(out, asked)
     with sole_writer(out):
         parts = Parts(out / "splits")
-        found = evaluate_router(tested, plan, train=seen, router=loaded, repeat=again, price=_price(price), parts=parts)
+        found = evaluate_router(tested, plan, train=seen, router=loaded, repeat=again, price=charged, parts=parts)
         saved = write_evaluation(out, found)
         parts.clear()
     emit({"out": str(out), **saved}, as_json=as_json, text=_text(saved, out))

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from apportion.serve import Routing, Settings
     from apportion.serve.backend import Backend
 
-KEY_VARIABLES = ("APPORTION_API_KEY", "OPENAI_API_KEY")
-
 
 @dataclass(frozen=True, slots=True)
 class WhatOptions:
@@ -108,12 +106,7 @@ def serve(
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Answer OpenAI-compatible requests, each by the pipeline that is worth its cost."""
-    try:
-        import aiohttp  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(str(error.name), "serve") from error
+    _require_extra()
     from apportion.serve import create_app
     from apportion.serve.run import listen, log_to_stderr, run
 
@@ -139,6 +132,7 @@ def refit(
     json: AsJson = False,
 ) -> None:
     """Learn from feedback too, and replace the router in use where the new one is better on decisions kept aside."""
+    _require_extra()
     from apportion.serve.decision_log import read_decisions
     from apportion.serve.following import exchange, successor
     from apportion.serve.relearning import relearn, save
@@ -162,6 +156,21 @@ def refit(
     emit({**value, "replaced": replaced, "agreeing": found.agreeing}, as_json=json, text=said)
 
 
+def _require_extra() -> None:
+    """Refuse where what the server stands on is not installed.
+
+    Raises:
+        MissingExtraError: naming it.
+    """
+    try:
+        import aiohttp  # noqa: F401
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "serve") from error
+
+
 def read_keys(path: Path | None) -> tuple[str, ...]:
     """Keys of a file, one a line; empty lines and lines that begin with # mean nothing."""
     if path is None:
@@ -178,6 +187,7 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
 
 def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tuple[Routing, Backend]":
     """What decides and what answers, checked against each other as far as they can be before the server runs."""
+    from apportion.route.llm.openai import KEY_VARIABLES
     from apportion.serve.opening import Opening, open_backend, open_routing
 
     missing = [name for name, value in (("--index", what.index), ("--router", what.router)) if value is None]

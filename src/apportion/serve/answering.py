@@ -112,7 +112,9 @@ class Answerer:
         if not plan.decided.forwarded and choices:
             message = choices[0].get("message") or {}
             said, thought = str(message.get("content") or ""), str(message.get("reasoning_content") or "")
-            public["answer"] = self.routing.answer_of(plan.decided.route, plan.decided.question, said, thought)
+            cut = choices[0].get("finish_reason") in ("length", "content_filter")
+            route, question = plan.decided.route, plan.decided.question
+            public["answer"] = self.routing.answer_of(route, question, said, thought, cut=cut)
         return public
 
     @property

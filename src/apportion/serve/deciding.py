@@ -15,7 +15,7 @@ from apportion.serve.controls import AUTO, OFF, Controls
 from apportion.serve.conversation import Asked, read_conversation
 from apportion.serve.decision import Decided, Source, new_id
 from apportion.serve.probing import Probes, spent
-from apportion.serve.routing import Choice, Completion, Routing, retrieves, without_passages
+from apportion.serve.routing import Choice, Completion, Routing, Weights, retrieves, without_passages
 from apportion.serve.settings import Settings
 
 NO_PASSAGES = "no passage shares a word with the question, so it is answered without"
@@ -61,7 +61,7 @@ class Decider:
         its cost, and 0.1 ms.
         """
         asked = read_conversation(chat.messages)
-        self.routing.check(controls)
+        weights = self.routing.check(controls)
         decided = Decided(
             new_id(), time.time(), chat.model, controls, asked.kind, "direct", "", asked.judged, asked.question
         )
@@ -72,12 +72,11 @@ class Decider:
         if controls.route != AUTO:
             decided = replace(decided, route=controls.route, reason="forced")
         else:
-            decided = await self._routed(decided, probes)
+            decided = await self._routed(decided, probes, weights)
         return await self._planned(decided, probes, started)
 
-    async def _routed(self, decided: Decided, probes: Probes) -> Decided:
+    async def _routed(self, decided: Decided, probes: Probes, weights: Weights) -> Decided:
         """The router's choice, after the probes that are worth their cost."""
-        weights = self.routing.check(decided.controls)
         abilities = self.backend.abilities
         drafts = abilities is None or abilities.logprobs
         wanted = self.routing.probes(weights, drafts=drafts)

@@ -4,7 +4,9 @@ One thread writes, in batches, so that no answer waits for a disk. A disk that i
 was lost is counted, and writing is tried again with the next batch. Prompts and answers are kept only where asked for.
 """
 
+import errno
 import json
+import os
 import queue
 import sqlite3
 import threading
@@ -15,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apportion.core.artifact import disk_error
+from apportion.core.artifact import disk_error, unreadable
 from apportion.serve.decision import Decided, Outcome, spent_in_all
 
 SCHEMA = 1
@@ -151,6 +153,8 @@ class DecisionLog:
         self._recent[record["id"]] = record
         while len(self._recent) > RECENT:
             self._recent.popitem(last=False)
+        if self._thread is None:
+            return
         values = tuple(
             json.dumps(record[name], ensure_ascii=True) if name in _AS_JSON else record[name] for name in _COLUMNS
         )
@@ -223,10 +227,14 @@ def read_decisions(path: Path) -> list[Record]:
         ArtifactError: it cannot be read.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # sqlite would make one
         with _opened(path) as database:
             return [_read(row) for row in database.execute("SELECT * FROM decisions ORDER BY created, id")]
+    except OSError as error:
+        raise unreadable(path, error) from error
     except sqlite3.Error as error:
-        raise disk_error(path, OSError(str(error))) from error
+        raise unreadable(path, OSError(str(error))) from error
 
 
 class _opened:  # noqa: N801  (reads as a verb where it is used)

@@ -32,11 +32,11 @@ class InProcess:
     """A model as a backend; see the protocol `Backend`.
 
     Args:
-        llm: decodes lists of requests; its `batch_size` says how many at once.
+        llm: decodes lists of requests. together: requests in one list at most, which are all answered at its end.
     """
 
-    def __init__(self, llm: LLM) -> None:
-        self._llm = llm
+    def __init__(self, llm: LLM, *, together: int) -> None:
+        self._llm, self._together = llm, max(1, together)
         self.abilities: Abilities | None = Abilities(
             llm.name, llm.model, llm.has_logprobs, llm.logprobs_reason, thinking_switch=True
         )
@@ -64,7 +64,10 @@ class InProcess:
         request = read_request(body)
         waiting = _Waiting(request, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
-        return self._reply(await waiting.answered)
+        completion = await waiting.answered
+        if completion.cut_prompt_tokens:  # whoever asked knows better what to leave out
+            raise Refusal(400, "messages: exceed the model's context", code="context_length_exceeded", param="messages")
+        return self._reply(completion)
 
     @asynccontextmanager
     async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -79,7 +82,7 @@ class InProcess:
         while True:
             batch = [await self._queue.get()]
             await asyncio.sleep(GATHER_S)
-            while len(batch) < max(1, self._llm.batch_size) and not self._queue.empty():
+            while len(batch) < self._together and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             batch = [one for one in batch if not one.answered.cancelled()]  # their clients have gone
             if batch:
@@ -106,7 +109,11 @@ class InProcess:
             message["reasoning_content"] = completion.thinking_text
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": completion.finish}
         if completion.token_logprobs is not None:
-            choice["logprobs"] = {"content": [{"token": "", "logprob": one} for one in completion.token_logprobs]}
+            content: list[dict[str, Any]] = [{"token": "", "logprob": one} for one in completion.token_logprobs]
+            if content and completion.margin is not None:
+                best = completion.token_logprobs[0]
+                content[0]["top_logprobs"] = [{"logprob": best}, {"logprob": best - completion.margin}]
+            choice["logprobs"] = {"content": content}
         prompt, new = completion.prompt_tokens, completion.completion_tokens
         return {
             "id": f"chatcmpl-{time.time_ns():x}",

@@ -51,7 +51,7 @@ def open_backend(opening: Opening) -> Backend:
                 f"--llm {opening.llm}: is no URL, so --model {opening.model} means nothing", "leave one out"
             )
         settings = LLMSettings(spec, batch_size=opening.batch, device=opening.device, dtype=opening.dtype)
-        return InProcess(connect(settings))
+        return InProcess(connect(settings), together=opening.batch)
     upstream = Upstream(Address(spec, opening.model, opening.key, answer_s=opening.timeout_s))
     asyncio.run(_try(upstream, required=opening.require_upstream))
     return upstream

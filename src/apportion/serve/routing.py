@@ -36,6 +36,7 @@ __all__ = [
     "LLMSettings",
     "Request",
     "Routing",
+    "Weights",
     "connect",
     "cut_passages",
     "prompt_too_long",
@@ -143,9 +144,9 @@ class Routing:
         """What a pipeline asks; `expendable` is where the passages are."""
         return build_request(self.prompts, strategy, question, hits.passages if hits else ())
 
-    def answer_of(self, strategy: str, question: str, text: str, thinking: str) -> str:
-        """The short answer within what a pipeline's model wrote about a question."""
-        completion = Completion(text, 0, 0, 0.0, thinking_text=thinking)
+    def answer_of(self, strategy: str, question: str, text: str, thinking: str, *, cut: bool) -> str:
+        """The short answer within what a pipeline's model wrote about a question; none if it was cut off before."""
+        completion = Completion(text, 0, 0, 0.0, thinking_text=thinking, finish="length" if cut else "stop")
         return extract(self.prompts.of(strategy, question), completion).answer
 
     def frontier(self, features: Sequence[Mapping[str, float]], token: float, latency: float) -> dict[str, Any]:
