@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from apportion.core.errors import (
     InputError,
 )
 from apportion.core.lock import sole_writer
+from apportion.route.index import bm25
 from apportion.route.index.bm25 import MAX_QUERY_TERMS, Bm25Index
 from apportion.route.index.build import add_passages, build_index, delete_passages
 from apportion.route.index.corpus import Passage
@@ -157,6 +159,27 @@ def test_searching_goes_on_while_the_index_changes(folder: Path) -> None:
         changing.result()
     assert opened > 3
     assert ids(Bm25Index.open(folder), "word14") == ["n14"]
+
+
+def test_a_file_that_goes_while_it_is_opened_is_not_taken_for_an_empty_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tantivy opens a segment without its positions; only the first search would have failed."""
+    opening, (positions,) = bm25.open_tantivy, folder.rglob("*.pos")
+    content, attempts = positions.read_bytes(), []
+
+    def once_without_it(state: Path) -> Any:
+        attempts.append(state)
+        if len(attempts) > 1:
+            return opening(state)
+        positions.unlink()
+        index = opening(state)
+        monkeypatch.setattr(bm25.time, "sleep", lambda _: positions.write_bytes(content))
+        return index
+
+    monkeypatch.setattr(bm25, "open_tantivy", once_without_it)
+    assert "jp" in ids(Bm25Index.open(folder), "Japan")
+    assert len(attempts) == 2
 
 
 def test_building_needs_an_empty_folder_and_a_passage(tmp_path: Path, folder: Path) -> None:

@@ -6,10 +6,10 @@ A saved index is a folder: `manifest.json` (complete and current state, replaced
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from apportion.core.artifact import read_manifest
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, InputError
@@ -21,7 +21,8 @@ KIND = "apportion.index"
 DEPTH = 100  # scores kept for the probes: the canonical NQC looks at the top 100
 MAX_K = 1000
 MAX_QUERY_TERMS = 256
-OPEN_ATTEMPTS = 3
+OPEN_ATTEMPTS = 8
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,14 @@ class Bm25Index:
             ArtifactError: no complete index there, another kind of folder, or a missing or changed file.
         Cost: its small files are read and checked; passages stay on disk.
         """
-        for attempt in range(OPEN_ATTEMPTS):
-            try:
-                manifest = read_index_manifest(folder)
-                return cls._open_state(folder / manifest["state"], manifest["corpus"])
-            except (ArtifactCorruptError, FileNotFoundError):  # perhaps replaced while it was being opened
-                if attempt + 1 == OPEN_ATTEMPTS:
-                    raise
-                time.sleep(0.05)
-        raise AssertionError("the loop returns or raises")
+
+        def opened() -> Bm25Index:
+            manifest = read_index_manifest(folder)
+            index = cls._open_state(folder / manifest["state"], manifest["corpus"])
+            _check_segments(folder, manifest)  # tantivy takes a file that went meanwhile for an empty one
+            return index
+
+        return while_it_changes(opened)
 
     @classmethod
     def _open_state(cls, state: Path, corpus: dict[str, Any]) -> "Bm25Index":
@@ -182,6 +182,16 @@ class Bm25Index:
         return Passage(stored.get_first("id"), title, text)
 
 
+def while_it_changes(open_once: Callable[[], Opened]) -> Opened:
+    """What `open_once` opens; tried again where files went, since another process may just have replaced them."""
+    for _ in range(OPEN_ATTEMPTS - 1):
+        try:
+            return open_once()
+        except (ArtifactCorruptError, FileNotFoundError):
+            time.sleep(0.02)
+    return open_once()
+
+
 def open_tantivy(state: Path) -> Any:
     import tantivy
 
@@ -198,8 +208,16 @@ def read_index_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactMismatchError(
             f"{folder}: is a folder of {manifest.get('kind')!r}, expected an index", "name an index folder"
         )
+    _check_segments(folder, manifest)
+    return manifest
+
+
+def _check_segments(folder: Path, manifest: dict[str, Any]) -> None:
     for name, size in manifest["segments"].items():
         path = folder / manifest["state"] / name
-        if not path.exists() or path.stat().st_size != size:
+        try:
+            whole = path.stat().st_size == size
+        except FileNotFoundError:
+            whole = False
+        if not whole:
             raise ArtifactCorruptError(f"{path}: is missing or has not its {size} bytes", "index again")
-    return manifest

@@ -24,7 +24,7 @@ from apportion.core.artifact import (
 from apportion.core.errors import ArtifactMismatchError, InputError, MissingExtraError
 from apportion.core.progress import progress
 from apportion.models.identity import model_identity
-from apportion.route.index.bm25 import DEPTH, Bm25Index, Hits, check_k
+from apportion.route.index.bm25 import DEPTH, Bm25Index, Hits, check_k, while_it_changes
 from apportion.route.index.collection import body
 from apportion.route.index.corpus import Passage
 
@@ -86,6 +86,10 @@ class DenseIndex:
         Raises:
             ArtifactError: none there. ArtifactMismatchError: made with another encoder or of another corpus.
         """
+        return while_it_changes(lambda: cls._open_once(folder, encoder))
+
+    @classmethod
+    def _open_once(cls, folder: Path, encoder: Encoder) -> "DenseIndex":
         store = Bm25Index.open(folder)
         manifest = read_manifest(folder / FOLDER)
         wanted = {"kind": KIND, "encoder": encoder.name, "corpus": store.corpus_digest}
