@@ -25,6 +25,7 @@ class Stub:
         reply: text for the messages asked. reasoning: sent apart as `reasoning_content`.
         logprobs: of every token; None answers without them. usage: whether it is reported.
         context: longest prompt in characters before a 400 in vLLM's words.
+        refused: what is said, with a 400, of a request that has this part (a field, or "system").
         fail: status and body of every further completion; None answers.
         pause_s: before the first byte. token_s: between tokens. cut_after: tokens after which a stream breaks off.
         cancelled: streams whose client went away. bodies: of completions, the start-up probe left out.
@@ -37,6 +38,7 @@ class Stub:
     logprobs: float | None = -0.01
     usage: bool = True
     context: int = 1 << 30
+    refused: dict[str, str] = field(default_factory=dict)
     fail: tuple[int, Any] | None = None
     pause_s: float = 0.0
     token_s: float = 0.0
@@ -116,18 +118,21 @@ def make_app(stub: Stub) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
-        if body["messages"][-1]["content"] != "Say hello.":
+        if not str(body["messages"][-1]["content"]).endswith("Say hello."):
             stub.bodies.append(body)
         if stub.pause_s:
             await asyncio.sleep(stub.pause_s)
         if stub.fail is not None:
             status, said = stub.fail
             return PlainTextResponse(said, status) if isinstance(said, str) else JSONResponse(said, status)
+        parts = {*body, *(message["role"] for message in body["messages"])}
+        if refused := next((said for part, said in stub.refused.items() if part in parts), ""):
+            return JSONResponse({"error": {"message": refused}}, 400)
         if _size(body) > stub.context:
             said = f"This model's maximum context length is {stub.context} tokens."
             return JSONResponse({"error": {"message": said, "code": 400}}, 400)
         tokens = tokens_of(stub.reply(body["messages"]))
-        limit = body.get("max_tokens") or len(tokens)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(tokens)
         if not isinstance(limit, int) or not isinstance(body.get("stream", False), bool | None):
             return JSONResponse({"error": {"message": "a field of the wrong type"}}, 422)
         finish = "length" if len(tokens) > limit else "stop"

@@ -39,6 +39,20 @@ class Spent:
         )
 
 
+def counted(usage: object) -> Spent | None:
+    """Tokens as a server's usage object has them; None where it tells no whole numbers.
+
+    >>> counted({"prompt_tokens": 12, "completion_tokens": 3}).total, counted({"prompt_tokens": None}), counted(None)
+    (15, None, None)
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if isinstance(prompt, int) and isinstance(completion, int):
+        return Spent(prompt, completion)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Decided:
     """One routing decision, complete before the answer begins.

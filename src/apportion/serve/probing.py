@@ -5,7 +5,7 @@ A probe that fails or takes too long is left out and said; the question is still
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from apportion.serve.asking import Asking, Limits, ask_draft, ask_look
 from apportion.serve.backend import Backend
@@ -44,9 +44,7 @@ class Probes:
     def limits(self) -> Limits:
         """What may be asked for."""
         found = self.backend.abilities
-        if found is None:
-            return Limits(self.settings.max_tokens)
-        return Limits(self.settings.max_tokens, found.thinking_switch, found.top_logprobs)
+        return Limits(self.settings.max_tokens, found.habits) if found else Limits(self.settings.max_tokens)
 
     async def search(self) -> None:
         """Search for the text that is judged."""
@@ -78,12 +76,17 @@ class Probes:
         request = self.routing.request("rag", self.asked.question, self.hits)
         self.look = await self._measured("the retrieved answer", ask_look(self.chat, request, self.limits))
 
+    def note(self, asking: Asking) -> None:
+        """Say what the upstream's habits make of what is asked."""
+        self.weaker += [said for said in asking.weaker if said not in self.weaker]
+
     async def _measured(self, what: str, asking: Asking) -> Completion | None:
         begun, most, found = time.perf_counter(), self.settings.timeouts.draft_s, None
+        self.note(asking)
         try:
             async with asyncio.timeout(most):
                 body = await self.backend.chat(asking.body())
-            found = read_completion(body, begun, logprobs=True)
+            found = read_completion(body, begun, replace(asking.request, logprobs=True))
             if not found.token_logprobs:
                 self.weaker.append(f"{what} came back without log-probabilities or tokens")
         except TimeoutError:

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from apportion.serve.decision import Decided, Outcome, Spent, usage
+from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
 from apportion.serve.events import DONE, event, json_of
 from apportion.serve.refusal import Refusal
 from apportion.serve.thinking import Thinking
@@ -86,7 +86,7 @@ class Relay:
             self._ended = True
             self._outcome.status, self._outcome.error = "error", str(found["error"])[:300]
             return event(found)
-        self._count(found.pop("usage", None))
+        self._counted = counted(found.pop("usage", None)) or self._counted
         choices = found.get("choices")
         if not choices and self._stamp is not None:  # the upstream's usage chunk; ours is sent at the end
             return b""
@@ -107,13 +107,6 @@ class Relay:
             if self._thinking.over:
                 self._thinking = None
         return found
-
-    def _count(self, usage_found: object) -> None:
-        if not isinstance(usage_found, dict):
-            return
-        prompt, completion = usage_found.get("prompt_tokens"), usage_found.get("completion_tokens")
-        if isinstance(prompt, int) and isinstance(completion, int):
-            self._counted = Spent(prompt, completion)
 
     def settle(self) -> None:
         """Note what has been spent so far: also of a stream that was left."""

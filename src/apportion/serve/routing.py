@@ -20,6 +20,7 @@ from apportion.route.index.bm25 import Hits, Retriever
 from apportion.route.llm.call import BadAnswerError, ErrorBodyError, says_too_long
 from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
+from apportion.route.llm.habits import GREEDY, MAX_STOPS, PROBE, REFUSING, Habits, after_refusal, body_of
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
 from apportion.route.llm.response import read_body
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
@@ -29,16 +30,24 @@ from apportion.serve.controls import Controls
 from apportion.serve.refusal import Refusal
 
 __all__ = [
+    "GREEDY",
     "LLM",
-    "Choice",
+    "MAX_STOPS",
+    "PROBE",
+    "REFUSING",
     "Completion",
+    "Decision",
+    "Habits",
     "Hits",
     "LLMSettings",
     "Request",
     "Routing",
     "Weights",
+    "after_refusal",
+    "body_of",
     "connect",
     "cut_passages",
+    "likely",
     "prompt_too_long",
     "read_completion",
     "retrieves",
@@ -48,27 +57,6 @@ __all__ = [
 
 FRONTIER = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # token weights drawn
 FEW_CHARS = 200  # of passages, below which the rest is not worth a further attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What was decided for one question.
-
-    Attributes:
-        likely: probability of each pipeline, by the two heads; empty where no policy decided.
-        fallback_reason: why a weaker tier decided than the router has. missing: features that were not measured.
-        look: the RAG answer is to be made first, then `Routing.decide_after` asked.
-    """
-
-    decision: Decision
-    strategy: str
-    tier: str
-    p_rag: float | None
-    p_cot: float | None
-    likely: Mapping[str, float]
-    missing: tuple[str, ...]
-    fallback_reason: str
-    look: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +100,9 @@ class Routing:
         """Whether a draft is worth its cost for this question."""
         return self.router.wants_draft(features, weights)
 
-    def decide(self, features: Mapping[str, float], weights: Weights) -> Choice:
-        """The pipeline for a question; pure."""
-        return _choice(self.router.decide(features, weights.token, weights.latency))
+    def decide(self, features: Mapping[str, float], weights: Weights) -> Decision:
+        """The pipeline for a question; where it says `look`, `decide_after` comes next. Pure."""
+        return self.router.decide(features, weights.token, weights.latency)
 
     def with_draft(self, features: Mapping[str, float], draft: Completion) -> dict[str, float]:
         """The features with those of the draft."""
@@ -130,15 +118,15 @@ class Routing:
         return answer_features("draft", answer, text, hits.passages if hits else ())
 
     def decide_after(
-        self, first: Choice, features: Mapping[str, float], question: str, text: str, look: Completion, hits: Hits
-    ) -> tuple[Choice, dict[str, float]]:
+        self, first: Decision, features: Mapping[str, float], question: str, text: str, look: Completion, hits: Hits
+    ) -> tuple[Decision, dict[str, float]]:
         """The second decision, with the RAG answer at hand, and all that it read."""
         answer = extract(self.prompts.of("rag", question), look).answer
         read = {**question_features(text), **features_of_hits(hits, text), **features}
         read |= retrieved_features(look.token_logprobs, look.margin) | answer_features(
             "rag", answer, text, hits.passages
         )
-        return _choice(self.router.decide_after(first.decision, read)), read
+        return self.router.decide_after(first, read), read
 
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
@@ -241,17 +229,18 @@ def cut_passages(request: Request) -> Request | None:
     return cut(request, half if half >= FEW_CHARS else end - start)
 
 
-def read_completion(body: Mapping[str, Any], started: float, *, logprobs: bool = False) -> Completion:
+def read_completion(body: Mapping[str, Any], started: float, request: Request) -> Completion:
     """An upstream's JSON as a completion.
 
     Args:
-        started: `time.perf_counter()` when it was asked.
+        started: `time.perf_counter()` when it was asked. request: says where the text stops, and whether
+            log-probabilities are read.
 
     Raises:
         Refusal: 502, it is no completion.
     """
     try:
-        return read_body(body, Request("", logprobs=logprobs), (time.perf_counter() - started) * 1000)
+        return read_body(body, request, (time.perf_counter() - started) * 1000)
     except (BadAnswerError, ErrorBodyError) as error:
         raise Refusal(502, f"upstream: {error}", code="bad_upstream_answer") from error
 
@@ -265,22 +254,12 @@ def prompt_too_long(status: int, message: str) -> bool:
     return says_too_long(status, message)
 
 
-def _choice(decision: Decision) -> Choice:
-    return Choice(
-        decision=decision,
-        look=decision.look,
-        strategy=decision.strategy,
-        tier=decision.tier,
-        p_rag=decision.p_rag,
-        p_cot=decision.p_cot,
-        likely=_likely(decision.p_rag, decision.p_cot),
-        missing=decision.missing,
-        fallback_reason=decision.fallback_reason,
-    )
+def likely(decision: Decision) -> dict[str, float]:
+    """The four pipelines' probabilities, the heads taken as independent; a head without a choice says no.
 
-
-def _likely(rag: float | None, cot: float | None) -> dict[str, float]:
-    """The four pipelines' probabilities, the heads taken as independent; a head without a choice says no."""
+    Empty where no head decided.
+    """
+    rag, cot = decision.p_rag, decision.p_cot
     if rag is None and cot is None:
         return {}
     either = {True: (rag or 0.0, cot or 0.0), False: (1 - (rag or 0.0), 1 - (cot or 0.0))}

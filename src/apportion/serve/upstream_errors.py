@@ -68,13 +68,5 @@ def broken(error: BaseException) -> Refusal:
     return Refusal(502, f"upstream: broke off: {_plain(error)}", code="upstream_broke_off")
 
 
-def logprobs_of(found: Mapping[str, Any]) -> object:
-    """The log-probabilities of a completion's first choice, whatever they are."""
-    choices = found.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    logprobs = first.get("logprobs") if isinstance(first, dict) else None
-    return logprobs.get("content") if isinstance(logprobs, dict) else None
-
-
 def _plain(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__} {error}".split())[:200]
