@@ -23,7 +23,7 @@ class Stub:
 
     Attributes:
         reply: text for the messages asked. reasoning: sent apart as `reasoning_content`.
-        logprobs: of every token; None answers without them. usage: whether it is reported.
+        logprobs: of every token, for the messages asked; None answers without them. usage: whether it is reported.
         context: longest prompt in characters before a 400 in vLLM's words.
         refused: what is said, with a 400, of a request that has this part (a field, or "system").
         fail: status and body of every further completion; None answers.
@@ -35,7 +35,7 @@ class Stub:
     models: tuple[str, ...] = ("tiny",)
     reply: Callable[[list[Json]], str] = lambda messages: f"Reply to {messages[-1]['content']}"
     reasoning: str = ""
-    logprobs: float | None = -0.01
+    logprobs: float | Callable[[list[Json]], float] | None = -0.01
     usage: bool = True
     context: int = 1 << 30
     refused: dict[str, str] = field(default_factory=dict)
@@ -71,7 +71,8 @@ def _whole(stub: Stub, body: Json, tokens: list[str], finish: str) -> Json:
         message["reasoning_content"] = stub.reasoning
     choice: Json = {"index": 0, "message": message, "finish_reason": finish}
     if body.get("logprobs") and stub.logprobs is not None:
-        choice["logprobs"] = {"content": [{"token": one, "logprob": stub.logprobs} for one in tokens]}
+        each = stub.logprobs(body["messages"]) if callable(stub.logprobs) else stub.logprobs
+        choice["logprobs"] = {"content": [{"token": one, "logprob": each} for one in tokens]}
     answer: Json = {"id": "up-1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [choice]}
     return {**answer, "usage": _usage(body, tokens)} if stub.usage else answer
 

@@ -109,12 +109,12 @@ class Decider:
 
     async def _after_look(self, first: Decision, probes: Probes) -> Decision:
         """The second decision; the first stands where no answer could be looked at."""
-        await probes.make_look()
-        if probes.look is None or probes.hits is None:
+        look = await probes.make_look()
+        if look is None or probes.hits is None:
             return first
         asked = probes.asked
         second, probes.features = self.routing.decide_after(
-            first, probes.features, asked.question, asked.judged, probes.look, probes.hits
+            first, probes.features, asked.question, asked.judged, look, probes.hits
         )
         return second
 

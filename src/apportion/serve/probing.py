@@ -68,13 +68,22 @@ class Probes:
             said = self.routing.draft_said(self.asked.question, self.asked.judged, self.draft, self.hits)
             self.features = self.routing.with_draft({**self.features, **said}, self.draft)
 
-    async def make_look(self) -> None:
-        """A RAG answer to be looked at; none where nothing is found."""
+    async def make_look(self) -> Completion | None:
+        """A RAG answer to be looked at; without a passage RAG is Direct, so the draft is it. None where it failed."""
         await self.search()
-        if self.hits is None or not self.hits.passages:
-            return
-        request = self.routing.request("rag", self.asked.question, self.hits)
-        self.look = await self._measured("the retrieved answer", ask_look(self.chat, request, self.limits))
+        if self.hits is None:
+            return None
+        if not self.hits.passages:
+            if self.draft is None:
+                self.draft = await self._looked("direct")
+            return self.draft
+        self.look = await self._looked("rag")
+        return self.look
+
+    async def _looked(self, strategy: str) -> Completion | None:
+        """An answer as it would be given, measured."""
+        request = self.routing.request(strategy, self.asked.question, self.hits)
+        return await self._measured("the retrieved answer", ask_look(self.chat, request, self.limits))
 
     def note(self, asking: Asking) -> None:
         """Say what the upstream's habits make of what is asked."""

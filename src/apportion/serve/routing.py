@@ -104,6 +104,11 @@ class Routing:
         """The pipeline for a question; where it says `look`, `decide_after` comes next. Pure."""
         return self.router.decide(features, weights.token, weights.latency)
 
+    def settled(self, features: Mapping[str, float], weights: Weights) -> Decision:
+        """The last decision for a question whose features are known already."""
+        first = self.router.decide(features, weights.token, weights.latency)
+        return self.router.decide_after(first, features) if first.look else first
+
     def with_draft(self, features: Mapping[str, float], draft: Completion) -> dict[str, float]:
         """The features with those of the draft."""
         return {**features, **draft_features(draft.token_logprobs, draft.margin)}
@@ -120,8 +125,9 @@ class Routing:
     def decide_after(
         self, first: Decision, features: Mapping[str, float], question: str, text: str, look: Completion, hits: Hits
     ) -> tuple[Decision, dict[str, float]]:
-        """The second decision, with the RAG answer at hand, and all that it read."""
-        answer = extract(self.prompts.of("rag", question), look).answer
+        """The second decision, with the RAG answer at hand (without a passage it was asked as Direct), and all that it
+        read."""
+        answer = extract(self.prompts.of(asked_as("rag", hits.passages), question), look).answer
         read = {**question_features(text), **features_of_hits(hits, text), **features}
         read |= retrieved_features(look.token_logprobs, look.margin) | answer_features(
             "rag", answer, text, hits.passages
@@ -165,7 +171,7 @@ class Routing:
         best = self.router.static_column(weights)
         tier = self.router.tier_at(weights)
         gain = tier.gate.at(weights)[0] if tier else 0.0
-        chosen = [self.router.decide(one, weights.token, weights.latency).strategy for one in features]
+        chosen = [self.settled(one, weights).strategy for one in features]
         counts = Counter(chosen or [STRATEGIES[best]])
         values = quality - weights.token * tokens - weights.latency * latency
         return {
