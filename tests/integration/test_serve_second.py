@@ -24,6 +24,7 @@ from apportion.route.profile.questions import Question
 from apportion.route.profile.run import run_profile
 from apportion.route.router import Router, Weights, train_router
 from apportion.route.router.file import save_router
+from apportion.route.router.price import Price
 from apportion.serve import Routing
 from apportion.serve.relearning import utilities
 from apportion.serve.routing_files import open_routing
@@ -33,6 +34,7 @@ from tests.trained_routers import QUICK, preferring
 
 HALLS = 48
 K = 2
+PRICE = Price(input=0.5, cached=0.1, output=2.0)
 UNKNOWN = 4  # questions that no passage knows a word of
 
 
@@ -102,11 +104,12 @@ def _served(world: World, router: Router, weights: Weights) -> list[dict[str, An
 @pytest.mark.parametrize("token_weight", [0.1, 0.6])
 def test_what_is_served_is_what_was_judged(world: World, tier: str, token_weight: float) -> None:
     router = preferring(world.known.router, tier) if tier else world.known.router
+    router = replace(router, scale=replace(router.scale, price=PRICE))
     weights = Weights(token_weight)
     assert (chosen := router.tier_at(weights)) is not None
     assert chosen.looks
     choice = Routed(router).choose(world.profile, weights)
-    judged = play(world.profile, choice)
+    judged = play(world.profile, choice, PRICE)
     known = world.profile.features[:, world.profile.feature_names.index("hits")] > 0
     for row, served in enumerate(_served(world, router, weights)):
         found, where = served["apportion"], (row, world.questions[row].question)
@@ -117,6 +120,7 @@ def test_what_is_served_is_what_was_judged(world: World, tier: str, token_weight
         spent = served["usage"]["total_tokens"]
         if known[row]:
             assert spent == judged.tokens[row], where
+            assert served["usage"]["apportion"]["price"] == pytest.approx(judged.charged[row]), where
         else:  # without a passage a draft and the retrieved answer are one call, which the profile counts twice
             assert spent <= judged.tokens[row], where
     taken = {STRATEGIES[column] for column in choice.columns[known]}

@@ -24,6 +24,7 @@ class Stub:
     Attributes:
         reply: text for the messages asked. reasoning: sent apart as `reasoning_content`.
         logprobs: of every token, for the messages asked; None answers without them. usage: whether it is reported.
+        cached: prompt tokens that it says it had computed before.
         context: longest prompt in characters before a 400 in vLLM's words.
         refused: what is said, with a 400, of a request that has this part (a field, or "system").
         fail: status and body of every further completion; None answers.
@@ -37,6 +38,7 @@ class Stub:
     reasoning: str = ""
     logprobs: float | Callable[[list[Json]], float] | None = -0.01
     usage: bool = True
+    cached: int = 0
     context: int = 1 << 30
     refused: dict[str, str] = field(default_factory=dict)
     fail: tuple[int, Any] | None = None
@@ -60,9 +62,10 @@ def _size(body: Json) -> int:
     return sum(len(str(message.get("content"))) for message in body["messages"])
 
 
-def _usage(body: Json, tokens: list[str]) -> Json:
+def _usage(stub: Stub, body: Json, tokens: list[str]) -> Json:
     prompt = -(-_size(body) // 4)
-    return {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
+    found: Json = {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
+    return {**found, "prompt_tokens_details": {"cached_tokens": stub.cached}} if stub.cached else found
 
 
 def _whole(stub: Stub, body: Json, tokens: list[str], finish: str) -> Json:
@@ -74,7 +77,7 @@ def _whole(stub: Stub, body: Json, tokens: list[str], finish: str) -> Json:
         each = stub.logprobs(body["messages"]) if callable(stub.logprobs) else stub.logprobs
         choice["logprobs"] = {"content": [{"token": one, "logprob": each} for one in tokens]}
     answer: Json = {"id": "up-1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [choice]}
-    return {**answer, "usage": _usage(body, tokens)} if stub.usage else answer
+    return {**answer, "usage": _usage(stub, body, tokens)} if stub.usage else answer
 
 
 async def _events(stub: Stub, body: Json, tokens: list[str], finish: str) -> AsyncIterator[bytes]:
@@ -96,7 +99,9 @@ async def _events(stub: Stub, body: Json, tokens: list[str], finish: str) -> Asy
             yield chunk({"content": token})
         yield chunk({}, finish)
         if stub.usage and (body.get("stream_options") or {}).get("include_usage"):
-            yield b"data: " + json.dumps({**base, "choices": [], "usage": _usage(body, tokens)}).encode() + b"\n\n"
+            yield (
+                b"data: " + json.dumps({**base, "choices": [], "usage": _usage(stub, body, tokens)}).encode() + b"\n\n"
+            )
         yield b"data: [DONE]\n\n"
     except asyncio.CancelledError:
         stub.cancelled += 1

@@ -62,9 +62,8 @@ class Decider:
         """
         asked = read_conversation(chat.messages)
         weights = self.routing.check(controls)
-        decided = Decided(
-            new_id(), time.time(), chat.model, controls, asked.kind, "direct", "", asked.judged, asked.question
-        )
+        about = chat.model, controls, asked.kind, "direct", "", asked.judged, asked.question
+        decided = Decided(new_id(), time.time(), *about, price=self.routing.price)
         why = _passed_on(chat, controls, asked)
         if why:
             return Plan(replace(decided, reason=why, forwarded=True))

@@ -110,4 +110,5 @@ def spent(completion: Completion | None) -> Spent | None:
     """Tokens of a probe; None where it was not made."""
     if completion is None:
         return None
-    return Spent(completion.prompt_tokens, completion.completion_tokens, completion.tokens_measured)
+    tokens = completion.prompt_tokens, completion.completion_tokens
+    return Spent(*tokens, completion.tokens_measured, completion.cached_tokens or 0)

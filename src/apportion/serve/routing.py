@@ -24,6 +24,7 @@ from apportion.route.llm.habits import GREEDY, MAX_STOPS, PROBE, REFUSING, Habit
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
 from apportion.route.llm.response import read_body
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
+from apportion.route.router.price import Price
 from apportion.route.router.router import Decision, Router
 from apportion.route.router.utility import Weights
 from apportion.serve.controls import Controls
@@ -40,6 +41,8 @@ __all__ = [
     "Habits",
     "Hits",
     "LLMSettings",
+    "Price",
+    "Reference",
     "Request",
     "Routing",
     "Weights",
@@ -60,6 +63,21 @@ FEW_CHARS = 200  # of passages, below which the rest is not worth a further atte
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """The always-on pipeline and its means in training, None where not known.
+
+    Attributes:
+        tokens: None where the router was trained with prices: its scale is one of money.
+        price: millionths of the currency; None for other routers.
+    """
+
+    strategy: str
+    tokens: float | None
+    price: float | None
+    latency_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """A router with what it was trained to route for: passages, prompts, and how many passages a prompt shows."""
 
@@ -74,13 +92,16 @@ class Routing:
         return self.router.has_latency
 
     @property
-    def reference(self) -> tuple[str, float | None, float | None]:
-        """The always-on pipeline, its mean tokens and milliseconds: what savings are counted against.
+    def price(self) -> Price | None:
+        """What tokens cost; None where the router was trained without prices."""
+        return self.router.scale.price
 
-        No tokens where the router was trained with prices: its scale is one of money.
-        """
+    @property
+    def reference(self) -> Reference:
+        """What savings are counted against."""
         scale = self.router.scale
-        return scale.strategy, scale.tokens if scale.price is None else None, scale.latency_ms
+        tokens, price = (scale.tokens, None) if scale.price is None else (None, scale.tokens)
+        return Reference(scale.strategy, tokens, price, scale.latency_ms)
 
     def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
         """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
@@ -151,13 +172,15 @@ class Routing:
             token: the weight in use. latency: the weight on latency, the same throughout.
 
         Returns:
-            The pipelines' mean quality and tokens in training; for each weight the utility of always taking each, of
-            the router (with its gain on held-out questions) and the shares of the routes that the questions take.
+            The pipelines' mean quality and tokens (or price) in training; for each weight the utility of always
+            taking each, of the router (with its gain on held-out questions) and the shares of the routes that the
+            questions take.
         """
         quality, tokens, _ = self.router.means
+        charged = "tokens" if self.price is None else "price"
         places = {name: column for column, name in enumerate(STRATEGIES) if column in self.router.columns}
         named = {
-            name: {"quality": float(quality[at]), "tokens": float(tokens[at]) * self.router.scale.tokens}
+            name: {"quality": float(quality[at]), charged: float(tokens[at]) * self.router.scale.tokens}
             for name, at in places.items()
         }
         weights = sorted({*FRONTIER, token})
@@ -190,7 +213,7 @@ class Routing:
         Raises:
             Refusal: a weight on latency or on prices for a router that knows none.
         """
-        if controls.priced and self.router.scale.price is None:
+        if controls.priced and self.price is None:
             raise Refusal(400, "price_weight: this router was trained without prices, expected token_weight")
         weights = weights_of(controls)
         if weights.latency and not self.timed:
