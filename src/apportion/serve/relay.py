@@ -12,6 +12,7 @@ from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
 from apportion.serve.events import DONE, event, json_of
 from apportion.serve.refusal import Refusal
 from apportion.serve.thinking import Thinking
+from apportion.serve.upstream_errors import refused
 
 MAX_EVENT_BYTES = 4 << 20
 _LOOKED_INTO = re.compile(rb'"usage":\s*\{|"error"|"finish_reason":\s*"|\[DONE\]')
@@ -84,8 +85,9 @@ class Relay:
     def _chunk(self, found: dict[str, Any]) -> bytes:
         if found.get("error"):
             self._ended = True
-            self._outcome.status, self._outcome.error = "error", str(found["error"])[:300]
-            return event(found)
+            refusal = refused(200, found, "")
+            self._outcome.status, self._outcome.error = "error", refusal.message
+            return event(refusal.body())
         self._counted = counted(found.pop("usage", None)) or self._counted
         choices = found.get("choices")
         if not choices and self._stamp is not None:  # the upstream's usage chunk; ours is sent at the end

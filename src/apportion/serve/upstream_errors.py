@@ -37,9 +37,11 @@ def refused(status: int, found: Mapping[str, Any], key: str) -> Refusal:
     'upstream: answers HTTP 401: bad key [key]'
     >>> refused(200, {"error": {"message": "busy", "code": 429}}, "").status
     429
+    >>> refused(422, {"detail": "Unexpected fields in the request"}, "").message
+    'upstream: Unexpected fields in the request'
     """
     error = found.get("error")
-    error = error if isinstance(error, dict) else {"message": str(error or found)[:300]}
+    error = error if isinstance(error, dict) else {"message": str(error or found.get("detail") or found)[:300]}
     message = " ".join(str(error.get("message") or "gives no reason").split())[:500]
     message = message.replace(key, "[key]") if key else message
     code = error.get("code")
