@@ -231,7 +231,7 @@ def restarted(client: openai.OpenAI, theirs: Theirs, known: Routing) -> str:
     status, found = get(client, "/ready")
     assert status == 200, found
     ask(client, "direct", max_tokens=1)
-    return f"{told}; then /ready is 503, then 200"
+    return f"{told}; then it is not ready, then it is"
 
 
 CHECKS: tuple[Callable[[openai.OpenAI, Theirs, Routing], str], ...] = (
