@@ -162,7 +162,7 @@ def unmeasured(client: openai.OpenAI, theirs: Theirs, known: Routing) -> str:
 
 
 def passed_on(client: openai.OpenAI, theirs: Theirs, known: Routing) -> str:
-    """Greetings, tools and chat parameters go to it as they were sent."""
+    """Greetings and tools go to it as they were sent; sampling settings hinder no routing."""
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     seen = []
     for more in ({"messages": [{"role": "user", "content": "Hello!"}]}, {"tools": [tool]}, {"seed": 1, "top_p": 0.9}):

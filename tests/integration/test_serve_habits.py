@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from apportion.serve import Routing
+from apportion.serve import Address, Routing
 from tests.integration.serving import ASKED, QUESTION, get, serving
 from tests.integration.upstream_stub import Stub
 
@@ -79,3 +79,17 @@ def test_a_refusal_that_names_nothing_known_is_told(stub: Stub, known: Routing) 
         status, said = get(client, "/ready")
     assert status == 503
     assert "no quota for this project" in said["reason"]
+
+
+def test_an_upstream_that_comes_later_is_known_before_it_is_asked(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    url, stub.refused = stub.url, WORDS
+    for messages in (QUESTION, [{"role": "user", "content": "Thanks!"}]):
+        stub.url = "http://127.0.0.1:9/v1"
+        with serving(stub, known) as client:
+            assert get(client, "/ready")[0] == 503
+            client.state.backend.address = Address(url)  # type: ignore[attr-defined]
+            found = _asked(client, messages=messages, max_tokens=50)
+            assert found["choices"][0]["message"]["content"]

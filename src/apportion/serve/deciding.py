@@ -62,13 +62,13 @@ class Decider:
         """
         asked = read_conversation(chat.messages)
         weights = self.routing.check(controls)
+        if self.backend.abilities is None:  # what can be asked of it is not known before it has been reached
+            await self.backend.check()
         about = chat.model, controls, asked.kind, "direct", "", asked.judged, asked.question
         decided = Decided(new_id(), time.time(), *about, price=self.routing.price)
         why = _passed_on(chat, controls, asked)
         if why:
             return Plan(replace(decided, reason=why, forwarded=True))
-        if self.backend.abilities is None:  # what can be asked of it is not known before it has been reached
-            await self.backend.check()
         probes = Probes(self.routing, self.backend, self.settings, chat, asked)
         if controls.route != AUTO:
             decided = replace(decided, route=controls.route, reason="forced")
