@@ -193,7 +193,7 @@ def quantize(
     asked = {"kind": "quantize", "model_source": model, **asdict(ask), **asdict(recipe)}
     asked |= {"model": source_identity(model), "text": text_identity(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
-        if finished(claimed, asked, resume=resume):
+        if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
             return dict(read_manifest(claimed)["result"])
         run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
         return quantize_into(claimed, model, ask, recipe, run)

@@ -71,7 +71,7 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     asked = {"kind": KIND, "model_source": model, **plain(request)}
     asked |= {"model": source_identity(model), "text": text_identity(request.calibration)}
     with output_folder(folder, KIND, resume=resume, reads=[model]):
-        if finished(folder, asked, resume=resume):
+        if finished(folder, asked, resume=resume, raisable=("evaluations",)):
             return read_json(folder / "result.json")
         return quantize_into(folder, model, out, request, asked, resume=resume)
 
