@@ -322,8 +322,9 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files) + "\n" + "\n".join(route_part(files)).rstrip() + "\n")
-    fill(root.parent / "README.md", files)
-    print(f"{root / 'results.md'} and the tables of README.md: from {len(files)} files")
+    for filled in (root.parent / "README.md", root / "serving.md"):
+        fill(filled, files)
+    print(f"{root / 'results.md'} and the tables of README.md and serving.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

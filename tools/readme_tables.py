@@ -1,4 +1,4 @@
-"""The measured tables of README.md, from the JSON files in docs/results/; `make results` fills them in."""
+"""The measured tables of README.md and other pages, from the JSON files in docs/results/; `make results` fills them in."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from real_tables import first
 from route_tables import verdict_on
 from saved_widths import labels
+from serving_tables import serving
 
 Json = dict[str, Any]
 MODEL = "llama-mini"
@@ -117,14 +118,15 @@ TABLES: dict[str, Callable[[Mapping[str, Json]], list[str]]] = {
     "best": best,
     "reference": reference,
     "route": route,
+    "serving": serving,
 }
 
 
-def fill(readme: Path, files: Mapping[str, Json]) -> None:
+def fill(page: Path, files: Mapping[str, Json]) -> None:
     """Replace what stands between `<!-- generated: NAME -->` and `<!-- end -->`."""
-    text = readme.read_text()
+    text = page.read_text()
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.S)
         body = "\n".join(make(files)) + "\n"
         text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
-    readme.write_text(text)
+    page.write_text(text)
