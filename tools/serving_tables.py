@@ -22,9 +22,7 @@ def load(files: Mapping[str, Json]) -> list[str]:
     if not found:
         return NOT_RUN
     kinds = list(dict.fromkeys(row["asked"] for row in found["rows"]))
-    cells = [
-        [kind, *(load_cell(row) for row in (row_of(found, kind, server) for server in SERVERS))] for kind in kinds
-    ]
+    cells = [[kind, *(load_cell(row) for row in (row_of(found, kind, server) for server in SERVERS))] for kind in kinds]
     lines = [
         "Forced `direct` before a stub that answers 50 tokens, 32 clients at once, load by `hey`; two cores shared by "
         "server, stub and load tool. Paced: a token every 20 ms; staggered: clients that begin at different times, as "
@@ -100,7 +98,14 @@ def demonstration(files: Mapping[str, Json]) -> list[str]:
         for row in found["rows"]
     ]
     head = ["weights (tokens, latency)", "same route", "quality, served / recorded", "tokens", "latency, ms"]
-    return [f"{found['title']}; latencies of a recording are those of the machine that it was made on:", "", *markdown(head, rows), "", made(found), ""]
+    return [
+        f"{found['title']}; latencies of a recording are those of the machine that it was made on:",
+        "",
+        *markdown(head, rows),
+        "",
+        made(found),
+        "",
+    ]
 
 
 def soak(files: Mapping[str, Json]) -> list[str]:
