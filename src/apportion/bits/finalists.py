@@ -21,6 +21,7 @@ from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
 from apportion.models.text import Windows, sample_calibration, unseen_windows
 
+WRITTEN = "plan as written"
 JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
 
@@ -107,7 +108,7 @@ def written(
     weights = quantizer.written(assignment, tuned=tuned)
     texts = [text] if judges is None else [text, judges]
     total = sum(len(item.windows) for item in texts)
-    with quantizer.staged.in_place(weights.packed), progress("plan as written", total, "windows") as advance:
+    with quantizer.staged.in_place(weights.packed), progress(WRITTEN, total, "windows") as advance:
         losses = [float(quantizer.staged.window_nll(item.windows, advance).mean()) for item in texts]
     nll, judged = losses[0], losses[-1]
     if not (math.isfinite(nll) and math.isfinite(judged)):

@@ -27,6 +27,7 @@ from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.bits.recipe import Recipe, require_tied
 from apportion.bits.report import write_report
 from apportion.bits.rounding import best_affordable, free_bytes, require_windows
+from apportion.bits.time_left import foresee
 from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
@@ -41,7 +42,7 @@ from apportion.core.artifact import (
 from apportion.core.device import peak_memory, place
 from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.output import output_folder
-from apportion.core.progress import progress
+from apportion.core.progress import forecast, progress
 from apportion.models.identity import source_identity, text_identity
 from apportion.models.load import load_full
 
@@ -196,7 +197,8 @@ def quantize(
         if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
             return dict(read_manifest(claimed)["result"])
         run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
-        return quantize_into(claimed, model, ask, recipe, run)
+        with forecast():
+            return quantize_into(claimed, model, ask, recipe, run)
 
 
 def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, run: Json) -> Json:
@@ -250,6 +252,7 @@ def by_estimate(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, 
 
     stop = PlansStable(estimator, (budget, *frontier_budgets(game.costs))) if ask.until_stable else None
     samples = sample(game, folder, quantizer.orders(), stop=stop)
+    foresee(quantizer, evaluations=0, finalists=1)
     sensitivity = estimator(samples)
     plan = allocate(sensitivity, budget)
     samples = measure(game, samples, [plan.assignment])
@@ -262,6 +265,7 @@ def by_estimate(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, 
 def by_search(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, budget: Budget, folder: Path) -> Chosen:
     """Plans found by measuring; where written weights differ from sampled ones, the best of them as written."""
     samples = sample(game, folder, quantizer.orders())
+    foresee(quantizer, evaluations=ask.evaluations, finalists=ask.finalists + 1)
     samples, found = searched(game, samples, budget, evaluations=ask.evaluations, seed=quantizer.recipe.seed)
     if not quantizer.rewrites:
         return Chosen(samples, found.surrogate, plan_found(found, budget), quantizer.written(found.assignment))
