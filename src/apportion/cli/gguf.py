@@ -23,11 +23,11 @@ class FileOptions:
         float | None, typer.Option(help="gguf: budget of the whole file in bits per weight, instead of --max-bytes.")
     ] = None
     types: Annotated[str | None, typer.Option(help="gguf: ggml types that matrices may have, with commas.")] = None
-    plans: Annotated[int, typer.Option(help="gguf: plans that are measured.")] = 60
+    plans: Annotated[int, typer.Option(help="gguf: plans that are measured.")] = 24
     plan_tokens: Annotated[
         int | None, typer.Option(help="gguf: tokens that a plan is measured on (2,048 on a CPU, 16,384 on a GPU).")
     ] = None
-    sequences: Annotated[int, typer.Option(help="gguf: backward passes behind the costs of single types.")] = 96
+    sequences: Annotated[int, typer.Option(help="gguf: backward passes behind the costs of single types.")] = 32
     threads: Annotated[int | None, typer.Option(help="gguf: threads of ggml's quantizer; all cores if left out.")] = (
         None
     )

@@ -118,7 +118,12 @@ def found_plan(shop: Workshop, max_bytes: int, folder: Path, *, resume: bool) ->
         save_imatrix(folder / IMPORTANCE, shop.importance, Path(shop.text.measured.source).name)
         plan, state = find_plan(shop, max_bytes, log)
     assert bank.ladders is ladders
-    return plan, {"evaluations": len(state.seen), "misfit": state.misfit, "costs_seconds": costs_seconds}
+    return plan, {
+        "evaluations": len(state.seen),
+        "misfit": state.misfit,
+        "costs_seconds": costs_seconds,
+        "costs_error": fisher.error,
+    }
 
 
 def require_out(model: str, out: Path) -> Path:
@@ -161,6 +166,10 @@ def described(shop: Workshop, plan: FilePlan, search: Json, size: int, seconds: 
         "kl_predicted": plan.predicted,
         "kl_measured": plan.measured,
         "source": plan.source,
+        "finalists": [
+            {key: value for key, value in row.items() if key != "assignment"} for row in plain(plan.finalists)
+        ],
+        "costs_error": search.get("costs_error"),
         "evaluations": search["evaluations"],
         "misfit": search["misfit"],
         "reused": search.get("reused"),
