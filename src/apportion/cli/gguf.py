@@ -12,6 +12,16 @@ FORMATS = ("checkpoint", "gguf")
 PLAN_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
+def require_format(name: str) -> None:
+    """Refuse a format that is not known.
+
+    Raises:
+        InputError: naming it.
+    """
+    if name not in FORMATS:
+        raise InputError(f"--format {name}: unknown", f"choose from {', '.join(FORMATS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class FileOptions:
     """What only GGUF files have."""
@@ -44,8 +54,7 @@ class FileOptions:
         Raises:
             InputError: unknown format, or options of GGUF files without it.
         """
-        if self.format not in FORMATS:
-            raise InputError(f"--format {self.format}: unknown", f"choose from {', '.join(FORMATS)}")
+        require_format(self.format)
         given = {
             "--bits-per-weight": self.bits_per_weight,
             "--types": self.types,
