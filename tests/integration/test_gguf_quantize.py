@@ -1,5 +1,6 @@
 """`apportion quantize --format gguf`: exact bytes, real llama.cpp, refusals, and a run that was cut off."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,9 @@ def test_the_file_in_real_llama_cpp_is_what_was_measured(
     out = tmp_path / "model.gguf"
     result = quantize_gguf(str(models(kind)), out, FileRequest(bits_per_weight=9, calibration=text, **SMALL))
     assert result["bytes"] == out.stat().st_size <= result["max_bytes"]
+    assert result["finalists"][0]["source"] == result["source"]
+    assert result["finalists"][0]["judged"] == min(one["judged"] for one in result["finalists"])
+    assert 0 < result["costs_error"] < 1
     manifest = read_manifest(tmp_path / "model.gguf.apportion")
     assert manifest["kind"] == "gguf file"
     written = GgufFile(out)
@@ -181,6 +185,17 @@ def test_another_budget_needs_no_measuring(models: Callable[[str], Path], text: 
         quantize_gguf(str(models("llama")), tmp_path / "other.gguf", second)
 
 
+def test_types_that_need_an_importance_stay_off_an_untied_embedding(text: Path, tmp_path: Path) -> None:
+    model = make_kind(tmp_path / "wide", "qwen2", hidden_size=256)
+    types = ("IQ2_XS", "IQ3_S", "Q4_K")
+    shop = open_workshop(str(model), FileRequest(max_bytes=1, types=types, calibration=text, **SMALL))
+    own = dict(zip(shop.ladders.names, shop.ladders.types, strict=True))
+    assert own["token_embd.weight"] == ("Q2_K", "IQ3_S", "Q4_K")
+    assert shop.ladders.fallbacks["token_embd.weight"] == {"IQ2_XS": "Q2_K"}
+    assert own["output.weight"] == own["blk.0.attn_q.weight"] == types
+    assert set(shop.ladders.names) - set(shop.importance) == {"token_embd.weight"}
+
+
 def test_a_disk_that_refuses_leaves_no_file(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, _ = find_plan(shop, shop.ladders.costs.smallest())
 
@@ -225,6 +240,8 @@ def test_the_command(models: Callable[[str], Path], text: Path, tmp_path: Path) 
     shown = CliRunner().invoke(app, [*command, "--sequences", "8", "--device", "cpu"])
     assert shown.exit_code == 0, shown.output
     assert "mean KL from the original" in shown.output
+    for step in ("loading", "importance", "encoding", "costs alone", "search", "writing", "judging"):
+        assert re.search(rf"\b{step} \d+ \(\d+%\)", shown.output), step
     compared = ["divergence", str(models("qwen3")), str(out), "--text", str(text), "--window-tokens", "32"]
     table = CliRunner().invoke(app, [*compared, "--windows", "4", "--device", "cpu"])
     assert table.exit_code == 0, table.output

@@ -105,13 +105,14 @@ def quantize_file(
 def file_text(result: dict[str, Any]) -> str:
     """What a person sees when the file is written."""
     found, seconds = result["divergence"], result["seconds"]
+    whole = sum(seconds.values())
     types = ", ".join(f"{count} {kind}" for kind, count in sorted(result["types"].items(), key=lambda item: -item[1]))
     return (
         f"{result['out']}: {result['bytes']:,} bytes of {result['max_bytes']:,}, {result['bits_per_weight']:.2f} bits "
         f"per weight; {types}\n"
         f"mean KL from the original {found['kl_mean']['mean']:.5f} nats, 99.9 % {found['kl_999']:.4f}, same top token "
         f"{found['same_top']['mean']:.2%}, on {result['judged_on']}\n"
-        f"{result['evaluations']} plans measured; seconds: "
-        + ", ".join(f"{step} {spent:.0f}" for step, spent in seconds.items())
+        f"{result['evaluations']} plans measured; {whole:.0f} seconds: "
+        + ", ".join(f"{step} {spent:.0f} ({spent / whole:.0%})" for step, spent in seconds.items())
         + f"\nreport: {result['out']}.apportion/report.md"
     )

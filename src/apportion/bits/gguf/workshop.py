@@ -97,7 +97,17 @@ class Workshop:
         """Players, their types and what those take."""
         shapes = self.source.shapes
         choosable = [name for name, path in self.source.modules.items() if len(shapes[name]) == 2]
-        return ladders_of(shapes, choosable, self.request.types, self.fields)
+        unweighted = set(choosable) - set(self.weighed)
+        return ladders_of(shapes, choosable, self.request.types, self.fields, unweighted)
+
+    @cached_property
+    def weighed(self) -> dict[str, str]:
+        """Module path of the linear whose inputs each matrix is multiplied with; an untied embedding has none."""
+        head = self.staged.layout.head
+        paths = {name: path for name, path in self.source.modules.items() if path in {*self.staged.originals, head}}
+        if "output.weight" not in self.source.modules:
+            paths["token_embd.weight"] = head  # tied: it multiplies what the head is given
+        return paths
 
     @cached_property
     def text(self) -> Text:
@@ -110,11 +120,7 @@ class Workshop:
         if self.request.reuse is not None:
             return load_imatrix(self.request.reuse / IMPORTANCE)
         found = input_squares(self.staged, self.text.importance)
-        paths = dict(self.source.modules)
-        if "output.weight" not in paths:
-            # tied: the embedding multiplies what the head is given
-            paths["token_embd.weight"] = self.staged.layout.head
-        return {name: found[path] for name, path in paths.items() if path in found}
+        return {name: found[path] for name, path in self.weighed.items()}
 
     @cached_property
     def bank(self) -> GgufBank:
