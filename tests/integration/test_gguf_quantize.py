@@ -186,7 +186,7 @@ def test_another_budget_needs_no_measuring(models: Callable[[str], Path], text: 
 
 
 def test_types_that_need_an_importance_stay_off_an_untied_embedding(text: Path, tmp_path: Path) -> None:
-    model = make_kind(tmp_path / "wide", "qwen2", hidden_size=256)
+    model = make_kind(tmp_path / "wide", "qwen2", hidden_size=256, head_dim=64)
     types = ("IQ2_XS", "IQ3_S", "Q4_K")
     shop = open_workshop(str(model), FileRequest(max_bytes=1, types=types, calibration=text, **SMALL))
     own = dict(zip(shop.ladders.names, shop.ladders.types, strict=True))

@@ -87,7 +87,7 @@ def apply_gguf(
         widths = widths_by_path(staged, plan.costs, plan.assignment)
         require_grid(backend.name, backend.format is COMPRESSED_TENSORS, widths)
         recipe = recipe_of(plan, recipe or Recipe(), backend.name)
-        asked = {"kind": KIND, "plan": digest_of(plan), "model": staged.digest, "apply_rounding": backend.name}
+        asked: Json = {"kind": KIND, "plan": digest_of(plan), "model": staged.digest, "apply_rounding": backend.name}
         asked |= {"tune": [recipe.tune or 0, recipe.codes]}
         if finished(folder, asked, resume=resume):
             return read_json(folder / "result.json")
