@@ -14,7 +14,7 @@ import apportion.cli.bits
 import apportion.cli.divergence  # noqa: F401  both add commands
 from apportion.bits.divergence import divergence_of, reference_of, summarize
 from apportion.bits.gguf.fisher import fisher_costs
-from apportion.bits.gguf.importance import load_imatrix
+from apportion.bits.gguf.importance import input_squares, load_imatrix
 from apportion.bits.gguf.ladders import Ladders, require_budget
 from apportion.bits.gguf.plan import find_plan, write_file
 from apportion.bits.gguf.quantize import quantize_gguf
@@ -82,6 +82,24 @@ def test_bytes_of_any_assignment_are_the_files(shop: Workshop) -> None:
         plan = tuple(rng.integers(0, len(ladders.costs.widths), len(ladders.names)).tolist())
         counted = ladders.costs.spent(plan) + ladders.costs.fixed_bytes
         assert counted == file_bytes(shop.fields, ladders.entries(shop.source.shapes, plan))
+
+
+def test_importance_is_the_mean_square_of_what_every_matrix_is_given(models: Callable[[str], Path], text: Path) -> None:
+    shop = open_workshop(str(models("gemma3")), FileRequest(max_bytes=1, calibration=text, **SMALL))
+    windows, seen = shop.text.importance, {}
+    paths = {path: name for name, path in shop.weighed.items()}
+
+    def watch(path: str) -> Callable[..., None]:
+        return lambda _, args: seen.__setitem__(path, args[0].flatten(0, -2).pow(2).mean(0))
+
+    for path in paths:
+        shop.staged.model.get_submodule(path).register_forward_pre_hook(watch(path))
+    found = input_squares(shop.staged, windows)
+    with torch.inference_mode():
+        shop.staged.model(input_ids=windows)
+    for path, expected in seen.items():
+        torch.testing.assert_close(found[path], expected, rtol=1e-4, atol=1e-6)
+    assert set(seen) == set(paths)
 
 
 def test_costs_alone_are_the_measured_ones(shop: Workshop) -> None:
