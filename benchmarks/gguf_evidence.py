@@ -1,8 +1,9 @@
 """Our GGUF files beside llama.cpp's standard mixes at the same bytes: mean KL on held-out text and on conversations.
 
     prepare   tokenized text and the mixes' types (by `llama-quantize --dry-run`), on a machine with the tools
-    run       everything measured, on a machine with a GPU: no tokenizer and no network needed
-    page      the table from the JSON
+    run       everything measured: no tokenizer and no network needed; goes on where it was cut off
+
+`make results` makes the tables from the saved JSON.
 
 The mixes' types are those that `llama-quantize` (ik-llama-cpp-python's binary, with an importance matrix) chooses for
 the very file; its type q6_0, which llama.cpp does not have, is replaced by Q5_1 as llama.cpp does. Weights of mixes and
@@ -318,29 +319,6 @@ def save(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:
     arguments.out.write_text(json.dumps(plain(result), indent=1))
 
 
-def page(arguments: argparse.Namespace) -> None:
-    """Markdown of saved results."""
-    for path in arguments.results:
-        result = json.loads(path.read_text())
-        for text in ("text", "chat"):
-            if all(text not in one["found"]["mix"] for one in result["sizes"].values()):
-                continue
-            print(f"\n{result['model']}, {text}\n")
-            print(
-                "| size of | bytes | mix: mean KL | ours: mean KL | change | 99.9 %: mix, ours | same top: mix, ours |"
-            )
-            print("|---|---|---|---|---|---|---|")
-            for mix, one in result["sizes"].items():
-                theirs, own = (one["found"][name][text] for name in ("mix", "ours"))
-                a, b = theirs["kl_mean"], own["kl_mean"]
-                print(
-                    f"| {mix} | {one['bytes']['mix']:,} | {a['mean']:.5f} [{a['low']:.5f}, {a['high']:.5f}] | "
-                    f"**{b['mean']:.5f}** [{b['low']:.5f}, {b['high']:.5f}] | {b['mean'] / a['mean'] - 1:+.0%} | "
-                    f"{theirs['kl_999']:.3f}, {own['kl_999']:.3f} | {theirs['same_top']['mean']:.1%}, "
-                    f"{own['same_top']['mean']:.1%} |"
-                )
-
-
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = root.add_subparsers(required=True)
@@ -367,9 +345,6 @@ def parser() -> argparse.ArgumentParser:
     for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 32), ("evaluations", 24)):
         two.add_argument(f"--{name}", type=int, default=default)
     two.set_defaults(step=run)
-    three = steps.add_parser("page")
-    three.add_argument("results", type=Path, nargs="+")
-    three.set_defaults(step=page)
     return root
 
 
