@@ -250,7 +250,9 @@ def kept(shop: Workshop, arguments: argparse.Namespace) -> None:
     else:
         encoded, seconds = encode_all(shop.source, shop.ladders, shop.importance, arguments.threads)
         torch.save((shop.importance, encoded, seconds), path)
-    shop.__dict__["bank"] = GgufBank(shop.staged, shop.source, shop.ladders, encoded, seconds)
+    shop.__dict__["bank"] = GgufBank(
+        shop.staged, shop.source, shop.ladders, encoded, seconds, arguments.decoded_gb << 30
+    )
     shop.bank.decode_all(arguments.threads)
 
 
@@ -339,6 +341,7 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--tokens", type=int, default=WINDOW, help="of each window that plans and files are measured on")
     two.add_argument("--off-grid", action="store_true", help="the GGUF is quantized: move its weights off their grid")
     two.add_argument("--threads", type=int, help="of ggml's quantizer")
+    two.add_argument("--decoded-gb", type=int, default=8, help="decoded weights that are kept")
     two.add_argument("--uniform", action="store_true", help="a type for all matrices alike, too")
     two.add_argument("--sequence-tokens", type=int, default=128)
     two.add_argument("--mixes", default=",".join(MIXES))
