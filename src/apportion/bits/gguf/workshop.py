@@ -151,7 +151,8 @@ class Workshop:
         """
         columns = {name: self.source.shapes[name][1] for name in self.ladders.names}
         prefix = f"{self.fields['general.architecture'].value}.attention.head_count"
-        heads = int(self.fields[prefix].value) // int(self.fields[f"{prefix}_kv"].value)
+        own = self.fields[prefix]
+        heads = int(own.value) // int(self.fields.get(f"{prefix}_kv", own).value)
         found = fitting_mix(self.ladders, columns, heads, budget_bytes)
         if found is None:
             return {}
