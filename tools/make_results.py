@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from best_tables import best_part  # beside this script
+from gguf_tables import gguf_part
 from readme_tables import reference
 from real_tables import house_part, real_part
 from saved_widths import labels, level
@@ -61,6 +62,7 @@ def page(files: Mapping[str, Json]) -> str:
         *real_part(files),
         *claim_part(compares),
         *house_part(files),
+        *gguf_part(files),
         "## The main job on two cores, a mini model",
         "",
         *reference(files),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from apportion.cli.base import app, emit
-from apportion.cli.gguf import FileOptions, file_text, quantize_file
+from apportion.cli.gguf import FileOptions, file_text, quantize_file, require_format
 from apportion.cli.options import (
     Alpha,
     ApplyRounding,
@@ -198,6 +198,10 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File written by `plan`.")],
     out: Out,
     apply_rounding: ApplyRounding = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="checkpoint (a folder), or gguf: one file of the same codes (Q4_0 and Q8_0)."),
+    ] = "checkpoint",
     calibration: Calibration = None,
     rounding_windows: RoundingWindows = 128,
     tune: Tune = None,
@@ -210,15 +214,17 @@ def apply(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the checkpoint of a plan, with the rounding it was made for or another.
+    """Write the checkpoint of a plan, with the rounding it was made for or another; or the same weights as a GGUF file.
 
     Example: apportion apply ./model plan.json --apply-rounding gptq --calibration c4.jsonl --out ./model-3bit
     """
-    from apportion.bits.apply import apply as run
+    from apportion.bits.apply import apply as checkpoint
+    from apportion.bits.gguf.apply import apply_gguf
     from apportion.bits.plan import plan_from
     from apportion.bits.recipe import Recipe
     from apportion.core.artifact import read_json
 
+    require_format(form)
     loaded = plan_from(read_json(plan_file))
     text = Recipe(
         calibration=calibration,
@@ -228,6 +234,7 @@ def apply(
         seed=seed,
         **tuning(tune, tune_scales),
     )
+    run = apply_gguf if form == "gguf" else checkpoint
     result = run(
         model,
         loaded,
@@ -238,7 +245,8 @@ def apply(
         trust_remote_code=trust_remote_code,
         resume=resume,
     )
-    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} bytes of weights")
+    what = "bytes" if form == "gguf" else "bytes of weights"
+    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} {what}")
 
 
 @app.command(rich_help_panel="Bits for layers")
