@@ -96,7 +96,7 @@ def served(url: str, ids: list[str], weights: Weights) -> dict[str, list[Any]]:
 
 def replayed(folder: Path, profile: Any, rows: Any, weights: Weights) -> dict[str, list[Any]]:
     """What the router's decisions give on the recording, probes counted as `evaluate-router` counts them."""
-    router = load_router(folder).one_decision()
+    router = load_router(folder)
     part = profile.select(np.isin(np.arange(len(profile.ids)), rows))
     choice = Routed(router).choose(part, weights)
     played = play(part, choice)

@@ -104,7 +104,7 @@ def run_stub(port: int) -> None:
 def run_proxy(port: int, upstream: str, router: Path, index: Path) -> None:
     """Our server; the router's own model is another, which does not matter where `direct` is forced."""
     from apportion.serve import Address, Settings, Upstream, create_app
-    from apportion.serve.opening import open_routing
+    from apportion.serve.routing_files import open_routing
     from apportion.serve.run import listen, run
 
     routing = open_routing(router, index, None, None, None, compared=False)

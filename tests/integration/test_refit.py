@@ -52,7 +52,7 @@ def test_feedback_that_shows_the_way_replaces_a_router_that_does_not_know_it(
     base = needs_profile(400, seed=1)
     asked = needs_profile(240, seed=2)
     monkeypatch.setattr(relearning, "read_profile", lambda path: base)
-    monkeypatch.setattr(relearning, "train_router", lambda profile, seed: real(profile, QUICK, seed=seed))
+    monkeypatch.setattr(relearning, "train_router", lambda profile, **how: real(profile, QUICK, **how))
     save_router(tmp_path / "router", static_router("direct"), {})
     routes = [STRATEGIES[row % 4] for row in range(asked.n)]
     scores = [float(asked.quality[row, row % 4]) for row in range(asked.n)]

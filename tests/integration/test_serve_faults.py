@@ -74,6 +74,7 @@ def test_an_upstream_that_breaks_off_is_an_error_in_the_stream(stub: Stub, known
         ((401, {"error": {"message": "bad key"}}), 502, "HTTP 401"),
         ((429, {"error": {"message": "slow down"}}), 429, "slow down"),
         ((422, {"error": {"message": "top_k: too small"}}), 422, "top_k"),
+        ((422, {"detail": "Unexpected fields"}), 422, "upstream: Unexpected fields"),
         ((200, "<html>hello</html>"), 502, "no JSON object"),
         ((200, {"error": {"code": 429, "message": "busy"}}), 429, "busy"),
         ((302, "elsewhere"), 502, "HTTP 302"),

@@ -11,6 +11,8 @@ from typing import Any
 import openai
 import pytest
 
+from apportion.route.router.price import Price
+from apportion.route.router.utility import Scale
 from apportion.serve import Routing, Timeouts
 from apportion.serve.decision_log import read_decisions
 from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
@@ -163,6 +165,53 @@ def test_metrics_count_tokens_and_savings(stub: Stub, known: Routing) -> None:
     assert 'apportion_requests_total{path="/v1/chat/completions",status="200"} 2.0' in text
     saved = next(line for line in text.splitlines() if line.startswith("apportion_saved_tokens_total"))
     assert 800 < float(saved.split()[1]) < 1000, "two answers of some 40 tokens against 500 each"
+
+
+def test_what_is_unknown_is_not_saved(stub: Stub, known: Routing) -> None:
+    stub.usage = False
+    with serving(stub, known) as client:
+        list(client.chat.completions.create(stream=True, **ASKED))
+        logged(client)
+        assert client.state.metrics.totals()["saved_tokens"] == 0  # type: ignore[attr-defined]
+
+
+def test_a_priced_router_shows_what_answers_cost_and_save(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    scale = Scale(2000.0, 800.0, "rag+cot", Price(input=1.0, cached=0.5, output=4.0))
+    priced = replace(known, router=replace(known.router, scale=scale))
+    stub.logprobs, stub.cached = -2.0, 10
+    with serving(stub, priced, decisions=tmp_path / "decisions.sqlite") as client:
+        found = client.chat.completions.create(**ASKED).model_dump()
+        chunks = list(client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **ASKED))
+        logged(client, 2)
+        status, one = get(client, f"/decisions/{found['apportion']['decision_id']}")
+        text, totals = get(client, "/metrics")[1], client.state.metrics.totals()  # type: ignore[attr-defined]
+        frontier = get(client, "/dashboard/frontier")[1]
+    split = found["usage"]["apportion"]
+    price = sum(split[part]["prompt_tokens"] - 5 + 4 * split[part]["completion_tokens"] for part in ("draft", "answer"))
+    assert split["price"] == price, "ten tokens of each prompt were cached and cost half"
+    assert chunks[-1].model_dump()["usage"]["apportion"]["price"] == price
+    assert (status, one["price"]) == (200, price)
+    assert read_decisions(tmp_path / "decisions.sqlite")[0]["price"] == price
+    sums = dict(line.rsplit(" ", 1) for line in text.splitlines() if "price" in line and not line.startswith("#"))
+    spent = [float(sums[f'apportion_price_total{{stage="{stage}"}}']) for stage in ("draft", "answer")]
+    assert sum(spent) == totals["price"] == 2 * price
+    assert float(sums["apportion_saved_price_total"]) == totals["saved_price"] == 2 * (2000 - price)
+    assert (totals["saved_tokens"], totals["priced"]) == (0, True)
+    assert frontier["pipelines"]["rag+cot"]["price"] == 2000
+
+
+def test_a_log_of_an_earlier_version_is_read_and_continued(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.sqlite"
+    with serving(stub, known, decisions=path) as client:
+        client.chat.completions.create(**ASKED)
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE decisions DROP COLUMN price")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    assert [one["price"] for one in read_decisions(path)] == [None]
+    with serving(stub, known, decisions=path) as client:
+        client.chat.completions.create(**ASKED)
+    assert len(read_decisions(path)) == 2
 
 
 def test_shadow_decides_and_passes_on(stub: Stub, known: Routing) -> None:

@@ -23,8 +23,10 @@ class Stub:
 
     Attributes:
         reply: text for the messages asked. reasoning: sent apart as `reasoning_content`.
-        logprobs: of every token; None answers without them. usage: whether it is reported.
+        logprobs: of every token, for the messages asked; None answers without them. usage: whether it is reported.
+        cached: prompt tokens that it says it had computed before.
         context: longest prompt in characters before a 400 in vLLM's words.
+        refused: what is said, with a 400, of a request that has this part (a field, or "system").
         fail: status and body of every further completion; None answers.
         pause_s: before the first byte. token_s: between tokens. cut_after: tokens after which a stream breaks off.
         cancelled: streams whose client went away. bodies: of completions, the start-up probe left out.
@@ -34,9 +36,11 @@ class Stub:
     models: tuple[str, ...] = ("tiny",)
     reply: Callable[[list[Json]], str] = lambda messages: f"Reply to {messages[-1]['content']}"
     reasoning: str = ""
-    logprobs: float | None = -0.01
+    logprobs: float | Callable[[list[Json]], float] | None = -0.01
     usage: bool = True
+    cached: int = 0
     context: int = 1 << 30
+    refused: dict[str, str] = field(default_factory=dict)
     fail: tuple[int, Any] | None = None
     pause_s: float = 0.0
     token_s: float = 0.0
@@ -58,9 +62,10 @@ def _size(body: Json) -> int:
     return sum(len(str(message.get("content"))) for message in body["messages"])
 
 
-def _usage(body: Json, tokens: list[str]) -> Json:
+def _usage(stub: Stub, body: Json, tokens: list[str]) -> Json:
     prompt = -(-_size(body) // 4)
-    return {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
+    found: Json = {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
+    return {**found, "prompt_tokens_details": {"cached_tokens": stub.cached}} if stub.cached else found
 
 
 def _whole(stub: Stub, body: Json, tokens: list[str], finish: str) -> Json:
@@ -69,9 +74,10 @@ def _whole(stub: Stub, body: Json, tokens: list[str], finish: str) -> Json:
         message["reasoning_content"] = stub.reasoning
     choice: Json = {"index": 0, "message": message, "finish_reason": finish}
     if body.get("logprobs") and stub.logprobs is not None:
-        choice["logprobs"] = {"content": [{"token": one, "logprob": stub.logprobs} for one in tokens]}
+        each = stub.logprobs(body["messages"]) if callable(stub.logprobs) else stub.logprobs
+        choice["logprobs"] = {"content": [{"token": one, "logprob": each} for one in tokens]}
     answer: Json = {"id": "up-1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [choice]}
-    return {**answer, "usage": _usage(body, tokens)} if stub.usage else answer
+    return {**answer, "usage": _usage(stub, body, tokens)} if stub.usage else answer
 
 
 async def _events(stub: Stub, body: Json, tokens: list[str], finish: str) -> AsyncIterator[bytes]:
@@ -93,7 +99,9 @@ async def _events(stub: Stub, body: Json, tokens: list[str], finish: str) -> Asy
             yield chunk({"content": token})
         yield chunk({}, finish)
         if stub.usage and (body.get("stream_options") or {}).get("include_usage"):
-            yield b"data: " + json.dumps({**base, "choices": [], "usage": _usage(body, tokens)}).encode() + b"\n\n"
+            yield (
+                b"data: " + json.dumps({**base, "choices": [], "usage": _usage(stub, body, tokens)}).encode() + b"\n\n"
+            )
         yield b"data: [DONE]\n\n"
     except asyncio.CancelledError:
         stub.cancelled += 1
@@ -116,18 +124,21 @@ def make_app(stub: Stub) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
-        if body["messages"][-1]["content"] != "Say hello.":
+        if not str(body["messages"][-1]["content"]).endswith("Say hello."):
             stub.bodies.append(body)
         if stub.pause_s:
             await asyncio.sleep(stub.pause_s)
         if stub.fail is not None:
             status, said = stub.fail
             return PlainTextResponse(said, status) if isinstance(said, str) else JSONResponse(said, status)
+        parts = {*body, *(message["role"] for message in body["messages"])}
+        if refused := next((said for part, said in stub.refused.items() if part in parts), ""):
+            return JSONResponse({"error": {"message": refused}}, 400)
         if _size(body) > stub.context:
             said = f"This model's maximum context length is {stub.context} tokens."
             return JSONResponse({"error": {"message": said, "code": 400}}, 400)
         tokens = tokens_of(stub.reply(body["messages"]))
-        limit = body.get("max_tokens") or len(tokens)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(tokens)
         if not isinstance(limit, int) or not isinstance(body.get("stream", False), bool | None):
             return JSONResponse({"error": {"message": "a field of the wrong type"}}, 422)
         finish = "length" if len(tokens) > limit else "stop"

@@ -182,6 +182,25 @@ def test_a_file_that_goes_while_it_is_opened_is_not_taken_for_an_empty_one(
     assert len(attempts) == 2
 
 
+def test_a_folder_that_cannot_be_written_is_searched_by_links(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As containers and services mount it; tests may run as root, whom no mode stops, so the system's word is given."""
+    for lock in folder.rglob("*.lock"):
+        lock.unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(bm25.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(bm25.tempfile, "tempdir", str(tmp_path))
+    index = Bm25Index.open(folder)
+    assert not list(tmp_path.glob("apportion-index-*"))
+    assert ids(index, "Japan") == ["jp"]
+    assert index.passages() == sorted(CAPITALS, key=lambda one: one.id)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "nothing was written"
+    monkeypatch.setattr(bm25.tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ArtifactError, match="nor can a temporary folder"):
+        Bm25Index.open(folder)
+
+
 def test_building_needs_an_empty_folder_and_a_passage(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ArtifactExistsError, match="not empty"):
         build_index(CAPITALS, folder)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from apportion.core.errors import InputError
 from apportion.route.llm import Completion, Request
+from apportion.route.llm.cut import fit
 from apportion.route.llm.protocol import Echo
 from apportion.serve.in_process import InProcess
 from apportion.serve.refusal import Refusal
@@ -42,7 +44,7 @@ def asked(llm: Told, *, together: int = 16, times: int = 1) -> list[Any]:
 
 
 def test_what_was_measured_of_a_draft_is_read_back() -> None:
-    read = read_completion(asked(Told(MEASURED))[0], 0.0, logprobs=True)
+    read = read_completion(asked(Told(MEASURED))[0], 0.0, Request("", logprobs=True))
     assert read.token_logprobs == MEASURED.token_logprobs
     assert read.margin == pytest.approx(2.5)
 
@@ -51,6 +53,32 @@ def test_a_prompt_that_had_to_be_cut_is_refused_to_whoever_can_shorten_it_better
     (found,) = asked(Told(replace(MEASURED, cut_prompt_tokens=3)))
     assert isinstance(found, Refusal)
     assert found.code == "context_length_exceeded"
+
+
+class Refusing(Told):
+    """A model that refuses every request for this reason."""
+
+    def __init__(self, error: InputError) -> None:
+        super().__init__(MEASURED)
+        self.error = error
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        raise self.error
+
+
+def _too_long() -> InputError:
+    with pytest.raises(InputError) as error:
+        fit(Request("text"), lambda request: 100, 10)
+    return error.value
+
+
+def test_only_a_prompt_that_is_too_long_is_called_so() -> None:
+    max_tokens = InputError("max_tokens 9000: expected 1 to 2047, since the context is 2048 tokens")
+    for error, code in ((_too_long(), "context_length_exceeded"), (max_tokens, None)):
+        (found,) = asked(Refusing(error))
+        assert isinstance(found, Refusal)
+        assert (found.status, found.code) == (400, code)
+        assert found.message == error.problem
 
 
 def test_no_more_are_decoded_together_than_was_said() -> None:

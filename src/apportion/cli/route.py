@@ -14,7 +14,6 @@ from apportion.core.errors import InputError
 
 if TYPE_CHECKING:
     from apportion.route.answer import Answer
-    from apportion.route.index import Retriever
     from apportion.route.llm import LLM, LLMSettings
     from apportion.route.profile.preflight import Preflight
     from apportion.route.profile.report import ProfileReport
@@ -150,13 +149,14 @@ def profile(
     """Answer questions by all four pipelines and record quality, tokens, latency and features."""
     from apportion.route.ask.prompts import load_prompts
     from apportion.route.ask.setup import Setup
+    from apportion.route.index import open_retriever
     from apportion.route.llm import LLMSettings
     from apportion.route.profile.questions import read_questions
     from apportion.route.profile.run import run_profile
 
     asked = read_questions(questions, limit=limit)
     loaded = load_prompts(prompts)
-    retriever = _open_retriever(index, dense)
+    retriever = open_retriever(index, dense)
     settings = LLMSettings(llm, model, concurrency, timeout, retries, batch, device, dtype, trust_remote_code)
     with closing(_connect(settings)) as connected:
         setup = Setup(connected, retriever, loaded, k)
@@ -197,16 +197,6 @@ def _profile_lines(report: "ProfileReport") -> list[str]:
         if count:
             lines.append(f"  {count} {what}")
     return [*lines, *(f"  {said}" for said in report.weaker)]
-
-
-def _open_retriever(folder: Path, dense: str | None) -> "Retriever":
-    from apportion.route.index import Bm25Index
-
-    if dense is None:
-        return Bm25Index.open(folder)
-    from apportion.route.index.dense import DenseIndex, SentenceEncoder
-
-    return DenseIndex.open(folder, SentenceEncoder(dense))
 
 
 def _connect(settings: "LLMSettings") -> "LLM":
@@ -252,6 +242,7 @@ def ask(
     from apportion.route.answer import answer
     from apportion.route.ask.prompts import load_prompts
     from apportion.route.ask.setup import DEFAULT_K, Setup, require_trained_on
+    from apportion.route.index import open_retriever
     from apportion.route.llm import LLMSettings
     from apportion.route.router.file import load_router
     from apportion.route.router.utility import Weights
@@ -259,7 +250,7 @@ def ask(
     weights = Weights(token_weight, latency_weight)
     loaded = load_router(router)
     passages = k if k is not None else int(loaded.source.get("k") or DEFAULT_K)
-    retriever = _open_retriever(index, dense)
+    retriever = open_retriever(index, dense)
     settings = LLMSettings(
         llm,
         model,

@@ -188,7 +188,8 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
 def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tuple[Routing, Backend]":
     """What decides and what answers, checked against each other as far as they can be before the server runs."""
     from apportion.route.llm.openai import KEY_VARIABLES
-    from apportion.serve.opening import Opening, open_backend, open_routing
+    from apportion.serve.opening import Opening, open_backend
+    from apportion.serve.routing_files import open_routing
 
     missing = [name for name, value in (("--index", what.index), ("--router", what.router)) if value is None]
     if what.llm is None and what.model is None:
@@ -213,8 +214,8 @@ def _demo(work: Path) -> "tuple[Routing, Backend]":
     """The shipped model with its world's passages and a router learned from its recorded answers."""
     from apportion.demo import model_path, prompts_path, write_corpus
     from apportion.demo.recorded import recorded
-    from apportion.serve.opening import Opening, open_backend, open_routing
-    from apportion.serve.routing_files import learn, write_index
+    from apportion.serve.opening import Opening, open_backend
+    from apportion.serve.routing_files import learn, open_routing, write_index
 
     if not (work / "index" / "manifest.json").exists():
         print("indexing the passages of the demonstration ...", file=sys.stderr)

@@ -3,6 +3,7 @@
     ApportionError                exit code 1; shown without a traceback
     +-- InputError                a value the user gave cannot be used (several offenders in one error)
     |   +-- BudgetError           a budget below the smallest or above the largest choice
+    |   +-- PromptTooLongError    a prompt that no cut makes fit into the model's context
     +-- ModelStructureError       the checkpoint is no causal LM of a structure this program can cut
     +-- NumericError              a loss is NaN or infinite
     +-- OutOfMemoryError          the device is too small, also for the least that can be run at once
@@ -55,6 +56,10 @@ def require_all(*checks: Callable[[], object]) -> None:
 
 class BudgetError(InputError):
     """A memory budget that no plan can meet, or that every plan leaves unused."""
+
+
+class PromptTooLongError(InputError):
+    """A prompt that exceeds the model's context whatever is left out of its text."""
 
 
 class ModelStructureError(ApportionError):

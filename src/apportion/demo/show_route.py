@@ -164,7 +164,7 @@ def _always(question: Question, setup: Setup) -> Spent:
     passages = setup.retriever.search(question.question, setup.k).passages
     completion = setup.llm.complete([build_request(setup.prompts, "rag+cot", question.question, passages)])[0]
     spent_ms = (time.perf_counter() - start) * 1000
-    text = extract(setup.prompts.of("rag+cot"), completion).answer
+    text = extract(setup.prompts.of("rag+cot", question.question), completion).answer
     tokens = completion.prompt_tokens + completion.completion_tokens
     return score(text, question.answers).f1, tokens, spent_ms
 

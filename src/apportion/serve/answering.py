@@ -1,6 +1,6 @@
 """A plan -> its answer, whole or as events, whatever makes it: the draft, a pipeline, or the request as it was sent."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,12 @@ from apportion.serve.asking import Asking, as_sent
 from apportion.serve.backend import Backend
 from apportion.serve.chat_request import ChatRequest
 from apportion.serve.deciding import Plan
-from apportion.serve.decision import Outcome, Spent, usage
+from apportion.serve.decision import Outcome, Spent, counted, usage
 from apportion.serve.events import finished_answer, stamp
+from apportion.serve.probing import spent
 from apportion.serve.refusal import Refusal
 from apportion.serve.relay import Relay
-from apportion.serve.routing import Completion, Routing, split_thinking
+from apportion.serve.routing import Completion, Habits, Routing, split_thinking
 
 TOO_LONG = "context_length_exceeded"
 
@@ -36,8 +37,8 @@ class Answerer:
             Refusal: the backend failed.
         """
         reply = self._of_draft(plan, plan.ready) if plan.ready else await self._asked(chat, plan, outcome)
-        counted = reply.get("usage")
-        outcome.spent = _spent(counted, plan.ready)
+        used = reply.get("usage")
+        outcome.spent = spent(plan.ready) or counted(used) or Spent(measured=False)
         choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
         for choice in choices:
             _set_apart(choice.get("message"))
@@ -45,7 +46,7 @@ class Answerer:
         outcome.text = _text(choices)
         if not outcome.spent.measured:
             outcome.weaker += ("token counts are unknown, since the upstream reports none",)
-        reply["usage"] = {**(counted if isinstance(counted, dict) else {}), **usage(plan.decided, outcome.spent)}
+        reply["usage"] = {**(used if isinstance(used, dict) else {}), **usage(plan.decided, outcome.spent)}
         reply["apportion"] = self._decision(plan, choices, outcome)
         return reply
 
@@ -65,7 +66,7 @@ class Answerer:
         relay = Relay(plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms)
         stack.callback(relay.settle)
         if plan.asking is None:
-            source = await stack.enter_async_context(self.backend.stream(as_sent(chat, stream=True)))
+            source = await stack.enter_async_context(self.backend.stream(as_sent(chat, self._habits, stream=True)))
             return relay.events(source)
         asking = plan.asking
         while True:  # each turn is shorter, until nothing can be left out
@@ -79,7 +80,7 @@ class Answerer:
 
     async def _asked(self, chat: ChatRequest, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         if plan.asking is None:
-            return await self.backend.chat(as_sent(chat))
+            return await self.backend.chat(as_sent(chat, self._habits))
         asking = plan.asking
         while True:  # each turn is shorter, until nothing can be left out
             try:
@@ -100,7 +101,7 @@ class Answerer:
     async def _draft_events(
         self, chat: ChatRequest, plan: Plan, draft: Completion, outcome: Outcome, elapsed_ms: Callable[[], float]
     ) -> AsyncIterator[bytes]:
-        outcome.spent, outcome.finish, outcome.text = _spent(None, draft), draft.finish, draft.text
+        outcome.spent, outcome.finish, outcome.text = spent(draft) or Spent(), draft.finish, draft.text
         outcome.first_ms = elapsed_ms()
         used = usage(plan.decided, outcome.spent) if chat.include_usage else None
         mark = stamp(plan.decided, self._model)
@@ -116,6 +117,10 @@ class Answerer:
             route, question = plan.decided.route, plan.decided.question
             public["answer"] = self.routing.answer_of(route, question, said, thought, cut=cut)
         return public
+
+    @property
+    def _habits(self) -> Habits:
+        return self.backend.abilities.habits if self.backend.abilities else Habits()
 
     @property
     def _model(self) -> str:
@@ -142,16 +147,6 @@ def _set_apart(message: object) -> None:
     if message["content"].lstrip().startswith("<think>"):
         thought, said = split_thinking(message["content"])
         message["content"], message["reasoning_content"] = said, thought
-
-
-def _spent(counted: object, draft: Completion | None) -> Spent:
-    if draft is not None:
-        return Spent(draft.prompt_tokens, draft.completion_tokens, draft.tokens_measured)
-    found: Mapping[str, Any] = counted if isinstance(counted, dict) else {}
-    prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
-    if isinstance(prompt, int) and isinstance(completion, int):
-        return Spent(prompt, completion)
-    return Spent(measured=False)
 
 
 def _text(choices: list[dict[str, Any]]) -> str:

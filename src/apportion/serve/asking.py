@@ -5,15 +5,15 @@ one only. The last message becomes the pipeline's prompt; the turns between stay
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apportion.serve.chat_request import EXTRA, ChatRequest, Message, text_of
-from apportion.serve.routing import Request, cut_passages
+from apportion.serve.routing import GREEDY, MAX_STOPS, Habits, Request, cut_passages
 
 _OURS = (EXTRA, "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens")
-MAX_STOPS = 4  # what servers take
 _SYSTEM = ("system", "developer")
+RUNS_ON = "stop sequences are refused by the server, so the answer may run on beyond them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,16 @@ class Limits:
 
     Attributes:
         answer: new tokens where the client gives no limit and the pipeline's is lower; None leaves the pipeline's.
-        thinking_switch: whether the upstream has one. top_logprobs: whether it tells the second likeliest token.
+        habits: which parts of a request the upstream takes.
     """
 
     answer: int | None = None
-    thinking_switch: bool = True
-    top_logprobs: bool = False
+    habits: Habits = field(default_factory=Habits)
 
     @property
     def measured(self) -> dict[str, Any]:
         """What a draft asks for beside its text."""
-        return {"logprobs": True, **({"top_logprobs": 2} if self.top_logprobs else {})}
+        return {"logprobs": True, **({"top_logprobs": 2} if self.habits.top_logprobs else {})}
 
     def of(self, chat: ChatRequest, request: Request) -> int:
         """New tokens of an answer."""
@@ -51,6 +50,7 @@ class Asking:
         system: the client's and the pipeline's, empty for none. examples: the pipeline's, as turns.
         history: the client's turns before the last message.
         request: the pipeline's. options: the client's other fields, and the limit on new tokens.
+        habits: which parts of a request the upstream takes.
         cut: what was left out so far, in words.
     """
 
@@ -59,14 +59,22 @@ class Asking:
     history: tuple[Message, ...]
     request: Request
     options: Mapping[str, Any]
+    habits: Habits = field(default_factory=Habits)
     cut: tuple[str, ...] = ()
+
+    @property
+    def weaker(self) -> tuple[str, ...]:
+        """What the upstream's habits make of the answer."""
+        sampled, stops = self.options.get("temperature"), self.options.get("stop")
+        lost = ((GREEDY, not self.habits.greedy and not sampled), (RUNS_ON, not self.habits.stop and bool(stops)))
+        return tuple(said for said, weaker in lost if weaker)
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """The body; of a stream with the usage chunk that we need ourselves."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*system, *self.examples, *self.history, {"role": "user", "content": self.request.user}]
+        messages = [*self.examples, *self.history, {"role": "user", "content": self.request.user}]
+        messages = _with_system(self.system, messages, apart=self.habits.system)
         extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-        return {**self.options, "messages": messages, **extra}
+        return {**_taken(self.options, self.habits), "messages": messages, **extra}
 
     def shorter(self) -> "Asking | None":
         """The same with less: passages, then the older half of the turns, then worked examples; None at the end."""
@@ -84,14 +92,15 @@ class Asking:
 
 def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """An answer by a pipeline: greedy, as it was profiled, where the client does not set how tokens are drawn."""
-    return _asking(chat, request, {**_options(chat, request, limits), "max_tokens": limits.of(chat, request)})
+    options = {**_options(chat, request, limits), "max_tokens": limits.of(chat, request)}
+    return _asking(chat, request, options, limits.habits)
 
 
 def ask_draft(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """The draft: greedy, short, with log-probabilities, thinking off as its prompt says."""
     fixed = {"max_tokens": limits.of_draft(chat, request), "temperature": 0, **limits.measured}
     options = {name: value for name, value in _options(chat, request, limits).items() if name != "top_p"}
-    return _asking(chat, request, {**options, **fixed})
+    return _asking(chat, request, {**options, **fixed}, limits.habits)
 
 
 def ask_look(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
@@ -100,15 +109,49 @@ def ask_look(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     return replace(asking, options={**asking.options, "temperature": 0, **limits.measured})
 
 
-def as_sent(chat: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
-    """The client's body but for our own field; of a stream with the usage chunk that we need ourselves."""
-    body = {name: value for name, value in chat.body.items() if name not in (EXTRA, "model")}
+def as_sent(chat: ChatRequest, habits: Habits, *, stream: bool = False) -> dict[str, Any]:
+    """The client's body but for our own field; of a stream with the usage chunk that we need ourselves.
+
+    The limit on new tokens has two names, and the upstream may take one only.
+    """
+    body = _limited({name: value for name, value in chat.body.items() if name not in (EXTRA, "model")}, habits)
     if stream:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     return body
 
 
-def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any]) -> Asking:
+def _with_system(system: str, turns: list[Message], *, apart: bool) -> list[Message]:
+    """The turns with a system prompt: a message of its own, or the beginning of the first of the user's.
+
+    >>> _with_system("Be brief.", [{"role": "user", "content": "Hi"}], apart=False)
+    [{'role': 'user', 'content': 'Be brief.\\n\\nHi'}]
+    """
+    if not system:
+        return turns
+    if apart:
+        return [{"role": "system", "content": system}, *turns]
+    at = next(number for number, one in enumerate(turns) if one["role"] == "user")
+    joined = {**turns[at], "content": f"{system}\n\n{text_of(turns[at])}"}
+    return [*turns[:at], joined, *turns[at + 1 :]]
+
+
+def _taken(options: Mapping[str, Any], habits: Habits) -> dict[str, Any]:
+    """The options that a server takes, by the names that it takes."""
+    found = dict(options)
+    if not habits.greedy and not found.get("temperature"):
+        found.pop("temperature", None)
+    if not habits.stop:
+        found.pop("stop", None)
+    return _limited(found, habits)
+
+
+def _limited(body: Mapping[str, Any], habits: Habits) -> dict[str, Any]:
+    """The same with the limit on new tokens by the name that the server takes."""
+    limit = {habits.token_key: body["max_tokens"]} if "max_tokens" in body else {}
+    return {**{name: value for name, value in body.items() if name != "max_tokens"}, **limit}
+
+
+def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any], habits: Habits) -> Asking:
     leading, turns = [], list(chat.messages)
     while turns and turns[0]["role"] in _SYSTEM:
         leading.append(text_of(turns.pop(0)))
@@ -119,7 +162,7 @@ def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any]) -> 
         for pair in request.examples
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    return Asking(system, tuple(examples), tuple(turns[:last]), request, options)
+    return Asking(system, tuple(examples), tuple(turns[:last]), request, options, habits)
 
 
 def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:
@@ -127,6 +170,6 @@ def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, A
     if request.stop:
         options["stop"] = list(request.stop[:MAX_STOPS])
     options |= {name: value for name, value in chat.body.items() if name not in _OURS}
-    if request.thinking is not None and limits.thinking_switch and "chat_template_kwargs" not in options:
+    if request.thinking is not None and limits.habits.thinking_switch and "chat_template_kwargs" not in options:
         options["chat_template_kwargs"] = {"enable_thinking": request.thinking}
     return options

@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from apportion.serve.routing import Habits
 
 Body = Mapping[str, Any]
 
@@ -15,25 +17,14 @@ class Abilities:
     Attributes:
         model: its name for the model. identity: as saved with profiles and routers.
         logprobs: whether drafts can be measured. logprobs_reason: how that is known.
-        thinking_switch: whether it takes `chat_template_kwargs.enable_thinking`.
-        top_logprobs: whether it tells the second likeliest tokens.
+        habits: which parts of a request it takes.
     """
 
     model: str
     identity: str
     logprobs: bool
     logprobs_reason: str
-    thinking_switch: bool
-    top_logprobs: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """An answer that is passed on unread."""
-
-    status: int
-    content_type: str
-    body: bytes
+    habits: Habits = field(default_factory=Habits)
 
 
 class Backend(Protocol):
@@ -74,10 +65,10 @@ class Backend(Protocol):
         """
         ...
 
-    async def forward(self, path: str, body: Body) -> Forwarded:
-        """The answer of another endpoint, such as `/embeddings`, whatever it is.
+    async def forward(self, path: str, body: Body) -> bytes:
+        """The JSON that another endpoint answers, such as `/embeddings`, unread.
 
         Raises:
-            Refusal: it could not be reached, or has no such endpoint.
+            Refusal: it refused, could not be reached, or has no such endpoint.
         """
         ...

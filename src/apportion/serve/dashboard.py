@@ -32,7 +32,7 @@ async def data(request: Request, serving: Serving) -> Response:
         if record["id"] == after:
             break
         found.append({**record, "features": {}})
-    name, _, _ = serving.routing.reference
+    name = serving.routing.reference.strategy
     return json_response({"decisions": found, "totals": serving.metrics.totals(), "always": name})
 
 

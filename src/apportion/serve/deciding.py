@@ -15,7 +15,7 @@ from apportion.serve.controls import AUTO, OFF, Controls
 from apportion.serve.conversation import Asked, read_conversation
 from apportion.serve.decision import Decided, Source, new_id
 from apportion.serve.probing import Probes, spent
-from apportion.serve.routing import Choice, Completion, Routing, Weights, retrieves, without_passages
+from apportion.serve.routing import Completion, Decision, Routing, Weights, likely, retrieves, without_passages
 from apportion.serve.settings import Settings
 
 NO_PASSAGES = "no passage shares a word with the question, so it is answered without"
@@ -62,12 +62,13 @@ class Decider:
         """
         asked = read_conversation(chat.messages)
         weights = self.routing.check(controls)
-        decided = Decided(
-            new_id(), time.time(), chat.model, controls, asked.kind, "direct", "", asked.judged, asked.question
-        )
+        about = chat.model, controls, asked.kind, "direct", "", asked.judged, asked.question
+        decided = Decided(new_id(), time.time(), *about, price=self.routing.price)
         why = _passed_on(chat, controls, asked)
         if why:
             return Plan(replace(decided, reason=why, forwarded=True))
+        if self.backend.abilities is None:  # what can be asked of it is not known before it has been reached
+            await self.backend.check()
         probes = Probes(self.routing, self.backend, self.settings, chat, asked)
         if controls.route != AUTO:
             decided = replace(decided, route=controls.route, reason="forced")
@@ -102,17 +103,17 @@ class Decider:
             tier=choice.tier,
             p_rag=choice.p_rag,
             p_cot=choice.p_cot,
-            likely=choice.likely,
+            likely=likely(choice),
         )
 
-    async def _after_look(self, first: Choice, probes: Probes) -> Choice:
+    async def _after_look(self, first: Decision, probes: Probes) -> Decision:
         """The second decision; the first stands where no answer could be looked at."""
-        await probes.make_look()
-        if probes.look is None or probes.hits is None:
+        look = await probes.make_look()
+        if look is None or probes.hits is None:
             return first
         asked = probes.asked
         second, probes.features = self.routing.decide_after(
-            first, probes.features, asked.question, asked.judged, probes.look, probes.hits
+            first, probes.features, asked.question, asked.judged, look, probes.hits
         )
         return second
 
@@ -126,7 +127,11 @@ class Decider:
             if probes.hits:
                 probes.weaker.append(NO_PASSAGES)
         shown = probes.hits.passages if probes.hits and retrieves(route) else ()
-        ready = self._ready(route, probes)
+        ready, asking = self._ready(route, probes), None
+        if ready is None:
+            request = self.routing.request(route, probes.asked.question, probes.hits if shown else None)
+            asking = ask(probes.chat, request, probes.limits)
+            probes.note(asking)
         decided = replace(
             decided,
             route=route,
@@ -140,10 +145,7 @@ class Decider:
             probe_ms=(time.perf_counter() - started) * 1000,
             weaker=tuple(probes.weaker),
         )
-        if ready is not None:
-            return Plan(decided, ready=ready)
-        request = self.routing.request(route, probes.asked.question, probes.hits if shown else None)
-        return Plan(decided, asking=ask(probes.chat, request, probes.limits))
+        return Plan(decided, asking, ready)
 
     def _ready(self, route: str, probes: Probes) -> Completion | None:
         """The probe that is the answer, where one is; a draft that its own limit cut is none."""

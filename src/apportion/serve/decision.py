@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apportion.serve.controls import Controls
+from apportion.serve.routing import Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Tokens of one call; estimated where the upstream reports none."""
+    """Tokens of one call; estimated where the upstream reports none.
+
+    Attributes:
+        cached_tokens: of the prompt's, those that the upstream says it had computed before.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     measured: bool = True
+    cached_tokens: int = 0
 
     @property
     def total(self) -> int:
@@ -36,7 +42,24 @@ class Spent:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.measured and other.measured,
+            self.cached_tokens + other.cached_tokens,
         )
+
+
+def counted(usage: object) -> Spent | None:
+    """Tokens as a server's usage object has them; None where it tells no whole numbers.
+
+    >>> counted({"prompt_tokens": 12, "completion_tokens": 3}).total, counted({"prompt_tokens": None}), counted(None)
+    (15, None, None)
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (isinstance(prompt, int) and isinstance(completion, int)):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return Spent(prompt, completion, cached_tokens=cached if isinstance(cached, int) and 0 <= cached <= prompt else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,7 @@ class Decided:
         question: the last message's text alone.
         draft, look: tokens of the draft and of a RAG answer that was looked at; None where not made.
         draft_reused: one of them is the answer, so it cost nothing.
+        price: what tokens cost; None where the router was trained without prices.
         search_ms, draft_ms: time of the probes; None where not made. probe_ms: from the request to the decision.
         shadow: the route that would have been taken, where requests are passed on and decided only for the log.
         weaker: all that made this a weaker decision than the router could give; empty when nothing did.
@@ -74,6 +98,7 @@ class Decided:
     draft: Spent | None = None
     look: Spent | None = None
     draft_reused: bool = False
+    price: Price | None = None
     search_ms: float | None = None
     draft_ms: float | None = None
     probe_ms: float = 0.0
@@ -89,6 +114,12 @@ class Decided:
             if spent is not None and not (self.draft_reused and self.route == route):
                 total = total.plus(spent)
         return total
+
+    def charged(self, spent: Spent) -> float | None:
+        """Millionths of the price's currency; None without a price, and where tokens are not known."""
+        if self.price is None or not spent.measured:
+            return None
+        return self.price.of(spent.prompt_tokens, spent.completion_tokens, spent.cached_tokens)
 
     def headers(self) -> dict[str, str]:
         """What clients that show only headers see."""
@@ -152,9 +183,12 @@ def spent_in_all(decided: Decided, outcome: Outcome) -> Spent:
 
 
 def usage(decided: Decided, answer: Spent) -> dict[str, Any]:
-    """OpenAI's usage object for all that was spent, with the split of ours."""
+    """OpenAI's usage object for all that was spent, with the split of ours, and the price where there is one."""
     total = decided.wasted.plus(answer)
-    split = {"answer": _tokens(answer), "draft": _tokens(decided.wasted), "draft_reused": decided.draft_reused}
+    split: dict[str, Any] = {"answer": _tokens(answer), "draft": _tokens(decided.wasted)}
+    split["draft_reused"] = decided.draft_reused
+    if decided.price is not None:
+        split["price"] = decided.charged(total)
     return {
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,

@@ -20,7 +20,7 @@ from typing import Any
 from apportion.core.artifact import disk_error, unreadable
 from apportion.serve.decision import Decided, Outcome, spent_in_all
 
-SCHEMA = 1
+SCHEMA = 2
 RECENT = 2000
 BATCH = 500
 QUEUED = 50_000
@@ -58,6 +58,7 @@ _COLUMNS = {
     "answer": "TEXT",
     "score": "REAL",
     "comment": "TEXT",
+    "price": "REAL",  # since schema 2
 }
 _AS_JSON = ("features", "likely", "sources", "weaker")
 Record = dict[str, Any]
@@ -100,6 +101,7 @@ def record_of(decided: Decided, outcome: Outcome, *, keep_prompts: bool) -> Reco
         "answer": outcome.text if keep_prompts else None,
         "score": None,
         "comment": None,
+        "price": decided.charged(spent),
     }
 
 
@@ -258,8 +260,10 @@ class _opened:  # noqa: N801  (reads as a verb where it is used)
 def _prepare(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA journal_mode = WAL")
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, SCHEMA):
+    if version not in (0, 1, SCHEMA):
         raise OSError(f"has schema {version}, expected {SCHEMA}")
+    if version == 1:
+        database.execute("ALTER TABLE decisions ADD COLUMN price REAL")
     columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
     database.execute(f"CREATE TABLE IF NOT EXISTS decisions ({columns})")
     database.execute("CREATE INDEX IF NOT EXISTS by_time ON decisions (created)")
@@ -267,7 +271,8 @@ def _prepare(database: sqlite3.Connection) -> None:
 
 
 def _read(row: Mapping[str, Any]) -> Record:
-    found = {name: row[name] for name in _COLUMNS}
+    there = row.keys()
+    found = {name: row[name] if name in there else None for name in _COLUMNS}
     for name in _AS_JSON:
         found[name] = json.loads(found[name] or "null")
     found["draft_reused"] = bool(found["draft_reused"])

@@ -15,7 +15,7 @@ from apportion.serve.chat_request import ChatRequest
 from apportion.serve.controls import OFF, Controls
 from apportion.serve.deciding import Decider, Plan
 from apportion.serve.decision import Decided, Outcome
-from apportion.serve.events import KEEP_ALIVE
+from apportion.serve.events import KEEP_ALIVE, event
 from apportion.serve.incoming import until_gone
 from apportion.serve.refusal import Refusal, json_response
 from apportion.serve.serving import Serving
@@ -99,7 +99,7 @@ class Exchange:
                 yield data
         except Refusal as refusal:
             self._failed(refusal)
-            yield refusal.event()
+            yield event(refusal.body())
         finally:
             begun.cancel()
 
@@ -110,7 +110,7 @@ class Exchange:
                 yield data
         except Refusal as refusal:
             self._failed(refusal)
-            yield refusal.event()
+            yield event(refusal.body())
 
     async def _plan(self) -> Plan:
         """The decision; in the shadow every request is passed on as it is."""

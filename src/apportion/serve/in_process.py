@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from apportion.core.errors import ApportionError
-from apportion.serve.backend import Abilities, Body, Forwarded
+from apportion.core.errors import ApportionError, PromptTooLongError
+from apportion.serve.backend import Abilities, Body
 from apportion.serve.chat_request import part_types, text_of
 from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal
@@ -37,9 +37,7 @@ class InProcess:
 
     def __init__(self, llm: LLM, *, together: int) -> None:
         self._llm, self._together = llm, max(1, together)
-        self.abilities: Abilities | None = Abilities(
-            llm.name, llm.model, llm.has_logprobs, llm.logprobs_reason, thinking_switch=True
-        )
+        self.abilities: Abilities | None = Abilities(llm.name, llm.model, llm.has_logprobs, llm.logprobs_reason)
         self.trouble = ""
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
@@ -74,7 +72,7 @@ class InProcess:
         """The events of a completion, all at its end."""
         yield as_events(await self.chat(body))
 
-    async def forward(self, path: str, body: Body) -> Forwarded:
+    async def forward(self, path: str, body: Body) -> bytes:
         """A model in this process has no other endpoint."""
         raise Refusal(404, f"/v1{path}: a model in this process answers chat completions only", code="unknown_url")
 
@@ -180,6 +178,6 @@ def _stops(stop: object) -> tuple[str, ...]:
 
 def _refused(error: Exception) -> Refusal:
     if isinstance(error, ApportionError):
-        code = "context_length_exceeded" if "context" in error.problem else None
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
         return Refusal(400, error.problem, code=code)
     return Refusal(500, f"the model failed: {type(error).__name__}", code="model_failed")

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from apportion.serve.chat_request import parse_object
-from apportion.serve.controls import aliases
 from apportion.serve.incoming import read_body
 from apportion.serve.refusal import Refusal, json_response
 from apportion.serve.serving import Serving
@@ -18,15 +17,13 @@ MAX_COMMENT_CHARS = 2000
 
 async def models(request: Request, serving: Serving) -> Response:
     """Our aliases and the upstream's own name, as OpenAI lists models."""
-    return json_response({"object": "list", "data": [_model(name) for name in _names(serving)]})
+    return json_response({"object": "list", "data": [_model(name) for name in serving.named]})
 
 
 async def model(request: Request, serving: Serving) -> Response:
     """One of them."""
     name = request.path_params["name"]
-    if name not in _names(serving):
-        raise Refusal(404, f"model: {name[:80]!r} is unknown, expected one of {', '.join(_names(serving))}",
-                      code="model_not_found", param="model")  # fmt: skip
+    serving.controls_of(name)
     return json_response(_model(name))
 
 
@@ -82,12 +79,6 @@ async def feedback(request: Request, serving: Serving) -> Response:
     if not await asyncio.to_thread(serving.log.score, wanted, float(score), comment):
         raise _unknown(request)
     return json_response({"id": wanted, "score": float(score)})
-
-
-def _names(serving: Serving) -> tuple[str, ...]:
-    own = tuple(aliases(serving.settings.default, timed=serving.routing.timed))
-    abilities = serving.backend.abilities
-    return (*own, abilities.model) if abilities else own
 
 
 def _model(name: str) -> dict[str, Any]:

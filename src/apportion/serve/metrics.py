@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from apportion.serve.decision import Decided, Outcome, spent_in_all
+from apportion.serve.routing import Reference
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -17,7 +18,8 @@ class Totals:
 
     Attributes:
         routed: answers that the router chose the pipeline of and that succeeded; savings are theirs.
-        always_tokens: what the always-on pipeline would have spent for them. timed: whether time is compared.
+        always_tokens, always_price: what the always-on pipeline would have spent for them; 0 where that is not known.
+        price: of all answers, in millionths of the router's currency. timed, priced: whether either is compared.
     """
 
     answers: int = 0
@@ -27,21 +29,25 @@ class Totals:
     drafts_reused: int = 0
     always_tokens: float = 0.0
     saved_tokens: float = 0.0
+    price: float = 0.0
+    always_price: float = 0.0
+    saved_price: float = 0.0
     saved_seconds: float = 0.0
     timed: bool = False
+    priced: bool = False
 
 
 class Metrics:
     """Counters of one server.
 
     Args:
-        reference: the always-on pipeline's name, mean tokens and mean milliseconds, where known.
+        reference: the always-on pipeline.
     """
 
-    def __init__(self, reference: tuple[str, float | None, float | None]) -> None:
+    def __init__(self, reference: Reference) -> None:
         self.registry = CollectorRegistry()
-        self._always, self._always_tokens, self._always_ms = reference
-        self._totals = Totals(timed=self._always_ms is not None)
+        self._always, always = reference, reference.strategy
+        self._totals = Totals(timed=reference.latency_ms is not None, priced=reference.price is not None)
 
         def counter(name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"apportion_{name}", what, labels, registry=self.registry)
@@ -49,9 +55,14 @@ class Metrics:
         self.requests = counter("requests", "HTTP requests", ("path", "status"))
         self.routes = counter("routes", "Decisions by route and reason", ("route", "reason"))
         self.tokens = counter("tokens", "Tokens spent, drafts thrown away included", ("stage", "kind"))
-        self.saved_tokens = counter("saved_tokens", f"Tokens that always {self._always} spends beyond these answers")
-        self.wasted_tokens = counter("excess_tokens", f"Tokens spent beyond what {self._always} spends on average")
-        self.saved_seconds = counter("saved_seconds", f"Seconds that always {self._always} takes beyond these answers")
+        self.saved_tokens = counter("saved_tokens", f"Tokens that always {always} spends beyond these answers")
+        self.excess_tokens = counter("excess_tokens", f"Tokens spent beyond what {always} spends on average")
+        self.saved_seconds = counter("saved_seconds", f"Seconds that always {always} takes beyond these answers")
+        if reference.price is not None:
+            money = "in millionths of the router's currency"
+            self.price = counter("price", f"Price of what was spent, {money}", ("stage",))
+            self.saved_price = counter("saved_price", f"Price of always {always} beyond these answers, {money}")
+            self.excess_price = counter("excess_price", f"Price beyond that of {always} on average, {money}")
         self.weaker = counter("weaker_results", "Answers with a result weaker than asked for")
         self.errors = counter("errors", "Answers that failed or were left", ("status",))
         stages = ("stage",)
@@ -81,11 +92,12 @@ class Metrics:
         self._totals.answers += 1
         self._totals.tokens += spent_in_all(decided, outcome).total
         self._totals.drafts_reused += decided.draft_reused
+        self._count_price(decided, outcome)
         if outcome.status != "ok":
             self.errors.labels(outcome.status).inc()
             self._totals.errors += 1
         elif decided.reason == "router":
-            self._count_savings(spent_in_all(decided, outcome).total, outcome.total_ms)
+            self._count_savings(decided, outcome)
 
     def text(self) -> bytes:
         """In Prometheus's format."""
@@ -95,14 +107,30 @@ class Metrics:
         """Sums since the start."""
         return asdict(self._totals)
 
-    def _count_savings(self, tokens: int, took_ms: float) -> None:
-        totals = self._totals
+    def _count_price(self, decided: Decided, outcome: Outcome) -> None:
+        if self._always.price is None:
+            return
+        for stage, spent in (("draft", decided.wasted), ("answer", outcome.spent)):
+            price = decided.charged(spent) or 0.0
+            self.price.labels(stage).inc(price)
+            self._totals.price += price
+
+    def _count_savings(self, decided: Decided, outcome: Outcome) -> None:
+        """Against the always-on pipeline; nothing where it is not known what was spent."""
+        totals, spent = self._totals, spent_in_all(decided, outcome)
         totals.routed += 1
-        if self._always_tokens is not None:
-            saved = self._always_tokens - tokens
-            (self.saved_tokens if saved >= 0 else self.wasted_tokens).inc(abs(saved))
-            totals.always_tokens += self._always_tokens
+        if self._always.tokens is not None and spent.measured:
+            saved = self._always.tokens - spent.total
+            (self.saved_tokens if saved >= 0 else self.excess_tokens).inc(abs(saved))
+            totals.always_tokens += self._always.tokens
             totals.saved_tokens += saved
-        if self._always_ms is not None:
-            totals.saved_seconds += (self._always_ms - took_ms) / 1000
-            self.saved_seconds.inc(max(0.0, self._always_ms - took_ms) / 1000)
+        price = decided.charged(spent)
+        if self._always.price is not None and price is not None:
+            saved = self._always.price - price
+            (self.saved_price if saved >= 0 else self.excess_price).inc(abs(saved))
+            totals.always_price += self._always.price
+            totals.saved_price += saved
+        if self._always.latency_ms is not None:
+            saved = (self._always.latency_ms - outcome.total_ms) / 1000
+            totals.saved_seconds += saved
+            self.saved_seconds.inc(max(0.0, saved))

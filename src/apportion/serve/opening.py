@@ -1,14 +1,12 @@
-"""Paths and URLs -> what a server runs on, refused at once where they do not belong together."""
+"""A URL or a model -> the backend that a server runs on."""
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 
 from apportion.core.errors import InputError, ServiceError
 from apportion.serve.backend import Backend
 from apportion.serve.in_process import InProcess
-from apportion.serve.routing import LLMSettings, Routing, connect
-from apportion.serve.routing_files import load
+from apportion.serve.routing import LLMSettings, connect
 from apportion.serve.upstream import Address, Upstream
 
 
@@ -55,21 +53,6 @@ def open_backend(opening: Opening) -> Backend:
     upstream = Upstream(Address(spec, opening.model, opening.key, answer_s=opening.timeout_s))
     asyncio.run(_try(upstream, required=opening.require_upstream))
     return upstream
-
-
-def open_routing(
-    router: Path, index: Path, prompts: Path | None, dense: str | None, model: str | None, *, compared: bool = True
-) -> Routing:
-    """Router, passages and prompts.
-
-    Args:
-        model: the model's identity; None where it is not known yet, so that it is not compared.
-        compared: whether a router of another setup is refused; only measurements have a reason not to.
-
-    Raises:
-        ArtifactMismatchError: the router was trained on another model, corpus, prompts or k.
-    """
-    return load(router, index, prompts, dense, model, compared=compared)
 
 
 async def _try(upstream: Upstream, *, required: bool) -> None:

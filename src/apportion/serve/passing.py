@@ -6,7 +6,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from apportion.serve.chat_request import parse_object
-from apportion.serve.controls import aliases
 from apportion.serve.incoming import read_body, until_gone
 from apportion.serve.refusal import Refusal
 from apportion.serve.serving import Serving
@@ -32,9 +31,8 @@ async def responses(request: Request, serving: Serving) -> Response:
 
 async def _passed(request: Request, path: str, body: Mapping[str, object], serving: Serving) -> Response:
     abilities = serving.backend.abilities
-    own = aliases(serving.settings.default, timed=serving.routing.timed)
     named = body.get("model")
-    if abilities and isinstance(named, str) and named in own:
+    if abilities and isinstance(named, str) and named in serving.named:
         body = {**body, "model": abilities.model}
     found = await until_gone(request, serving.backend.forward(path, body))
-    return Response(found.body, found.status, media_type=found.content_type)
+    return Response(found, media_type="application/json")

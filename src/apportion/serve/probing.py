@@ -5,7 +5,7 @@ A probe that fails or takes too long is left out and said; the question is still
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from apportion.serve.asking import Asking, Limits, ask_draft, ask_look
 from apportion.serve.backend import Backend
@@ -44,9 +44,7 @@ class Probes:
     def limits(self) -> Limits:
         """What may be asked for."""
         found = self.backend.abilities
-        if found is None:
-            return Limits(self.settings.max_tokens)
-        return Limits(self.settings.max_tokens, found.thinking_switch, found.top_logprobs)
+        return Limits(self.settings.max_tokens, found.habits) if found else Limits(self.settings.max_tokens)
 
     async def search(self) -> None:
         """Search for the text that is judged."""
@@ -70,20 +68,34 @@ class Probes:
             said = self.routing.draft_said(self.asked.question, self.asked.judged, self.draft, self.hits)
             self.features = self.routing.with_draft({**self.features, **said}, self.draft)
 
-    async def make_look(self) -> None:
-        """A RAG answer to be looked at; none where nothing is found."""
+    async def make_look(self) -> Completion | None:
+        """A RAG answer to be looked at; without a passage RAG is Direct, so the draft is it. None where it failed."""
         await self.search()
-        if self.hits is None or not self.hits.passages:
-            return
-        request = self.routing.request("rag", self.asked.question, self.hits)
-        self.look = await self._measured("the retrieved answer", ask_look(self.chat, request, self.limits))
+        if self.hits is None:
+            return None
+        if not self.hits.passages:
+            if self.draft is None:
+                self.draft = await self._looked("direct")
+            return self.draft
+        self.look = await self._looked("rag")
+        return self.look
+
+    async def _looked(self, strategy: str) -> Completion | None:
+        """An answer as it would be given, measured."""
+        request = self.routing.request(strategy, self.asked.question, self.hits)
+        return await self._measured("the retrieved answer", ask_look(self.chat, request, self.limits))
+
+    def note(self, asking: Asking) -> None:
+        """Say what the upstream's habits make of what is asked."""
+        self.weaker += [said for said in asking.weaker if said not in self.weaker]
 
     async def _measured(self, what: str, asking: Asking) -> Completion | None:
         begun, most, found = time.perf_counter(), self.settings.timeouts.draft_s, None
+        self.note(asking)
         try:
             async with asyncio.timeout(most):
                 body = await self.backend.chat(asking.body())
-            found = read_completion(body, begun, logprobs=True)
+            found = read_completion(body, begun, replace(asking.request, logprobs=True))
             if not found.token_logprobs:
                 self.weaker.append(f"{what} came back without log-probabilities or tokens")
         except TimeoutError:
@@ -98,4 +110,5 @@ def spent(completion: Completion | None) -> Spent | None:
     """Tokens of a probe; None where it was not made."""
     if completion is None:
         return None
-    return Spent(completion.prompt_tokens, completion.completion_tokens, completion.tokens_measured)
+    tokens = completion.prompt_tokens, completion.completion_tokens
+    return Spent(*tokens, completion.tokens_measured, completion.cached_tokens or 0)

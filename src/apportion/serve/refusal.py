@@ -40,10 +40,6 @@ class Refusal(Exception):  # noqa: N818  (a reply to a client, not a fault of ou
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def event(self) -> bytes:
-        """The same as an event, for a stream that has begun."""
-        return b"data: " + encode(self.body()) + b"\n\n"
-
     def response(self) -> Response:
         """The same as an answer."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}

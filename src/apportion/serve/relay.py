@@ -8,10 +8,11 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from apportion.serve.decision import Decided, Outcome, Spent, usage
+from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
 from apportion.serve.events import DONE, event, json_of
 from apportion.serve.refusal import Refusal
 from apportion.serve.thinking import Thinking
+from apportion.serve.upstream_errors import refused
 
 MAX_EVENT_BYTES = 4 << 20
 _LOOKED_INTO = re.compile(rb'"usage":\s*\{|"error"|"finish_reason":\s*"|\[DONE\]')
@@ -84,9 +85,10 @@ class Relay:
     def _chunk(self, found: dict[str, Any]) -> bytes:
         if found.get("error"):
             self._ended = True
-            self._outcome.status, self._outcome.error = "error", str(found["error"])[:300]
-            return event(found)
-        self._count(found.pop("usage", None))
+            refusal = refused(200, found, "")
+            self._outcome.status, self._outcome.error = "error", refusal.message
+            return event(refusal.body())
+        self._counted = counted(found.pop("usage", None)) or self._counted
         choices = found.get("choices")
         if not choices and self._stamp is not None:  # the upstream's usage chunk; ours is sent at the end
             return b""
@@ -107,13 +109,6 @@ class Relay:
             if self._thinking.over:
                 self._thinking = None
         return found
-
-    def _count(self, usage_found: object) -> None:
-        if not isinstance(usage_found, dict):
-            return
-        prompt, completion = usage_found.get("prompt_tokens"), usage_found.get("completion_tokens")
-        if isinstance(prompt, int) and isinstance(completion, int):
-            self._counted = Spent(prompt, completion)
 
     def settle(self) -> None:
         """Note what has been spent so far: also of a stream that was left."""

@@ -17,6 +17,7 @@ from apportion.core.artifact import digest_of
 from apportion.core.bootstrap import Bootstrap, Interval
 from apportion.core.errors import InputError
 from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.evaluation.contest import Routed, play
 from apportion.route.profile.file import read_profile
 from apportion.route.profile.profile import Profile
 from apportion.route.router.file import load_router, save_router
@@ -64,7 +65,7 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
         InputError: fewer than 50 decisions have feedback and features, or the router was trained with prices.
         ArtifactError: a file cannot be read.
 
-    Cost: one training, as long as that of the router in use.
+    Cost: one training, as long as that of the router in use; with a second decision where that has one.
     """
     base, used = read_profile(profile).only_complete(), load_router(router)
     if used.scale.price is not None:
@@ -80,7 +81,7 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
     held = [int(digest_of(one["id"])[:8], 16) % 100 < 100 * HELD_SHARE for one in usable]
     seen = [one for one, aside in zip(usable, held, strict=True) if not aside]
     rows = as_profile(seen, base)
-    trained = train_router(joined(base, rows), seed=seed)
+    trained = train_router(joined(base, rows), seed=seed, stages=2 if used.second else 1)
     judged = [one for one, aside in zip(usable, held, strict=True) if aside]
     mine, routes = utilities(trained.router, judged, base)
     theirs, their_routes = utilities(used, judged, base)
@@ -148,21 +149,19 @@ def joined(first: Profile, second: Profile) -> Profile:
 
 
 def utilities(router: Router, records: Sequence[dict[str, Any]], base: Profile) -> tuple[Floats, list[str]]:
-    """[n] estimated utility of a router's choices, and the choices: the score where it chooses as was logged."""
+    """[n] estimated utility of a router's choices, and the choices: the score where it chooses as was logged.
+
+    What is done before the last call (a draft, a look) is counted as `evaluate-router` counts it.
+    """
     rows = as_profile(records, base)
-    found, routes = np.zeros(len(records)), []
-    for row, one in enumerate(records):
-        weights = Weights(one["token_weight"], one["latency_weight"] if router.has_latency else 0.0)
-        route = router.decide(one["features"], weights.token, weights.latency).strategy
-        column = STRATEGIES.index(route)
-        tokens = rows.tokens[row, column]
-        if route != "direct" and router.wants_draft(one["features"], weights):
-            tokens += rows.tokens[row, 0]
-        latency = rows.latency_ms[row, column] / (router.scale.latency_ms or np.inf)
-        cost = weights.token * tokens / router.scale.tokens + (weights.latency * latency if weights.latency else 0.0)
-        found[row] = rows.quality[row, column] - cost
-        routes.append(route)
-    return found, routes
+    asked = [Weights(one["token_weight"], one["latency_weight"] if router.has_latency else 0.0) for one in records]
+    found, columns = np.zeros(len(records)), np.zeros(len(records), dtype=np.int64)
+    for weights in sorted(set(asked)):
+        at = np.array([row for row, one in enumerate(asked) if one == weights])
+        part = rows.select(at)
+        choice = Routed(router).choose(part, weights)
+        found[at], columns[at] = play(part, choice).utility(weights, router.scale), choice.columns
+    return found, [STRATEGIES[column] for column in columns]
 
 
 def neighbours(records: Sequence[dict[str, Any]], base: Profile) -> NDArray[np.int64]:

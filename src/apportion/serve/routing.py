@@ -20,25 +20,37 @@ from apportion.route.index.bm25 import Hits, Retriever
 from apportion.route.llm.call import BadAnswerError, ErrorBodyError, says_too_long
 from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
+from apportion.route.llm.habits import GREEDY, MAX_STOPS, PROBE, REFUSING, Habits, after_refusal, body_of
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
 from apportion.route.llm.response import read_body
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
+from apportion.route.router.price import Price
 from apportion.route.router.router import Decision, Router
 from apportion.route.router.utility import Weights
 from apportion.serve.controls import Controls
 from apportion.serve.refusal import Refusal
 
 __all__ = [
+    "GREEDY",
     "LLM",
-    "Choice",
+    "MAX_STOPS",
+    "PROBE",
+    "REFUSING",
     "Completion",
+    "Decision",
+    "Habits",
     "Hits",
     "LLMSettings",
+    "Price",
+    "Reference",
     "Request",
     "Routing",
     "Weights",
+    "after_refusal",
+    "body_of",
     "connect",
     "cut_passages",
+    "likely",
     "prompt_too_long",
     "read_completion",
     "retrieves",
@@ -51,24 +63,18 @@ FEW_CHARS = 200  # of passages, below which the rest is not worth a further atte
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What was decided for one question.
+class Reference:
+    """The always-on pipeline and its means in training, None where not known.
 
     Attributes:
-        likely: probability of each pipeline, by the two heads; empty where no policy decided.
-        fallback_reason: why a weaker tier decided than the router has. missing: features that were not measured.
-        look: the RAG answer is to be made first, then `Routing.decide_after` asked.
+        tokens: None where the router was trained with prices: its scale is one of money.
+        price: millionths of the currency; None for other routers.
     """
 
-    decision: Decision
     strategy: str
-    tier: str
-    p_rag: float | None
-    p_cot: float | None
-    likely: Mapping[str, float]
-    missing: tuple[str, ...]
-    fallback_reason: str
-    look: bool
+    tokens: float | None
+    price: float | None
+    latency_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +92,16 @@ class Routing:
         return self.router.has_latency
 
     @property
-    def reference(self) -> tuple[str, float | None, float | None]:
-        """The always-on pipeline, its mean tokens and milliseconds: what savings are counted against.
+    def price(self) -> Price | None:
+        """What tokens cost; None where the router was trained without prices."""
+        return self.router.scale.price
 
-        No tokens where the router was trained with prices: its scale is one of money.
-        """
+    @property
+    def reference(self) -> Reference:
+        """What savings are counted against."""
         scale = self.router.scale
-        return scale.strategy, scale.tokens if scale.price is None else None, scale.latency_ms
+        tokens, price = (scale.tokens, None) if scale.price is None else (None, scale.tokens)
+        return Reference(scale.strategy, tokens, price, scale.latency_ms)
 
     def probes(self, weights: Weights, *, drafts: bool) -> frozenset[str]:
         """Which of "question", "retrieval" and "draft" are worth measuring at these weights."""
@@ -112,9 +121,14 @@ class Routing:
         """Whether a draft is worth its cost for this question."""
         return self.router.wants_draft(features, weights)
 
-    def decide(self, features: Mapping[str, float], weights: Weights) -> Choice:
-        """The pipeline for a question; pure."""
-        return _choice(self.router.decide(features, weights.token, weights.latency))
+    def decide(self, features: Mapping[str, float], weights: Weights) -> Decision:
+        """The pipeline for a question; where it says `look`, `decide_after` comes next. Pure."""
+        return self.router.decide(features, weights.token, weights.latency)
+
+    def settled(self, features: Mapping[str, float], weights: Weights) -> Decision:
+        """The last decision for a question whose features are known already."""
+        first = self.router.decide(features, weights.token, weights.latency)
+        return self.router.decide_after(first, features) if first.look else first
 
     def with_draft(self, features: Mapping[str, float], draft: Completion) -> dict[str, float]:
         """The features with those of the draft."""
@@ -130,15 +144,16 @@ class Routing:
         return answer_features("draft", answer, text, hits.passages if hits else ())
 
     def decide_after(
-        self, first: Choice, features: Mapping[str, float], question: str, text: str, look: Completion, hits: Hits
-    ) -> tuple[Choice, dict[str, float]]:
-        """The second decision, with the RAG answer at hand, and all that it read."""
-        answer = extract(self.prompts.of("rag", question), look).answer
+        self, first: Decision, features: Mapping[str, float], question: str, text: str, look: Completion, hits: Hits
+    ) -> tuple[Decision, dict[str, float]]:
+        """The second decision, with the RAG answer at hand (without a passage it was asked as Direct), and all that it
+        read."""
+        answer = extract(self.prompts.of(asked_as("rag", hits.passages), question), look).answer
         read = {**question_features(text), **features_of_hits(hits, text), **features}
         read |= retrieved_features(look.token_logprobs, look.margin) | answer_features(
             "rag", answer, text, hits.passages
         )
-        return _choice(self.router.decide_after(first.decision, read)), read
+        return self.router.decide_after(first, read), read
 
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
@@ -157,13 +172,15 @@ class Routing:
             token: the weight in use. latency: the weight on latency, the same throughout.
 
         Returns:
-            The pipelines' mean quality and tokens in training; for each weight the utility of always taking each, of
-            the router (with its gain on held-out questions) and the shares of the routes that the questions take.
+            The pipelines' mean quality and tokens (or price) in training; for each weight the utility of always
+            taking each, of the router (with its gain on held-out questions) and the shares of the routes that the
+            questions take.
         """
         quality, tokens, _ = self.router.means
+        charged = "tokens" if self.price is None else "price"
         places = {name: column for column, name in enumerate(STRATEGIES) if column in self.router.columns}
         named = {
-            name: {"quality": float(quality[at]), "tokens": float(tokens[at]) * self.router.scale.tokens}
+            name: {"quality": float(quality[at]), charged: float(tokens[at]) * self.router.scale.tokens}
             for name, at in places.items()
         }
         weights = sorted({*FRONTIER, token})
@@ -177,7 +194,7 @@ class Routing:
         best = self.router.static_column(weights)
         tier = self.router.tier_at(weights)
         gain = tier.gate.at(weights)[0] if tier else 0.0
-        chosen = [self.router.decide(one, weights.token, weights.latency).strategy for one in features]
+        chosen = [self.settled(one, weights).strategy for one in features]
         counts = Counter(chosen or [STRATEGIES[best]])
         values = quality - weights.token * tokens - weights.latency * latency
         return {
@@ -196,7 +213,7 @@ class Routing:
         Raises:
             Refusal: a weight on latency or on prices for a router that knows none.
         """
-        if controls.priced and self.router.scale.price is None:
+        if controls.priced and self.price is None:
             raise Refusal(400, "price_weight: this router was trained without prices, expected token_weight")
         weights = weights_of(controls)
         if weights.latency and not self.timed:
@@ -241,17 +258,18 @@ def cut_passages(request: Request) -> Request | None:
     return cut(request, half if half >= FEW_CHARS else end - start)
 
 
-def read_completion(body: Mapping[str, Any], started: float, *, logprobs: bool = False) -> Completion:
+def read_completion(body: Mapping[str, Any], started: float, request: Request) -> Completion:
     """An upstream's JSON as a completion.
 
     Args:
-        started: `time.perf_counter()` when it was asked.
+        started: `time.perf_counter()` when it was asked. request: says where the text stops, and whether
+            log-probabilities are read.
 
     Raises:
         Refusal: 502, it is no completion.
     """
     try:
-        return read_body(body, Request("", logprobs=logprobs), (time.perf_counter() - started) * 1000)
+        return read_body(body, request, (time.perf_counter() - started) * 1000)
     except (BadAnswerError, ErrorBodyError) as error:
         raise Refusal(502, f"upstream: {error}", code="bad_upstream_answer") from error
 
@@ -265,22 +283,12 @@ def prompt_too_long(status: int, message: str) -> bool:
     return says_too_long(status, message)
 
 
-def _choice(decision: Decision) -> Choice:
-    return Choice(
-        decision=decision,
-        look=decision.look,
-        strategy=decision.strategy,
-        tier=decision.tier,
-        p_rag=decision.p_rag,
-        p_cot=decision.p_cot,
-        likely=_likely(decision.p_rag, decision.p_cot),
-        missing=decision.missing,
-        fallback_reason=decision.fallback_reason,
-    )
+def likely(decision: Decision) -> dict[str, float]:
+    """The four pipelines' probabilities, the heads taken as independent; a head without a choice says no.
 
-
-def _likely(rag: float | None, cot: float | None) -> dict[str, float]:
-    """The four pipelines' probabilities, the heads taken as independent; a head without a choice says no."""
+    Empty where no head decided.
+    """
+    rag, cot = decision.p_rag, decision.p_cot
     if rag is None and cot is None:
         return {}
     either = {True: (rag or 0.0, cot or 0.0), False: (1 - (rag or 0.0), 1 - (cot or 0.0))}

@@ -1,12 +1,14 @@
 """What one server holds while it runs: the only value of this package that changes, and only as a whole."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 
 from apportion.serve.backend import Backend
+from apportion.serve.controls import Controls, aliases
 from apportion.serve.decision import Decided, Outcome
 from apportion.serve.decision_log import DecisionLog, record_of
 from apportion.serve.metrics import Metrics
+from apportion.serve.refusal import Refusal
 from apportion.serve.routing import Routing
 from apportion.serve.settings import Settings
 
@@ -25,6 +27,25 @@ class Serving:
         self.metrics.watch_lost(lambda: self.log.lost)
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def named(self) -> Mapping[str, Controls]:
+        """Controls by model name: the aliases, and the upstream's own name, which means `auto`."""
+        own = aliases(self.settings.default, timed=self.routing.timed)
+        abilities = self.backend.abilities
+        return {**own, abilities.model: own["auto"]} if abilities else own
+
+    def controls_of(self, model: str) -> Controls:
+        """The controls that a model name means.
+
+        Raises:
+            Refusal: 404, nothing has this name.
+        """
+        named = self.named
+        if model not in named:
+            raise Refusal(404, f"model: {model[:80]!r} is unknown, expected one of {', '.join(named)}",
+                          code="model_not_found", param="model")  # fmt: skip
+        return named[model]
 
     def note(self, decided: Decided, outcome: Outcome) -> None:
         """Log and count one answer."""

@@ -4,25 +4,22 @@ Contacts the given URL only (redirects are refused). The key is in no message an
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import aiohttp
 
 from apportion.core.errors import InputError
-from apportion.serve.backend import Abilities, Body, Forwarded
+from apportion.serve.backend import Abilities, Body
 from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal, encode
-from apportion.serve.upstream_errors import broken, logprobs_of, object_of, refused, unreachable
+from apportion.serve.routing import PROBE, REFUSING, Habits, after_refusal, body_of, read_completion
+from apportion.serve.upstream_errors import broken, object_of, refused, unreachable
 
 MAX_BODY_BYTES = 64 << 20
-Options = dict[str, Any]
-PROBE: Options = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0}
-SWITCH: Options = {"chat_template_kwargs": {"enable_thinking": False}}
-LOGPROBS: tuple[Options, ...] = ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True}, {})
 RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
 
 
@@ -105,14 +102,14 @@ class Upstream:
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
-    async def forward(self, path: str, body: Body) -> Forwarded:
+    async def forward(self, path: str, body: Body) -> bytes:
         """The server's answer to another endpoint; its errors in OpenAI's shape whatever theirs is."""
         await self._ready()
         status, data = await self._post(path, encode(body))
         found = object_of(status, data)
         if status != 200 or "error" in found:
             raise refused(status, found, self.address.key)
-        return Forwarded(status, "application/json", data)
+        return data
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         content = response.content
@@ -205,24 +202,24 @@ class Upstream:
         return self.address.model or names[0]
 
     async def _probe(self, model: str) -> Abilities:
-        """Find out by one short completion whether log-probabilities come back, and what the server refuses."""
-        said = ""
-        for logprobs, switch in product(LOGPROBS, (SWITCH, Options())):
-            asked = {**PROBE, "model": model, **switch, **logprobs}
-            status, data = await self._post("/chat/completions", encode(asked))
+        """Find out by short completions whether log-probabilities come back, and what the server refuses."""
+        habits, said = Habits(), ""
+        while True:  # each turn asks for less, until nothing is left to give up
+            options, started = body_of(PROBE, model, habits), time.perf_counter()
+            status, data = await self._post("/chat/completions", encode({**options, **options.pop("extra_body", {})}))
             found = object_of(status, data)
-            if status in (400, 422, 500, 501) and (logprobs or switch):
-                said = said or refused(status, found, self.address.key).message
-                continue
-            if status != 200 or "error" in found:
-                raise refused(status, found, self.address.key)
-            returned = bool(logprobs and logprobs_of(found))
-            if not logprobs:
-                reason = f"the server refuses them: {said}"
-            else:
-                reason = "the server returned them when probed" if returned else "the server answers without them"
-            return Abilities(model, f"server:{model}", returned, reason, bool(switch), "top_logprobs" in logprobs)
-        raise AssertionError("the loop returns or raises")
+            if status == 200 and "error" not in found:
+                break
+            refusal = refused(status, found, self.address.key)
+            other = after_refusal(habits, refusal.message, blind=True) if status in REFUSING else None
+            if other is None:
+                raise refusal
+            said, habits = refusal.message if habits.logprobs and not other.logprobs else said, other
+        if not habits.logprobs:
+            return Abilities(model, f"server:{model}", False, f"the server refuses them: {said}", habits)
+        returned = read_completion(found, started, PROBE).token_logprobs is not None
+        reason = "the server returned them when probed" if returned else "the server answers without them"
+        return Abilities(model, f"server:{model}", returned, reason, habits)
 
     def _unreachable(self, error: BaseException) -> Refusal:
         refusal = unreachable(error)

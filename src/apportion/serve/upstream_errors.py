@@ -37,9 +37,11 @@ def refused(status: int, found: Mapping[str, Any], key: str) -> Refusal:
     'upstream: answers HTTP 401: bad key [key]'
     >>> refused(200, {"error": {"message": "busy", "code": 429}}, "").status
     429
+    >>> refused(422, {"detail": "Unexpected fields in the request"}, "").message
+    'upstream: Unexpected fields in the request'
     """
     error = found.get("error")
-    error = error if isinstance(error, dict) else {"message": str(error or found)[:300]}
+    error = error if isinstance(error, dict) else {"message": str(error or found.get("detail") or found)[:300]}
     message = " ".join(str(error.get("message") or "gives no reason").split())[:500]
     message = message.replace(key, "[key]") if key else message
     code = error.get("code")
@@ -66,14 +68,6 @@ def broken(error: BaseException) -> Refusal:
     if isinstance(error, TimeoutError):
         return Refusal(504, "upstream: sent nothing for too long", code="upstream_timeout")
     return Refusal(502, f"upstream: broke off: {_plain(error)}", code="upstream_broke_off")
-
-
-def logprobs_of(found: Mapping[str, Any]) -> object:
-    """The log-probabilities of a completion's first choice, whatever they are."""
-    choices = found.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    logprobs = first.get("logprobs") if isinstance(first, dict) else None
-    return logprobs.get("content") if isinstance(logprobs, dict) else None
 
 
 def _plain(error: BaseException) -> str:

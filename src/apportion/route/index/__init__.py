@@ -7,6 +7,7 @@ package's own.
 from apportion.route.index.bm25 import Bm25Index, Hits, Retriever, check_k
 from apportion.route.index.build import add_passages, build_index, delete_passages, index_size_bytes
 from apportion.route.index.corpus import Passage, read_corpus
+from apportion.route.index.open import open_retriever
 
 __all__ = [
     "Bm25Index",
@@ -18,5 +19,6 @@ __all__ = [
     "check_k",
     "delete_passages",
     "index_size_bytes",
+    "open_retriever",
     "read_corpus",
 ]

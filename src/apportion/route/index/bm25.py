@@ -5,6 +5,8 @@ A saved index is a folder: `manifest.json` (complete and current state, replaced
 """
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from apportion.core.artifact import read_manifest
-from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, InputError
+from apportion.core.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError, InputError
 from apportion.route.index.collection import Collection
 from apportion.route.index.corpus import Passage
 from apportion.route.index.terms import Analyzer
@@ -107,7 +109,14 @@ class Bm25Index:
     @classmethod
     def _open_state(cls, state: Path, corpus: dict[str, Any]) -> "Bm25Index":
         terms = json.loads((state / "terms.json").read_text(encoding="utf-8"))
-        return cls(open_tantivy(state), Collection.from_json(corpus, terms))
+        collection = Collection.from_json(corpus, terms)
+        if os.access(state, os.W_OK):
+            return cls(open_tantivy(state), collection)
+        with _temporary_folder(state) as links:  # what was opened stays open when they are gone
+            for path in state.iterdir():
+                if path.suffix != ".lock":
+                    Path(links, path.name).symlink_to(path.absolute())
+            return cls(open_tantivy(Path(links)), collection)
 
     @property
     def corpus_digest(self) -> str:
@@ -190,6 +199,21 @@ def while_it_changes(open_once: Callable[[], Opened]) -> Opened:
         except (ArtifactCorruptError, FileNotFoundError):
             time.sleep(0.02)
     return open_once()
+
+
+def _temporary_folder(state: Path) -> "tempfile.TemporaryDirectory[str]":
+    """For links to the files of a folder that cannot be written: tantivy locks beside what it opens.
+
+    Raises:
+        ArtifactError: no folder for temporary files can be written either.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="apportion-index-")
+    except OSError as error:
+        raise ArtifactError(
+            f"{state}: cannot be written, nor can a temporary folder for its lock: {error}",
+            "let TMPDIR name a folder that can be written",
+        ) from error
 
 
 def open_tantivy(state: Path) -> Any:

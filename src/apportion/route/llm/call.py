@@ -77,10 +77,6 @@ class Failure(Exception):  # noqa: N818  (becomes a ServiceError or another atte
     def prompt_too_long(self) -> bool:
         return says_too_long(self.status, self.said)
 
-    @property
-    def refused_request(self) -> bool:
-        return self.status in (400, 422, 500, 501)
-
     def as_service_error(self) -> ServiceError:
         times = f" (after {self.attempts} attempts)" if self.attempts > 1 else ""
         return ServiceError(f"{self.url}: {self.message}{times}", self.remedy)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from apportion.core.errors import InputError
+from apportion.core.errors import PromptTooLongError
 from apportion.route.llm.protocol import Request
 
 
@@ -32,12 +32,12 @@ def fit(request: Request, length: Callable[[Request], int], limit: int) -> Reque
         length: tokens of the whole prompt; called about log2(characters) times when it does not fit.
 
     Raises:
-        InputError: nothing fits, since the template and the system message alone are longer.
+        PromptTooLongError: nothing fits, since the template and the system message alone are longer.
     """
     if length(request) <= limit:
         return request
     if length(cut(request, len(request.user))) > limit:
-        raise InputError(
+        raise PromptTooLongError(
             f"the prompt without its text has more than {limit} tokens, all that the context leaves",
             "shorten the system message, lower max_tokens, or use a model with a longer context",
         )

@@ -9,6 +9,9 @@ from apportion.route.llm.protocol import Request
 GREEDY = "temperature is refused by the server, so answers are not greedy"
 STOP = "stop sequences are refused by the server; they are cut off afterwards"
 MAX_STOPS = 4  # OpenAI's limit
+REFUSING = (400, 422, 500, 501)  # with which servers answer a request that has a part they do not know
+PROBE = Request("Say hello.", "Be brief.", max_tokens=8, thinking=False, logprobs=True, stop=("\n\n\n",))
+"""A short request with every part that a server may refuse."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,12 @@ from apportion.core.errors import InputError
 from apportion.route.llm.call import BadAnswerError, Failure, Retry, call_with_retries
 from apportion.route.llm.cut import cut
 from apportion.route.llm.deadline import http_client
-from apportion.route.llm.habits import Habits, after_refusal, body_of
+from apportion.route.llm.habits import PROBE, REFUSING, Habits, after_refusal, body_of
 from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Request
 from apportion.route.llm.response import decoded, parse_completion
 from apportion.route.llm.shortened import Shortened
 
 KEY_VARIABLES = ("APPORTION_API_KEY", "OPENAI_API_KEY")
-PROBE = Request("Say hello.", "Be brief.", max_tokens=8, thinking=False, logprobs=True, stop=("\n\n\n",))
 MAX_CUTS = 8
 MAX_ADAPTATIONS = 10
 
@@ -186,7 +185,7 @@ class OpenAILLM:
 
 def _after(habits: Habits, failure: Failure, *, blind: bool = False) -> Habits | None:
     """The habits that a refusal shows; None for failures of another kind."""
-    return after_refusal(habits, failure.said, blind=blind) if failure.refused_request else None
+    return after_refusal(habits, failure.said, blind=blind) if failure.status in REFUSING else None
 
 
 def _check(base_url: str, concurrency: int, timeout_s: float, retries: int) -> None:

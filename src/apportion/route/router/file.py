@@ -115,7 +115,7 @@ def load_router(folder: Path, expected: Mapping[str, str | int] | None = None) -
             f"{folder}: is a folder of {manifest.get('kind')!r}, expected {KIND}",
             "name a folder that `apportion train-router` wrote",
         )
-    _refuse_other(folder, manifest["source"], expected or {})
+    refuse_other(folder, manifest["source"], expected or {})
     try:
         arrays: Arrays = load((folder / ARRAYS).read_bytes())
         return _assemble(manifest, arrays)
@@ -123,7 +123,12 @@ def load_router(folder: Path, expected: Mapping[str, str | int] | None = None) -
         raise ArtifactCorruptError(f"{folder}: {ARRAYS} lacks {error}", "train the router again") from error
 
 
-def _refuse_other(folder: Path, trained: Mapping[str, str | int], expected: Mapping[str, str | int]) -> None:
+def refuse_other(folder: Path, trained: Mapping[str, str | int], expected: Mapping[str, str | int]) -> None:
+    """Refuse a router of `folder` that was trained for another model, corpus, prompts or k than is expected.
+
+    Raises:
+        ArtifactMismatchError: naming every one that differs.
+    """
     wrong = [key for key, value in expected.items() if trained.get(key) != value]
     if wrong:
         details = "; ".join(f"{key}: trained on {trained.get(key)!r}, now {expected[key]!r}" for key in wrong)
