@@ -4,6 +4,7 @@ Everything that several steps of a run need is made here once: each text is toke
 embedding of its text, full precision is asked once about what scales are tuned on.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class Quantizer:
         self.costs: Costs = costs_in(staged, recipe, self.applied)
         self.tokenised = 0
         self._rounded: dict[tuple[str, Width], Packed] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole file, a tied embedding's counted once."""
+        return sum(math.prod(entry.shape) for entry in self.staged.origin.tensors.values())
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
