@@ -129,10 +129,10 @@ def table(outcomes: Mapping[str, Outcome], command: str) -> list[str]:
     return [*lines, "", made]
 
 
-def put(page: Path, lines: list[str], marks: tuple[str, str] = MARKS) -> None:
+def put(page: Path, lines: list[str]) -> None:
     """Replace what lies between the marks of a page."""
     content = page.read_text()
-    begin, end = content.index(marks[0]) + len(marks[0]), content.index(marks[1])
+    begin, end = content.index(MARKS[0]) + len(MARKS[0]), content.index(MARKS[1])
     page.write_text(content[:begin] + "\n" + "\n".join(lines) + "\n" + content[end:])
 
 

@@ -1,7 +1,7 @@
 """Whole files: embedding and head as players beside the same file size reached with both at 16 bits.
 
     python benchmarks/whole_files.py smollm2-135m=/models/smollm2-135m/hf --calibration c4-sample.jsonl
-        --text wikitext2-test-raw.txt --work WORK --out docs/results --page docs/models.md
+        --text wikitext2-test-raw.txt --work WORK --out docs/results
 
 Per model and share of its original file size: `players` (embedding at 8 or 16 bits, head at 4, 8 or 16), `4 bits too`
 (the embedding may have 4, which stock transformers does not load) and `kept` (`--keep embedding,head`). All rows of a
@@ -14,11 +14,9 @@ import argparse
 import gc
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from architectures import put
 from command_line import own_command
 from vllm_rules import outside_blocks, unread
 
@@ -39,16 +37,10 @@ from apportion.core.errors import BudgetError
 from apportion.models.load import load_staged
 
 TITLE = "Whole files: embedding and head as players, beside both kept at 16 bits"
-MARKS = ("<!-- generated: whole files -->", "<!-- end: whole files -->")
 WAYS = {
     "players": QuantizeRequest(),
     "4 bits too": QuantizeRequest(embedding_bits=(4, 8)),
     "kept": QuantizeRequest(keep=("embedding", "head")),
-}
-CALLED = {
-    "players": "players",
-    "4 bits too": "players, `--embedding-bits 4,8`",
-    "kept": "`--keep embedding,head`",
 }
 
 
@@ -147,40 +139,6 @@ def run(name: str, folder: str, asked: argparse.Namespace) -> None:
         write_json(path, saved)
 
 
-def table(saved: Json) -> list[str]:
-    """The page's table: the same size with and without, side by side."""
-    lines = [
-        "| model | file | embedding and head | bits | blocks | perplexity | mean KL, nats | same top token "
-        "| stock transformers | vLLM's rules |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, rows in saved["models"].items():
-        for row in sorted(rows, key=lambda row: (-row["share"], list(WAYS).index(row["way"]))):
-            start = f"| {name} | {row['share']:.0%} of {row['original'] / 1e6:.0f} MB"
-            if "impossible" in row:
-                lines.append(f"{start} | {CALLED[row['way']]} | impossible: {row['impossible']} |" + " |" * 6)
-                continue
-            lines.append(f"{start}: {row['bytes'] / 1e6:.1f} MB " + " ".join(cells(row)))
-    return [*lines, "", *(f"Made by `{command}`.  " for command in dict.fromkeys(saved["commands"].values()))]
-
-
-def cells(row: Json) -> Sequence[str]:
-    """The rest of a row's cells."""
-    widths = ", ".join(f"{name} {width}" for name, width in row["vocabulary"]["widths"].items()) or "16 bits"
-    held, stock = row["held_out"], row["loads_in"]["transformers"]
-    found = [
-        CALLED[row["way"]],
-        widths,
-        f"{row['blocks_bits']:.2f} bits",
-        f"{held['perplexity']:.2f} (full: {held['reference_perplexity']:.2f})",
-        f"{held['kl_mean']['mean']:.4f}",
-        f"{held['same_top']['mean']:.1%}",
-        "loads" if not stock else "no",
-        "reads it" if not row["vllm"] else f"no: {row['vllm'][0]}",
-    ]
-    return [*(f"| {cell}" for cell in found), "|"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="name=folder")
@@ -188,7 +146,6 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--page", type=Path)
     parser.add_argument("--shares", type=lambda text: [float(part) for part in text.split(",")], default=[0.6, 0.4])
     parser.add_argument("--widths", type=lambda text: tuple(text.split(",")), default=("2", "3", "4", "8"))
     parser.add_argument("--rounding", default="nearest")
@@ -205,8 +162,6 @@ def main() -> None:
     for item in asked.models:
         run(*item.split("=", 1), asked)
         gc.collect()
-    if asked.page:
-        put(asked.page, table(read_json(asked.out / "whole_files.json")), MARKS)
 
 
 if __name__ == "__main__":

@@ -318,12 +318,14 @@ def text_of(value: Any) -> str:
 def main() -> None:
     from readme_tables import fill
     from route_tables import route_part
+    from whole_tables import whole_files
 
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files) + "\n" + "\n".join(route_part(files)).rstrip() + "\n")
     fill(root.parent / "README.md", files)
-    print(f"{root / 'results.md'} and the tables of README.md: from {len(files)} files")
+    fill(root / "models.md", files, {"whole files": whole_files})
+    print(f"{root / 'results.md'}, the tables of README.md and of models.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

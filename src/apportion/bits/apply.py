@@ -214,6 +214,7 @@ def recipe_of(plan: Plan, text: Recipe, rounding: str) -> Recipe:
         widths=tuple(width.name for width in plan.costs.widths),
         players=plan.settings["players"],
         untie=bool(plan.settings.get("untied")),
+        per_expert=bool(plan.settings.get("per_expert")),
         rounding=rounding,
         apply_rounding=None,
     )

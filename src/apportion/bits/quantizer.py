@@ -210,6 +210,7 @@ class Quantizer:
             "widths": [width.name for width in self.costs.widths],
             "players": recipe.kind,
             "untied": recipe.untie,
+            **({"per_expert": True} if recipe.per_expert else {}),
             "rounding": recipe.measured,
             "apply_rounding": recipe.applied,
             "dtype": placement.dtype,
@@ -271,7 +272,7 @@ def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
     """
     widths = recipe.grid()
     leave_undivided(staged, widths, strict=recipe.strict)
-    players = players_of(staged.layout, recipe.kind, untie=recipe.untie)
+    players = players_of(staged.layout, recipe.kind, untie=recipe.untie, per_expert=recipe.per_expert)
     return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
 
 

@@ -66,6 +66,9 @@ class RecipeOptions:
     untie: Annotated[
         bool, typer.Option("--untie", help="Leave q/k/v and gate/up free (quanto and hqq only: servers fuse them).")
     ] = False
+    per_expert: Annotated[
+        bool, typer.Option("--per-expert", help="A player for each expert (quanto and hqq only: servers fuse them).")
+    ] = False
     rounding: Annotated[
         str | None,
         typer.Option(help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize)."),
