@@ -39,8 +39,8 @@ from apportion.models.load import load_staged
 TITLE = "Whole files: embedding and head as players, beside both kept at 16 bits"
 WAYS = {
     "players": QuantizeRequest(),
-    "4 bits too": QuantizeRequest(embedding_bits=(4, 8)),
     "kept": QuantizeRequest(keep=("embedding", "head")),
+    "4 bits too": QuantizeRequest(embedding_bits=(4, 8)),
 }
 
 
@@ -62,7 +62,7 @@ class Bench:
 
     def row(self, way: str, share: float) -> Json:
         """One file: chosen, written, loaded and judged; or why there is none."""
-        ask = replace(WAYS[way], max_bytes=int(share * self.original), evaluations=self.asked.evaluations, finalists=2)
+        ask = replace(WAYS[way], max_bytes=int(share * self.original), evaluations=self.asked.evaluations, finalists=1)
         try:
             offers = offers_for(self.quantizer, ask)
         except BudgetError as error:
@@ -125,7 +125,7 @@ def run(name: str, folder: str, asked: argparse.Namespace) -> None:
     path = asked.out / "whole_files.json"
     saved: Json = read_json(path) if path.exists() else {"title": TITLE, "commands": {}, "models": {}}
     own = saved["models"].setdefault(name, [])
-    wanted = [(share, way) for share in asked.shares for way in WAYS]
+    wanted = [(share, way) for way in WAYS for share in asked.shares]
     missing = [pair for pair in wanted if pair not in [(row["share"], row["way"]) for row in own]]
     if not missing:
         return
@@ -153,8 +153,8 @@ def main() -> None:
     parser.add_argument("--rounding-windows", type=int, default=32)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=256)
-    parser.add_argument("--text-windows", type=int, default=32)
-    parser.add_argument("--evaluations", type=int, default=64)
+    parser.add_argument("--text-windows", type=int, default=16)
+    parser.add_argument("--evaluations", type=int, default=44)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     asked = parser.parse_args()

@@ -19,23 +19,27 @@ from apportion.bits.plan import Budget, Plan, plan_from
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
+from apportion.bits.rounding import round_all, rounding_named
 from apportion.bits.vocabulary import by_name, rounded
-from apportion.bits.written import reloaded
+from apportion.bits.written import account_of, reloaded
 from apportion.core.artifact import Json, read_json
+from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError
 from apportion.formats import COMPRESSED_TENSORS, grid_width
 from apportion.formats.safetensors import file_bytes, read_entries
-from apportion.models.load import load
+from apportion.models.load import load, load_full
 from apportion.models.vocabulary import vocabulary_of
+from benchmarks.tiny_architectures import make
 from benchmarks.vllm_rules import outside_blocks, unread
 from tests.recipes import small
 
 UNTIED, TIED = "llama", "qwen3"
 LARGE = 10**9
+IDS = torch.arange(2, 26)[None]
 FRESH = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-from apportion.models.load import load
+from apportion.models.load import load, load_full
 own = AutoModelForCausalLM.from_pretrained if sys.argv[2] == "transformers" else load
 dtype = torch.float32 if sys.argv[2] == "transformers" else "float32"
 torch.save(own(sys.argv[1], dtype=dtype).eval()(torch.arange(2, 26)[None]).logits, sys.argv[3])
@@ -101,7 +105,7 @@ def test_the_smallest_file_is_as_large_as_its_plan_and_loads_everywhere(
     assert result["reload_difference"] < 1e-5
     stock, own = logits(out, "transformers"), logits(out, "apportion")
     assert torch.equal(stock, own) or float((stock - own).abs().max()) < 1e-5
-    assert not torch.allclose(own, load(model)(torch.arange(2, 26)[None]).logits, atol=1e-3)
+    assert not torch.allclose(own, load(model)(IDS).logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [UNTIED, TIED])
@@ -262,6 +266,29 @@ def test_only_offers_that_may_be_best_are_left(checkpoint: Checkpoint, text_file
     left = priced(quantizer, [poor, rich, free], text, full)
     assert poor not in [item for item in left if item.budget.player_bytes == 100 and item.vocabulary]
     assert sorted(item.budget.player_bytes for item in left) == sorted({item.budget.player_bytes for item in left})
+
+
+@pytest.mark.parametrize(("name", "tied"), [("Gemma-3 wrapper", True), ("OPT", True), ("Qwen3.5", False)])
+def test_wrapped_and_other_embeddings_load_in_stock_transformers(name: str, tied: bool, tmp_path: Path) -> None:
+    """Under the files' names, whatever the class calls them."""
+    staged, tokenizer = load_full(str(make(name, tmp_path / "model")), place("cpu", "float32"))
+    found, kept = vocabulary_of(staged)
+    assert kept == {}
+    assert [bool(matrix.twin) for matrix in found] == ([True] if tied else [False, False])
+    vocabulary = {matrix: grid_width(8 if matrix.name == "embedding" else 4, 32) for matrix in found}
+    widths = dict.fromkeys(staged.originals, grid_width(4, 32))
+    blocks = round_all(staged, rounding_named("nearest"), (grid_width(4, 32),))
+    packed = {**{path: item for (path, _), item in blocks.items()}, **rounded(staged, vocabulary)}
+    out = tmp_path / "out"
+    out.mkdir()
+    write_checkpoint(out, staged, widths, packed, tokenizer, COMPRESSED_TENSORS, vocabulary)
+    account_of(out, staged, vocabulary)
+    result = reloaded(out, staged, packed, COMPRESSED_TENSORS)
+    assert result.loads_in == {"transformers": ""}
+    assert result.difference < 1e-5
+    with torch.inference_mode(), staged.in_place(packed):
+        expected = staged.model(input_ids=IDS).logits
+    torch.testing.assert_close(load(out)(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_wrong_embedding_is_found_before_the_folder_is_called_complete(

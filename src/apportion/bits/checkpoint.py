@@ -21,7 +21,7 @@ from torch import Tensor
 
 from apportion.bits.companions import copy_companions, save_code, save_tokenizer
 from apportion.bits.targets import quantization_config
-from apportion.bits.vocabulary import UNTOUCHED, Vocabulary, entries_of, tensors_of
+from apportion.bits.vocabulary import UNTOUCHED, Vocabulary, entries_of, owners_of
 from apportion.core.artifact import Json, write_json
 from apportion.core.errors import InputError
 from apportion.formats import COMPRESSED_TENSORS, QUANTO, Format, Packed, Width
@@ -141,7 +141,7 @@ def reading(
     vocabulary: Vocabulary = UNTOUCHED,
 ) -> Callable[[str], Tensor]:
     """How each tensor of the new files is had: packed, one linear at a time, or copied from the source."""
-    owner = {}
+    owner = owners_of(vocabulary)
     for path, width in widths.items():
         rows, columns = staged.originals[path].shape
         for suffix in form.shapes(width, rows, columns, staged.originals[path].dtype):
@@ -153,10 +153,10 @@ def reading(
 
     def read(name: str) -> Tensor:
         if name not in owner:
-            found = tensors_of(vocabulary, packed, name)
-            return staged.origin.read(name) if found is None else found
+            return staged.origin.read(name)
         path, suffix = owner[name]
-        return made(path)[suffix]
+        found = made(path)[suffix]
+        return found if name.startswith(f"{staged.origin.paths[path]}.") else found.clone()  # no file holds one twice
 
     return read
 

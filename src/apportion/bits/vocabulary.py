@@ -8,8 +8,6 @@ does not, see `formats.int_quantized`).
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from torch import Tensor
-
 from apportion.bits.rounding.nearest import Nearest
 from apportion.core.artifact import Json
 from apportion.core.errors import ArtifactMismatchError
@@ -75,15 +73,16 @@ def rounded(staged: StagedModel, vocabulary: Vocabulary) -> dict[str, Packed]:
     return found
 
 
-def tensors_of(vocabulary: Vocabulary, packed: Mapping[str, Packed], name: str) -> Tensor | None:
-    """One tensor of the files by its name; None where it is not of embedding or head."""
+def owners_of(vocabulary: Vocabulary) -> dict[str, tuple[str, str]]:
+    """Module path and suffix of every tensor of the files that is its own, by name."""
+    found: dict[str, tuple[str, str]] = {}
     for matrix, width in vocabulary.items():
-        for stored in (matrix.stored, matrix.twin_stored):
-            suffix = name.removeprefix(f"{stored}.") if stored else ""
-            if suffix in format_of(matrix, width).shapes(width, *matrix.shape, matrix.dtype) and suffix != name:
-                tensor = packed[matrix.path].tensors()[suffix]
-                return tensor.clone() if stored == matrix.twin_stored else tensor  # one file holds no tensor twice
-    return None
+        form = format_of(matrix, width)
+        for suffix in form.shapes(width, *matrix.shape, matrix.dtype):
+            found[f"{matrix.stored}.{suffix}"] = (matrix.path, suffix)
+            if second_scale(matrix, form, suffix):
+                found[f"{matrix.twin_stored}.{suffix}"] = (matrix.path, suffix)
+    return found
 
 
 def by_name(vocabulary: Vocabulary) -> dict[str, str]:
