@@ -320,13 +320,16 @@ def text_of(value: Any) -> str:
 def main() -> None:
     from readme_tables import fill
     from route_tables import route_part
+    from serving_tables import serving
+    from whole_tables import whole_files
 
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files) + "\n" + "\n".join(route_part(files)).rstrip() + "\n")
-    for filled in (root.parent / "README.md", root / "serving.md"):
-        fill(filled, files)
-    print(f"{root / 'results.md'} and the tables of README.md and serving.md: from {len(files)} files")
+    fill(root.parent / "README.md", files)
+    fill(root / "serving.md", files, {"serving": serving})
+    fill(root / "models.md", files, {"whole files": whole_files})
+    print(f"{root / 'results.md'}, the tables of README.md, serving.md and models.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Any
 from real_tables import first
 from route_tables import verdict_on
 from saved_widths import labels
-from serving_tables import serving
 
 Json = dict[str, Any]
 MODEL = "llama-mini"
@@ -118,14 +117,15 @@ TABLES: dict[str, Callable[[Mapping[str, Json]], list[str]]] = {
     "best": best,
     "reference": reference,
     "route": route,
-    "serving": serving,
 }
 
 
-def fill(page: Path, files: Mapping[str, Json]) -> None:
+def fill(
+    page: Path, files: Mapping[str, Json], tables: Mapping[str, Callable[[Mapping[str, Json]], list[str]]] = TABLES
+) -> None:
     """Replace what stands between `<!-- generated: NAME -->` and `<!-- end -->`."""
     text = page.read_text()
-    for name, make in TABLES.items():
+    for name, make in tables.items():
         pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.S)
         body = "\n".join(make(files)) + "\n"
         text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)

@@ -30,7 +30,7 @@ class FileOptions:
         str, typer.Option(help="checkpoint (a folder), or gguf: one file for llama.cpp, of --max-bytes in all.")
     ] = "checkpoint"
     bits_per_weight: Annotated[
-        float | None, typer.Option(help="gguf: budget of the whole file in bits per weight, instead of --max-bytes.")
+        float | None, typer.Option(help="Budget of the whole file in bits per parameter, instead of --max-bytes.")
     ] = None
     types: Annotated[str | None, typer.Option(help="gguf: ggml types that matrices may have, with commas.")] = None
     plans: Annotated[int, typer.Option(help="gguf: plans that are measured.")] = 24
@@ -56,7 +56,6 @@ class FileOptions:
         """
         require_format(self.format)
         given = {
-            "--bits-per-weight": self.bits_per_weight,
             "--types": self.types,
             "--plan-tokens": self.plan_tokens,
             "--threads": self.threads,
