@@ -27,9 +27,10 @@ from saved_plans import names_of
 from torch import Tensor
 
 from apportion.bits.compare.methods import ISOLATED
-from apportion.bits.finalists import finalists, judges_for
+from apportion.bits.finalists import Candidate, finalists, judges_for
 from apportion.bits.game import Assignment, Costs, decode, encode, sample
 from apportion.bits.game.samples import WINDOWS
+from apportion.bits.offers import Offer
 from apportion.bits.perplexity import first_windows
 from apportion.bits.plan import Budget, budget_from_bits, search
 from apportion.bits.quantize import QuantizeRequest, open_model
@@ -111,7 +112,10 @@ def main() -> None:
     print(f"{name}: searched in {searched_s:.0f} s", flush=True)
     levels = [costs.uniform(column) for column in range(len(costs.widths))]
     rewrites = quantizer.rewrites or asked.tune > 0
-    own = {item for one in found for item in finalists(one, asked.finalists if rewrites else 1)} | set(levels)
+    few = asked.finalists if rewrites else 1
+    offers = [Offer(budget, costs.fixed_bytes) for budget in budgets]
+    candidates = [Candidate(*pair) for pair in zip(offers, found, strict=True)]
+    own = {item for one in candidates for _, item in finalists([one], few)} | set(levels)
     rivals = rival_plans(asked, quantizer)
     plans = sorted(own | {item for choices in rivals.values() for item in choices})
     measured = (

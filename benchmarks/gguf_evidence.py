@@ -1,8 +1,9 @@
 """Our GGUF files beside llama.cpp's standard mixes at the same bytes: mean KL on held-out text and on conversations.
 
     prepare   tokenized text and the mixes' types (by `llama-quantize --dry-run`), on a machine with the tools
-    run       everything measured, on a machine with a GPU: no tokenizer and no network needed
-    page      the table from the JSON
+    run       everything measured: no tokenizer and no network needed; goes on where it was cut off
+
+`make results` makes the tables from the saved JSON.
 
 The mixes' types are those that `llama-quantize` (ik-llama-cpp-python's binary, with an importance matrix) chooses for
 the very file; its type q6_0, which llama.cpp does not have, is replaced by Q5_1 as llama.cpp does. Weights of mixes and
@@ -14,6 +15,7 @@ import json
 import re
 import subprocess
 import time
+import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,18 +23,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import own_command
 from torch import Tensor
 
 from apportion.bits.divergence import Reference, TokenDivergence, divergence_of, summarize
 from apportion.bits.divergence.summary import kl_difference
+from apportion.bits.gguf.bank import GgufBank, encode_all
+from apportion.bits.gguf.finals import judged
+from apportion.bits.gguf.fisher import Fisher
+from apportion.bits.gguf.game import FileGame
 from apportion.bits.gguf.ladders import DEFAULT_TYPES
-from apportion.bits.gguf.plan import plan_of, write_file
+from apportion.bits.gguf.mixes import assignment_of
+from apportion.bits.gguf.plan import FilePlan, described_plan, write_file
 from apportion.bits.gguf.recipe import FileRequest
-from apportion.bits.gguf.search import FileSearch, falling, search_file
-from apportion.bits.gguf.workshop import Text, Workshop
+from apportion.bits.gguf.search import falling, search_file
+from apportion.bits.gguf.workshop import FINALS, Text, Workshop
 from apportion.bits.plan.search import relaxed
 from apportion.bits.rounding.ggml import quantize
-from apportion.core.artifact import plain
+from apportion.core.artifact import digest_of, plain
 from apportion.core.device import place
 from apportion.formats.ggml import GgmlWeight, ggml_width
 from apportion.formats.gguf_file import TensorEntry, file_bytes
@@ -98,9 +106,27 @@ class RoundedFile(GgufFile):
         return found.to(torch.bfloat16) if found.dim() > 1 else found
 
 
-def opened(path: Path, request: FileRequest) -> Workshop:
-    """The model in bfloat16, as the Hugging Face folder made of this file has it."""
-    file = RoundedFile(path)
+class OffGrid(GgufFile):
+    """A quantized file's weights, each moved by uniform noise within its step: a reference of no grid.
+
+    Weights of a file in Q4_1 or Q5_0 lie on grids that other ggml types hold exactly, mixes and ours alike; a model
+    that was trained has no such grid.
+    """
+
+    def weight(self, name: str) -> Tensor:
+        found = super().weight(name).float()
+        levels = 2 ** int(match[1]) - 1 if (match := re.match(r"I?Q(\d)", self.types[name])) else 0
+        if not levels:
+            return found
+        groups = found.reshape(-1, 32)
+        step = (groups.amax(1) - groups.amin(1))[:, None] / levels
+        noise = torch.rand(groups.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        return (groups + step * (noise - 0.5)).view(found.shape)
+
+
+def opened(path: Path, request: FileRequest, *, off_grid: bool = False) -> Workshop:
+    """The model in bfloat16, as the Hugging Face folder made of this file has it; or moved off its grid."""
+    file = OffGrid(path) if off_grid else RoundedFile(path)
     return Workshop(staged_file(file, place(request.device, request.dtype)), None, FileSource(file), request)
 
 
@@ -147,46 +173,38 @@ class Bench:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure one model at the sizes of all mixes."""
+    """Measure one model at the sizes of all mixes; sizes that the result holds already are not measured again."""
     began = time.monotonic()
     tokens = {name: torch.from_numpy(a.astype(np.int64)) for name, a in np.load(arguments.work / "tokens.npz").items()}
     mixes = json.loads((arguments.work / "mixes.json").read_text())
-    calibration = tokens.pop("calibration")
-    tokens = {name: windows[: arguments.text_windows, : arguments.tokens] for name, windows in tokens.items()}
-    request = FileRequest(
-        max_bytes=1,
-        types=tuple(arguments.types.split(",")),
-        windows=arguments.search_windows,
-        window_tokens=WINDOW,
-        sequences=arguments.sequences,
-        sequence_tokens=arguments.sequence_tokens,
-        evaluations=arguments.evaluations,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
-    shop = opened(arguments.gguf, request)
-    split = arguments.search_windows
-    measured = Windows(calibration[:split, : arguments.tokens].contiguous(), "C4")
-    costs = calibration[split : split + -(-arguments.sequences // (WINDOW // arguments.sequence_tokens))]
-    shop.__dict__["text"] = Text(measured, calibration[split : split + arguments.importance], costs, calibration[-8:])
+    shop = workshop(arguments, tokens.pop("calibration"))
     marks = {"loading": time.monotonic() - began}
     log("loaded", marks)
-    bench = Bench(shop, tokens)
+    kept(shop, arguments)
     marks["encoding"] = shop.bank.seconds
     log("encoded", marks)
     at = time.monotonic()
-    marks["costs alone"] = (fisher := shop.fisher).sequences and time.monotonic() - at
+    fisher = kept_costs(shop, arguments)
+    marks["costs alone"] = time.monotonic() - at
     log("costs alone", marks)
-    result: dict[str, Any] = {"model": arguments.name, "types": request.types, "seconds": marks, "sizes": {}}
-    game = shop.game()
+    bench = Bench(
+        shop, {name: windows[: arguments.text_windows, : arguments.tokens] for name, windows in tokens.items()}
+    )
+    result: dict[str, Any] = {
+        "model": arguments.name, "command": own_command(), "types": shop.request.types, "seconds": marks,
+        "costs_error": fisher.error, "sizes": {},
+    }  # fmt: skip
+    if arguments.out.exists():
+        result["sizes"] = json.loads(arguments.out.read_text())["sizes"]
+    games = shop.game(), FileGame(shop.bank, shop.text.finals)
     for mix in arguments.mixes.split(","):
-        types = {name: mixes[mix][name] for name in shop.ladders.names}
-        size = bench.bytes_of(types)
-        one, best = one_size(bench, game, types, size, request)
+        if mix in result["sizes"]:
+            continue
+        one, plan = one_size(bench, games, mix, {name: mixes[mix][name] for name in shop.ladders.names})
         result["sizes"][mix] = plain(one)
         if arguments.write:
-            write_ours(bench, best, size, arguments.write / f"{arguments.name}-{mix}.gguf")
-        log(mix, {"bytes": size, **{k: v["text"]["kl_mean"]["mean"] for k, v in result["sizes"][mix]["found"].items()}})
+            assert write_file(shop, plan, arguments.write / f"{arguments.name}-{mix}.gguf") <= plan.max_bytes
+        log(mix, {k: v["text"]["kl_mean"]["mean"] for k, v in result["sizes"][mix]["found"].items()})
         save(arguments, result)
     result["uniform"] = uniform_types(bench) if arguments.uniform else {}
     result["costs"] = {"tensors": shop.ladders.names, "types": shop.ladders.types, "kl": np.round(fisher.costs, 8)}
@@ -195,21 +213,80 @@ def run(arguments: argparse.Namespace) -> None:
     log("done", marks)
 
 
+def workshop(arguments: argparse.Namespace, calibration: Tensor) -> Workshop:
+    """The model, with its calibration text divided: plans, finals, importance and costs share no window."""
+    request = FileRequest(
+        max_bytes=1,
+        types=tuple(arguments.types.split(",")),
+        windows=arguments.search_windows,
+        window_tokens=WINDOW,
+        sequences=arguments.sequences,
+        sequence_tokens=arguments.sequence_tokens,
+        evaluations=arguments.evaluations,
+        threads=arguments.threads,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    shop = opened(arguments.gguf, request, off_grid=arguments.off_grid)
+    split, length = arguments.search_windows, arguments.tokens
+    rest = calibration[split + FINALS * split :]
+    costs = rest[arguments.importance :][: -(-arguments.sequences // (WINDOW // arguments.sequence_tokens))]
+    shop.__dict__["text"] = Text(
+        Windows(calibration[:split, :length].contiguous(), "C4"),
+        Windows(calibration[split : split + FINALS * split, :length].contiguous(), "C4"),
+        rest[: arguments.importance],
+        costs,
+        calibration[-8:],
+    )
+    return shop
+
+
+def kept(shop: Workshop, arguments: argparse.Namespace) -> None:
+    """Importance and encoded matrices, made once for the same model, types and text."""
+    asked = [shop.staged.digest, *shop.request.types, str(arguments.importance), str(arguments.search_windows)]
+    path = arguments.work / f"encoded-{digest_of(asked)[:12]}.pt"
+    if path.exists():
+        shop.__dict__["importance"], encoded, seconds = torch.load(path, weights_only=False)
+    else:
+        encoded, seconds = encode_all(shop.source, shop.ladders, shop.importance, arguments.threads)
+        torch.save((shop.importance, encoded, seconds), path)
+    shop.__dict__["bank"] = GgufBank(
+        shop.staged, shop.source, shop.ladders, encoded, seconds, arguments.decoded_gb << 30
+    )
+    shop.bank.decode_all(arguments.threads)
+
+
+def kept_costs(shop: Workshop, arguments: argparse.Namespace) -> Fisher:
+    """The costs alone, made once."""
+    asked = [shop.staged.digest, *shop.request.types, *map(str, shop.text.costs.shape), str(shop.request.sequences)]
+    path = arguments.work / f"costs-{digest_of(asked)[:12]}.pt"
+    if path.exists():
+        shop.__dict__["fisher"] = torch.load(path, weights_only=False)
+    torch.save(shop.fisher, path)
+    return shop.fisher
+
+
 def one_size(
-    bench: Bench, game: Any, mix: Mapping[str, str], size: int, request: FileRequest
-) -> tuple[dict[str, Any], FileSearch]:
+    bench: Bench, games: tuple[FileGame, FileGame], name: str, mix: Mapping[str, str]
+) -> tuple[dict[str, Any], FilePlan]:
     """A mix, our plan at its bytes, and our plan by the costs alone."""
     shop, ladders = bench.shop, bench.shop.ladders
-    began = time.monotonic()
+    began, size = time.monotonic(), bench.bytes_of(mix)
     budget = min(size, ladders.costs.largest()) - ladders.costs.fixed_bytes
-    state: FileSearch = search_file(
-        game, ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed
-    )
+    rival = assignment_of(ladders, mix)
+    state = search_file(
+        games[0], ladders.costs, shop.fisher.costs, budget, evaluations=shop.request.evaluations,
+        seed=shop.request.seed, rivals={} if rival is None else {rival: f"standard mix {name}"},
+    )  # fmt: skip
+    met = judged(state, games[1])
     seconds = time.monotonic() - began
+    plan = described_plan(shop, state, met[0].assignment, size, met[0].source)
     alone = relaxed(falling(shop.fisher.costs), ladders.costs.bytes, budget)
-    plans = {"mix": mix, "ours": ladders.chosen(state.best), "costs alone": ladders.chosen(alone)}
-    both, one = ("text", "chat"), ("text",)
-    figures = {name: bench.measured(types, one if name == "costs alone" else both) for name, types in plans.items()}
+    plans = {"mix": mix, "ours": ladders.chosen(plan.assignment), "costs alone": ladders.chosen(alone)}
+    figures: dict[str, dict[str, TokenDivergence]] = {}
+    for own, types in plans.items():
+        same = next((found for other, found in figures.items() if plans[other] == types), None)
+        figures[own] = same or bench.measured(types, ("text",) if own == "costs alone" else ("text", "chat"))
     found = {
         "bytes": {name: bench.bytes_of(types) for name, types in plans.items()},
         "found": {name: {text: summarize(one) for text, one in by.items()} for name, by in figures.items()},
@@ -217,18 +294,10 @@ def one_size(
         "types": {name: dict(Counter(types.values())) for name, types in plans.items()},
         "ends": {own: {k: t for k, t in types.items() if not k.startswith("blk.")} for own, types in plans.items()},
         "plan": plans["ours"],
-        "search": {
-            "seconds": seconds, "source": state.sources[state.best], "kl": state.seen[state.best],
-            "kl_costs_alone": state.seen[next(iter(state.seen))], "misfit": state.misfit,
-        },
+        "finalists": [{"source": one.source, "measured": one.measured, "judged": one.judged} for one in met],
+        "search": {"seconds": seconds, "source": plan.source, "evaluations": len(state.seen), "misfit": state.misfit},
     }  # fmt: skip
-    return found, state
-
-
-def write_ours(bench: Bench, state: FileSearch, size: int, path: Path) -> None:
-    """Our file at a mix's size, as the command writes it."""
-    plan = plan_of(bench.shop, state, size)
-    assert write_file(bench.shop, plan, path) <= size
+    return found, plan
 
 
 def uniform_types(bench: Bench) -> dict[str, Any]:
@@ -252,29 +321,6 @@ def save(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:
     arguments.out.write_text(json.dumps(plain(result), indent=1))
 
 
-def page(arguments: argparse.Namespace) -> None:
-    """Markdown of saved results."""
-    for path in arguments.results:
-        result = json.loads(path.read_text())
-        for text in ("text", "chat"):
-            if all(text not in one["found"]["mix"] for one in result["sizes"].values()):
-                continue
-            print(f"\n{result['model']}, {text}\n")
-            print(
-                "| size of | bytes | mix: mean KL | ours: mean KL | change | 99.9 %: mix, ours | same top: mix, ours |"
-            )
-            print("|---|---|---|---|---|---|---|")
-            for mix, one in result["sizes"].items():
-                theirs, own = (one["found"][name][text] for name in ("mix", "ours"))
-                a, b = theirs["kl_mean"], own["kl_mean"]
-                print(
-                    f"| {mix} | {one['bytes']['mix']:,} | {a['mean']:.5f} [{a['low']:.5f}, {a['high']:.5f}] | "
-                    f"**{b['mean']:.5f}** [{b['low']:.5f}, {b['high']:.5f}] | {b['mean'] / a['mean'] - 1:+.0%} | "
-                    f"{theirs['kl_999']:.3f}, {own['kl_999']:.3f} | {theirs['same_top']['mean']:.1%}, "
-                    f"{own['same_top']['mean']:.1%} |"
-                )
-
-
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = root.add_subparsers(required=True)
@@ -293,15 +339,15 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--write", type=Path, help="folder for our files")
     two.add_argument("--text-windows", type=int, default=64)
     two.add_argument("--tokens", type=int, default=WINDOW, help="of each window that plans and files are measured on")
+    two.add_argument("--off-grid", action="store_true", help="the GGUF is quantized: move its weights off their grid")
+    two.add_argument("--threads", type=int, help="of ggml's quantizer")
+    two.add_argument("--decoded-gb", type=int, default=8, help="decoded weights that are kept")
     two.add_argument("--uniform", action="store_true", help="a type for all matrices alike, too")
     two.add_argument("--sequence-tokens", type=int, default=128)
     two.add_argument("--mixes", default=",".join(MIXES))
-    for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 256), ("evaluations", 120)):
+    for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 32), ("evaluations", 24)):
         two.add_argument(f"--{name}", type=int, default=default)
     two.set_defaults(step=run)
-    three = steps.add_parser("page")
-    three.add_argument("results", type=Path, nargs="+")
-    three.set_defaults(step=page)
     return root
 
 

@@ -1,17 +1,28 @@
-"""Our GGUF file in real llama.cpp: perplexity and KL on the same tokens as ours, and greedy continuations to read."""
+"""Our GGUF file in real llama.cpp: perplexity and KL on the same tokens as ours, and greedy continuations to read.
+
+llama.cpp rounds the activations that a quantized matrix is multiplied with to 8 bit. The same weights, decoded to
+float32 and written as such, are run by it too: there they stay as they are, and what is left is all other difference.
+"""
 
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from command_line import own_command
+from jaxtyping import Int
+from torch import Tensor
 
 from apportion.bits.divergence import divergence_of, reference_of, summarize
 from apportion.core.device import place
+from apportion.formats.gguf_file import Field, TensorEntry, write
 from apportion.models.gguf.load import is_gguf, load_gguf
+from apportion.models.gguf.source import GgufFile
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
+from apportion.models.staged import StagedModel
 from apportion.models.text import windows_of
 from tests.llama_cpp import LlamaCpp
 
@@ -29,6 +40,30 @@ PROMPTS = (
 )
 
 
+def decoded(path: Path, out: Path) -> Path:
+    """The same file with every tensor in float32."""
+    file = GgufFile(path)
+    entries = {name: TensorEntry("F32", shape) for name, shape in file.shapes.items()}
+    fields = {**file.fields, "general.file_type": Field("UINT32", 0)}
+    write(out, fields, entries, lambda name: file.weight(name).float().contiguous().numpy().tobytes())
+    return out
+
+
+def in_llama_cpp(
+    path: Path, original: StagedModel, windows: Int[Tensor, "windows tokens"]
+) -> tuple[LlamaCpp, float, float]:
+    """A file that is running, its mean KL from the original and its perplexity."""
+    runner = LlamaCpp(path, windows.shape[1])
+    kl, nll = [], []
+    for row in windows:
+        theirs = torch.from_numpy(runner.logits(row.tolist())).log_softmax(-1)[:-1]
+        with torch.inference_mode():
+            p = original.model(input_ids=row[None]).logits[0, :-1].float().log_softmax(-1)
+        kl.append(float((p.exp() * (p - theirs)).sum(-1).mean()))
+        nll.append(float(-theirs.gather(-1, row[1:, None]).mean()))
+    return runner, float(np.mean(kl)), float(np.exp(np.mean(nll)))
+
+
 def continued(runner: LlamaCpp, tokenizer: object, prompt: str, count: int) -> str:
     """Greedy, a token at a time."""
     ids = tokenizer(prompt).input_ids  # type: ignore[operator]
@@ -44,6 +79,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=256)
+    parser.add_argument("--out", type=Path, help="where the figures are saved")
     parser.add_argument("--continue-tokens", type=int, default=16)
     asked = parser.parse_args()
     cpu = place("cpu", "float32")
@@ -51,21 +87,24 @@ def main() -> None:
     windows = windows_of(asked.text, tokenizer, asked.window_tokens)[: asked.windows]
     original = load_gguf(Path(asked.reference), cpu) if is_gguf(asked.reference) else load_staged(asked.reference, cpu)
     own = summarize(divergence_of(reference_of(original, windows), load_gguf(asked.gguf, cpu)))
-    runner = LlamaCpp(asked.gguf, asked.window_tokens)
-    kl, nll = [], []
-    for row in windows:
-        theirs = torch.from_numpy(runner.logits(row.tolist())).log_softmax(-1)[:-1]
-        with torch.inference_mode():
-            p = original.model(input_ids=row[None]).logits[0, :-1].float().log_softmax(-1)
-        kl.append(float((p.exp() * (p - theirs)).sum(-1).mean()))
-        nll.append(float(-theirs.gather(-1, row[1:, None]).mean()))
+    runner, kl, perplexity = in_llama_cpp(asked.gguf, original, windows)
+    with TemporaryDirectory() as folder:
+        other, decoded_kl, decoded_perplexity = in_llama_cpp(
+            decoded(asked.gguf, Path(folder) / "f32.gguf"), original, windows
+        )
+        other.close()
     found = {
+        "command": own_command(),
         "tokens": own.tokens,
-        "kl": {"ours": own.kl_mean.mean, "llama.cpp": float(np.mean(kl))},
-        "perplexity": {"ours": own.perplexity, "llama.cpp": float(np.exp(np.mean(nll)))},
+        "kl": {"ours": own.kl_mean.mean, "llama.cpp": kl, "llama.cpp, weights decoded to f32": decoded_kl},
+        "perplexity": {
+            "ours": own.perplexity, "llama.cpp": perplexity, "llama.cpp, weights decoded to f32": decoded_perplexity
+        },
         "original_perplexity": own.reference_perplexity,
-    }
+    }  # fmt: skip
     print(json.dumps(found, indent=1))
+    if asked.out:
+        asked.out.write_text(json.dumps(found, indent=1) + "\n")
     for prompt in PROMPTS:
         print(repr(continued(runner, tokenizer, prompt, asked.continue_tokens)))
 

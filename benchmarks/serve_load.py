@@ -2,13 +2,16 @@
 
 Three processes on one machine: the stub, the server, and a public load tool (`hey`, from Debian). The stub answers 50
 tokens, at once or paced like a model. Every figure of the server stands beside the same figure of the stub alone, and,
-where `--litellm URL` names its proxy in front of the same stub, beside that; all in one run.
+where `--litellm URL` names its proxy in front of the same stub, beside that; all in one run. "staggered" are 32 clients
+that each begin at another time of an answer's second, as people do; one `hey` with 32 clients starts all of them at
+once, and paced answers of equal length keep them in step.
 
     python benchmarks/serve_load.py --router DIR --index DIR --out docs/results/serve_load.json
 """
 
 import argparse
 import asyncio
+import csv
 import json
 import os
 import re
@@ -27,6 +30,8 @@ TITLE = "What the server costs: 32 at once, answers of 50 tokens, a stub upstrea
 KEY = "sk-load-test-0123456789abcdef"  # of a LiteLLM proxy that is measured beside ours; ours and the stub need none
 TOKENS = 50
 PACE_S = 0.02  # 50 tokens a second, as a small model on a GPU
+KINDS = ("plain", "stream", "paced stream", "paced stream, staggered")
+CLIENTS = 32
 QUESTION = {"model": "direct", "messages": [{"role": "user", "content": "Who founded the city of Bern, and when?"}]}
 
 
@@ -40,6 +45,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path)
     parser.add_argument("--litellm", default="", help="URL of LiteLLM's proxy in front of the stub at --stub-port")
     parser.add_argument("--stub-port", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=KINDS)
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--requests", type=int, default=0, help="also send so many plain ones and watch the memory")
     parser.add_argument("--out", type=Path)
@@ -121,8 +127,9 @@ def measure(given: argparse.Namespace) -> None:
         if given.litellm:
             places["litellm"] = given.litellm
         rows = []
-        for kind in ("plain", "stream", "paced stream"):
+        for kind in KINDS if not given.only else given.only:
             for name, url in places.items():
+                load(url, kind, 2, None)  # connections and caches of all are warm
                 busy = os.getloadavg()[0]
                 pid = {"stub": stub.pid, "apportion": proxy.pid}.get(name)
                 rows.append(
@@ -148,11 +155,20 @@ def load(url: str, kind: str, seconds: int, pid: int | None) -> dict[str, float 
     body: dict[str, Any] = {**QUESTION, "stream": kind != "plain"}
     if "litellm" in url or not url:
         body["model"] = "direct"
-    if kind == "paced stream":
+    if kind.startswith("paced"):
         body["messages"] = [{"role": "user", "content": "paced: who founded Bern?"}]
-    command = ["hey", "-z", f"{seconds}s", "-c", "32", "-m", "POST", "-T", "application/json"]
-    command += ["-H", f"Authorization: Bearer {KEY}", "-d", json.dumps(body), f"{url}/chat/completions"]
-    before = cpu_s(pid)
+    asked = ["-m", "POST", "-T", "application/json", "-H", f"Authorization: Bearer {KEY}", "-d", json.dumps(body)]
+    before, where = cpu_s(pid), f"{url}/chat/completions"
+    if kind.endswith("staggered"):
+        taken = staggered([*asked, where], seconds)
+        spent_ms = 0.0 if pid is None else 1000 * (cpu_s(pid) - before)
+        return {
+            "requests_per_s": len(taken) / seconds,
+            "p50_ms": quantile(taken, 0.5),
+            "p99_ms": quantile(taken, 0.99) if len(taken) >= 100 else None,
+            "cpu_ms_an_answer": None if pid is None else round(spent_ms / len(taken), 3),
+        }
+    command = ["hey", "-z", f"{seconds}s", "-c", str(CLIENTS), *asked, where]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spent_ms = None if pid is None else 1000 * (cpu_s(pid) - before)
     statuses = {int(code): int(count) for code, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", said)}
@@ -167,6 +183,24 @@ def load(url: str, kind: str, seconds: int, pid: int | None) -> dict[str, float 
         "p99_ms": quantiles.get(99),
         "cpu_ms_an_answer": cpu_ms,
     }
+
+
+def staggered(asked: list[str], seconds: int) -> list[float]:
+    """Milliseconds of every answer but each client's first, of clients that begin one after the other."""
+    started = []
+    for _ in range(CLIENTS):
+        command = ["hey", "-z", f"{seconds}s", "-c", "1", "-o", "csv", *asked]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        time.sleep(TOKENS * PACE_S / CLIENTS)
+    rows = [list(csv.DictReader(client.communicate()[0].splitlines()))[1:] for client in started]
+    found = [row for client in rows for row in client]
+    assert {row["status-code"] for row in found} == {"200"}
+    return sorted(1000 * float(row["response-time"]) for row in found)
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    """The smallest value that this share of the others does not exceed."""
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
 
 
 def cpu_s(pid: int | None) -> float:

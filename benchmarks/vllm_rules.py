@@ -25,6 +25,9 @@ FUSED = {
     "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
 }
 
+PACKED = "pack-quantized"
+EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "word_embeddings")
+
 
 def mapped(name: str) -> str:
     """A module path of transformers as vLLM calls it.
@@ -57,6 +60,35 @@ def fused_names(names: list[str]) -> dict[str, tuple[str, ...]]:
             found[name] = (name,)
         else:
             found[f"{parent}.{whole}"] = tuple(f"{parent}.{part}" for part in FUSED[whole])
+    return found
+
+
+def outside_blocks(config: Mapping[str, Any], *, tied: bool) -> list[str]:
+    """Embedding and head that vLLM would not read as they are written; empty where there is nothing to say.
+
+    By its source at commit 055e47c: a head is a linear, if its name is a target and it is packed. An embedding is
+    looked up in packed rows whose words hold whole codes, if the model's class hands on its prefix (open: vllm pull
+    45535); a packed embedding that is tied to the head is refused.
+
+    >>> group = lambda bits, **more: {"targets": ["model.embed_tokens"], "weights": {"num_bits": bits}, **more}
+    >>> outside_blocks({"config_groups": {"a": group(4)}}, tied=False)
+    []
+    >>> outside_blocks({"config_groups": {"a": group(4)}}, tied=True)
+    ['model.embed_tokens: packed and tied to the head']
+    >>> outside_blocks({"config_groups": {"a": group(8, format="int-quantized")}}, tied=False)
+    ['model.embed_tokens: int-quantized']
+    """
+    found: list[str] = []
+    for group in config["config_groups"].values():
+        for target in group["targets"]:
+            if target.rsplit(".", 1)[-1] not in EMBEDDINGS:
+                continue
+            if group.get("format", PACKED) != PACKED:
+                found.append(f"{target}: {group['format']}")
+            elif 32 % group["weights"]["num_bits"]:
+                found.append(f"{target}: {group['weights']['num_bits']} bits do not fill words of 32")
+            elif tied:
+                found.append(f"{target}: packed and tied to the head")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 BYTES = 1024  # more than either structure has
 
@@ -45,6 +46,7 @@ def library() -> Any:
         ("llama_model_get_vocab", pointer, [pointer]),
         ("llama_vocab_n_tokens", ctypes.c_int32, [pointer]),
         ("llama_get_memory", pointer, [pointer]),
+        ("llama_set_n_threads", None, [pointer, ctypes.c_int32, ctypes.c_int32]),
         ("llama_memory_clear", None, [pointer, ctypes.c_bool]),
         ("llama_batch_init", Batch, [ctypes.c_int32] * 3),
         ("llama_batch_free", None, [Batch]),
@@ -86,6 +88,8 @@ class LlamaCpp:
         for field in range(3):  # n_ctx, n_batch, n_ubatch
             sizes[field] = max(window_tokens, 64)
         self.context = self.lib.llama_init_from_model(self.model, parameters)
+        threads = torch.get_num_threads()  # its own four wait for each other in loops where cores are fewer
+        self.lib.llama_set_n_threads(self.context, threads, threads)
         self.vocab = self.lib.llama_model_get_vocab(self.model)
         self.size = self.lib.llama_vocab_n_tokens(self.vocab)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from best_tables import best_part  # beside this script
+from gguf_tables import gguf_part
 from readme_tables import reference
 from real_tables import house_part, real_part
 from saved_widths import labels, level
@@ -61,6 +62,7 @@ def page(files: Mapping[str, Json]) -> str:
         *real_part(files),
         *claim_part(compares),
         *house_part(files),
+        *gguf_part(files),
         "## The main job on two cores, a mini model",
         "",
         *reference(files),
@@ -318,12 +320,16 @@ def text_of(value: Any) -> str:
 def main() -> None:
     from readme_tables import fill
     from route_tables import route_part
+    from serving_tables import serving
+    from whole_tables import whole_files
 
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files) + "\n" + "\n".join(route_part(files)).rstrip() + "\n")
     fill(root.parent / "README.md", files)
-    print(f"{root / 'results.md'} and the tables of README.md: from {len(files)} files")
+    fill(root / "serving.md", files, {"serving": serving})
+    fill(root / "models.md", files, {"whole files": whole_files})
+    print(f"{root / 'results.md'}, the tables of README.md, serving.md and models.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The measured tables of README.md, from the JSON files in docs/results/; `make results` fills them in."""
+"""The measured tables of README.md and other pages, from the JSON files in docs/results/; `make results` fills them in."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -120,11 +120,13 @@ TABLES: dict[str, Callable[[Mapping[str, Json]], list[str]]] = {
 }
 
 
-def fill(readme: Path, files: Mapping[str, Json]) -> None:
+def fill(
+    page: Path, files: Mapping[str, Json], tables: Mapping[str, Callable[[Mapping[str, Json]], list[str]]] = TABLES
+) -> None:
     """Replace what stands between `<!-- generated: NAME -->` and `<!-- end -->`."""
-    text = readme.read_text()
-    for name, make in TABLES.items():
+    text = page.read_text()
+    for name, make in tables.items():
         pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.S)
         body = "\n".join(make(files)) + "\n"
         text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
-    readme.write_text(text)
+    page.write_text(text)

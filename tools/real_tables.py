@@ -88,11 +88,46 @@ OPTIONS = {
 }
 
 
+FALLS_BACK = "Most of its rows have 576 columns, which no K-quant holds, so the mixes fall back to other types there."
+
+
+def best_files(found: Json | None) -> list[str]:
+    """GGUF files of one size: llama.cpp's standard mix and ours."""
+    if found is None:
+        return []
+    rows = []
+    for mix, one in found["sizes"].items():
+        theirs, own = (one["found"][name]["text"] for name in ("mix", "ours"))
+        kl, same = ([item[name]["mean"] for item in (theirs, own)] for name in ("kl_mean", "same_top"))
+        size = f"{one['bytes']['mix'] / 1e6:.1f} MB"
+        rows.append(
+            [
+                f"{mix}, {size}",
+                f"{kl[0]:.3f}",
+                f"**{kl[1]:.3f}** ({kl[1] / kl[0] - 1:+.0%})",
+                f"{same[0]:.1%}",
+                f"{same[1]:.1%}",
+            ]
+        )
+    head = ["file of the size of", "mean KL: llama.cpp's mix", "ours", "same top token: mix", "ours"]
+    noise = (
+        "; its weights moved off the grid of the 4-bit file they came in" if "--off-grid" in found["command"] else ""
+    )
+    return [
+        f"`--format gguf`, {CALLED[FIRST]}, divergence from full precision on held-out WikiText-2, both with importance data{noise}. {FALLS_BACK}",
+        "",
+        *markdown(head, rows),
+        "",
+        f"Made by `{found['command']}`.",
+        "",
+    ]
+
+
 def first(files: Mapping[str, Json]) -> list[str]:
     """The README's first tables: the command's plan beside one width for all, and what a rounding is worth."""
     job = main_jobs(files).get(FIRST)
     learned = files.get(LEARNERS)
-    lines = []
+    lines = best_files(files.get(f"gguf_{FIRST}"))
     if job is not None:
         lines += [
             *job_table(job),

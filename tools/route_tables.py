@@ -7,6 +7,7 @@ from tables import markdown
 
 Json = dict[str, Any]
 NOT_RUN = "*not run*"
+LOOKED_AT = "llama31_8b_hotpotqa"  # the only recorded set with a retrieved answer to look at
 RECORDED = {
     "llama31_8b_hotpotqa": "Llama-3.1-8B on HotpotQA",
     "llama31_8b_six_cot_ragcot": "Llama-3.1-8B on six benchmarks, CoT and RAG+CoT",
@@ -24,7 +25,7 @@ def route_part(files: Mapping[str, Json]) -> list[str]:
         *traffic(files.get("demo_route_traffic")),
         *three_bits(files.get("demo_route_3bit")),
         *recorded(files.get("route_recorded")),
-        *two_decisions(files.get("route_recorded_two"), files.get("route_recorded")),
+        *two_decisions(files.get("route_recorded")),
     ]
 
 
@@ -313,16 +314,13 @@ def recorded(found: Json | None) -> list[str]:
     return [*lines, *made(found, "route_recorded")]
 
 
-def two_decisions(found: Json | None, before: Json | None) -> list[str]:
-    """The same recorded questions with a second decision after the retrieved answer, beside the one decision of before."""
+def two_decisions(whole: Json | None) -> list[str]:
+    """What a look at the retrieved answer was worth on recorded answers of a large model."""
     lines = ["### Recorded answers, with a second decision", ""]
-    if not found:
+    if not whole or not whole.get("before"):
         return [*lines, NOT_RUN, ""]
-    earlier = (
-        {at["token_weight"]: at["gain"]["interval"] for at in before["llama31_8b_hotpotqa"]["weights"]}
-        if before
-        else {}
-    )
+    found = whole[LOOKED_AT]
+    earlier = {token: gain for token, _, gain in whole["before"]["gains"][LOOKED_AT]}
     rows = []
     for at in found["weights"]:
         static = at["best_static"]["utility"]
@@ -330,7 +328,7 @@ def two_decisions(found: Json | None, before: Json | None) -> list[str]:
             [
                 f"{at['token_weight']:g}",
                 f"{static:.3f} ({', '.join(at['best_static_names'])})",
-                interval(earlier[at["token_weight"]]) if earlier else "–",
+                interval(earlier[at["token_weight"]]),
                 interval(at["gain"]["interval"]),
                 f"{at['baselines']['escalating']['utility'] - static:+.3f}",
                 at["reach"]["verdict"],
@@ -346,13 +344,13 @@ def two_decisions(found: Json | None, before: Json | None) -> list[str]:
     ]
     return [
         *lines,
-        f"{RECORDED['llama31_8b_hotpotqa']}, {found['questions']} questions, 5 folds; the passages are found anew, since "
+        f"{RECORDED[LOOKED_AT]}, {found['questions']} questions, 5 folds; the passages are found anew, since "
         "those of the recording were not kept.",
         "",
         *markdown([*head, "verdict", "questions it would take"], rows),
         "",
         *signal_table(found["signals"]),
-        *made(found, "route_recorded_two"),
+        *made(whole, "route_recorded"),
     ]
 
 

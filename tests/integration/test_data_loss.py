@@ -33,7 +33,7 @@ ASK = QuantizeRequest(avg_bits=3.0, method="coopq")
 
 
 def small(text: Path) -> Recipe:
-    return Recipe(calibration=text, windows=2, window_tokens=24, permutations=2, group_size=32)
+    return Recipe(calibration=text, windows=2, window_tokens=24, permutations=2, group_size=32, rounding="nearest")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -108,9 +108,12 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_later(checkpoint, text_file
     ("words", "message"),
     [
         (("quantize", "/no/such", "--avg-bits", "3", "--out", "OUT"), "MODEL /no/such: no such folder"),
-        (("quantize", "MODEL", "--out", "OUT"), "expected exactly one of --avg-bits and --max-bytes"),
+        (("quantize", "MODEL", "--out", "OUT"), "exactly one of --avg-bits, --max-bytes and --bits-per-weight"),
         (("quantize", "MODEL", "--avg-bits", "9", "--out", "OUT"), "--avg-bits 9.0: expected from 2"),
         (("quantize", "MODEL", "--max-bytes", "24XB", "--out", "OUT"), "--max-bytes 24XB: not a size"),
+        (("quantize", "MODEL", "--max-bytes", "1MB", "--keep", "norms", "--out", "OUT"), "--keep norms: unknown"),
+        (("quantize", "MODEL", "--max-bytes", "1MB", "--embedding-bits", "4;8", "--out", "OUT"), "bits with commas"),
+        (("quantize", "MODEL", "--format", "gguf", "--keep", "head", "--out", "OUT"), "--keep: only for checkpoints"),
         (("quantize", "MODEL", "--avg-bits", "3", "--widths", "two", "--out", "OUT"), "--widths two"),
         (("quantize", "MODEL", "--avg-bits", "3", "--method", "magic", "--out", "OUT"), "choose from"),
         (("quantize", "MODEL", "--avg-bits", "3", "--alpha", "7", "--out", "OUT"), "--alpha 7.0"),

@@ -1,5 +1,6 @@
 """`apportion quantize --format gguf`: exact bytes, real llama.cpp, refusals, and a run that was cut off."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import apportion.cli.bits
 import apportion.cli.divergence  # noqa: F401  both add commands
 from apportion.bits.divergence import divergence_of, reference_of, summarize
 from apportion.bits.gguf.fisher import fisher_costs
-from apportion.bits.gguf.importance import load_imatrix
+from apportion.bits.gguf.importance import input_squares, load_imatrix
 from apportion.bits.gguf.ladders import Ladders, require_budget
 from apportion.bits.gguf.plan import find_plan, write_file
 from apportion.bits.gguf.quantize import quantize_gguf
@@ -83,6 +84,24 @@ def test_bytes_of_any_assignment_are_the_files(shop: Workshop) -> None:
         assert counted == file_bytes(shop.fields, ladders.entries(shop.source.shapes, plan))
 
 
+def test_importance_is_the_mean_square_of_what_every_matrix_is_given(models: Callable[[str], Path], text: Path) -> None:
+    shop = open_workshop(str(models("gemma3")), FileRequest(max_bytes=1, calibration=text, **SMALL))
+    windows, seen = shop.text.importance, {}
+    paths = {path: name for name, path in shop.weighed.items()}
+
+    def watch(path: str) -> Callable[..., None]:
+        return lambda _, args: seen.__setitem__(path, args[0].flatten(0, -2).pow(2).mean(0))
+
+    for path in paths:
+        shop.staged.model.get_submodule(path).register_forward_pre_hook(watch(path))
+    found = input_squares(shop.staged, windows)
+    with torch.inference_mode():
+        shop.staged.model(input_ids=windows)
+    for path, expected in seen.items():
+        torch.testing.assert_close(found[path], expected, rtol=1e-4, atol=1e-6)
+    assert set(seen) == set(paths)
+
+
 def test_costs_alone_are_the_measured_ones(shop: Workshop) -> None:
     game, costs = shop.game(), shop.ladders.costs
     top = costs.uniform(-1)
@@ -120,6 +139,9 @@ def test_the_file_in_real_llama_cpp_is_what_was_measured(
     out = tmp_path / "model.gguf"
     result = quantize_gguf(str(models(kind)), out, FileRequest(bits_per_weight=9, calibration=text, **SMALL))
     assert result["bytes"] == out.stat().st_size <= result["max_bytes"]
+    assert result["finalists"][0]["source"] == result["source"]
+    assert result["finalists"][0]["judged"] == min(one["judged"] for one in result["finalists"])
+    assert 0 < result["costs_error"] < 1
     manifest = read_manifest(tmp_path / "model.gguf.apportion")
     assert manifest["kind"] == "gguf file"
     written = GgufFile(out)
@@ -181,6 +203,17 @@ def test_another_budget_needs_no_measuring(models: Callable[[str], Path], text: 
         quantize_gguf(str(models("llama")), tmp_path / "other.gguf", second)
 
 
+def test_types_that_need_an_importance_stay_off_an_untied_embedding(text: Path, tmp_path: Path) -> None:
+    model = make_kind(tmp_path / "wide", "qwen2", hidden_size=256, head_dim=64)
+    types = ("IQ2_XS", "IQ3_S", "Q4_K")
+    shop = open_workshop(str(model), FileRequest(max_bytes=1, types=types, calibration=text, **SMALL))
+    own = dict(zip(shop.ladders.names, shop.ladders.types, strict=True))
+    assert own["token_embd.weight"] == ("Q2_K", "IQ3_S", "Q4_K")
+    assert shop.ladders.fallbacks["token_embd.weight"] == {"IQ2_XS": "Q2_K"}
+    assert own["output.weight"] == own["blk.0.attn_q.weight"] == types
+    assert set(shop.ladders.names) - set(shop.importance) == {"token_embd.weight"}
+
+
 def test_a_disk_that_refuses_leaves_no_file(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, _ = find_plan(shop, shop.ladders.costs.smallest())
 
@@ -225,6 +258,8 @@ def test_the_command(models: Callable[[str], Path], text: Path, tmp_path: Path) 
     shown = CliRunner().invoke(app, [*command, "--sequences", "8", "--device", "cpu"])
     assert shown.exit_code == 0, shown.output
     assert "mean KL from the original" in shown.output
+    for step in ("loading", "importance", "encoding", "costs alone", "search", "writing", "judging"):
+        assert re.search(rf"\b{step} \d+ \(\d+%\)", shown.output), step
     compared = ["divergence", str(models("qwen3")), str(out), "--text", str(text), "--window-tokens", "32"]
     table = CliRunner().invoke(app, [*compared, "--windows", "4", "--device", "cpu"])
     assert table.exit_code == 0, table.output

@@ -154,7 +154,6 @@ def test_seeds_choose_the_sample(llm: LocalLLM) -> None:
 
 
 def test_the_thinking_switch_reaches_the_template(llm: LocalLLM) -> None:
-    assert llm.has_thinking_switch
     off, default = (llm.render(Request("one", thinking=value)) for value in (False, None))
     assert len(off) > len(default)
     assert llm.render(Request("one", thinking=True)) == default

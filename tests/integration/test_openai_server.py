@@ -69,7 +69,7 @@ def test_servers_that_refuse_the_thinking_switch_are_not_sent_it(server: Server)
     server.thinking_switch = False
     llm = connect(server)
     assert llm.has_logprobs
-    assert not llm.has_thinking_switch
+    assert not llm.habits.thinking_switch
     assert ask(llm, thinking=False).text == "Answer: Bern"
 
 

@@ -153,6 +153,23 @@ def test_experts_that_the_file_holds_in_one_tensor_are_written_one_by_one(
     assert reloaded(tmp_path / "out", staged, packed, COMPRESSED_TENSORS).difference == 0
 
 
+def test_each_expert_has_its_own_width_where_the_format_is_not_one_of_servers(
+    tiny: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    model = str(tiny("Mixtral"))
+    ask = QuantizeRequest(avg_bits=3.0, method="coopq", device="cpu")
+    free = small(text_file, players="linears", per_expert=True, permutations=2)
+    with pytest.raises(InputError, match=r"(?s)--per-expert: nearest writes compressed-tensors.*apportion\.load"):
+        quantize(model, tmp_path / "refused", ask, free)
+    with pytest.raises(InputError, match="--per-expert: players are blocks"):
+        quantize(model, tmp_path / "refused", ask, replace(free, players="blocks", apply_rounding="hqq"))
+    result = quantize(model, tmp_path / "out", ask, replace(free, apply_rounding="hqq"))
+    experts = {name: width for name, width in result["plan"].items() if ".experts." in name}
+    assert sorted(experts) == [f"block {block} mlp.experts.{expert}" for block in range(2) for expert in range(4)]
+    assert len(set(experts.values())) > 1
+    assert result["reload_difference"] < 1e-4
+
+
 def test_a_folder_of_ours_loads_decoded_in_every_half(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     for form in (COMPRESSED_TENSORS, HQQ):
         out = tmp_path / form.name
@@ -269,7 +286,9 @@ def test_a_linear_that_no_group_divides_stays_as_it_is_and_is_named(tmp_path: Pa
     """Mamba's time step is made of 8 numbers: one linear of 8 columns in every block."""
     source = make("Mamba", tmp_path / "model", time_step_rank=8)
     ask = QuantizeRequest(avg_bits=3.0, method="shapley", device="cpu")
-    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, permutations=1, group_size=32)
+    recipe = Recipe(
+        calibration=text_file, windows=2, window_tokens=24, permutations=1, group_size=32, rounding="nearest"
+    )
     with pytest.raises(InputError, match=r"does not divide backbone\.layers\.0\.mixer\.dt_proj \(8 columns\)"):
         quantize(str(source), tmp_path / "out", ask, replace(recipe, strict=True))
     made = quantize(str(source), tmp_path / "out", ask, recipe)

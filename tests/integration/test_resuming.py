@@ -11,17 +11,17 @@ from apportion.bits.apply import apply
 from apportion.bits.game import measure
 from apportion.bits.game.samples import WINDOWS
 from apportion.bits.plan import allocate, budget_from_bits, estimate
-from apportion.bits.quantize import open_model
+from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.quantizer import take_samples
 from apportion.bits.recipe import Recipe
 from apportion.core.artifact import claim_folder
-from apportion.core.errors import ArtifactCorruptError, InputError
+from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, InputError
 from apportion.models.text import load_calibration, read_text
 
 Make = Callable[..., Path]
 
 
-def small(text: Path | None, **changes: int) -> Recipe:
+def small(text: Path | None, **changes: int | str) -> Recipe:
     given = {"windows": 2, "window_tokens": 24, "permutations": 2, "group_size": 32, "rounding": "nearest"}
     return Recipe(calibration=text, **{**given, **changes})  # type: ignore[arg-type]
 
@@ -103,3 +103,24 @@ def test_what_the_log_held_counts_neither_as_computed_nor_as_naive(checkpoint, t
     with table.game(tmp_path / "s", resume=True) as game:
         more = measure(game, again, [(0, 0, 0), (1, 1, 1)])
     assert more.counts["naive_block_forwards"] == 0
+
+
+def test_a_resumed_search_may_measure_more_and_never_less(
+    checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is used; the plan is that of a run which was allowed as many from the start."""
+    model, recipe = str(checkpoint(blocks=4)), small(text_file, players="blocks")
+    fewer, more = (QuantizeRequest(avg_bits=3.0, evaluations=count, fast=True) for count in (12, 24))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("apportion.bits.quantize.finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, tmp_path / "out", fewer, recipe)
+    monkeypatch.undo()
+    resumed = quantize(model, tmp_path / "out", more, recipe, resume=True)
+    assert resumed["resumed_evaluations"] > 5
+    assert resumed["nll_plan"] == quantize(model, tmp_path / "whole", more, recipe)["nll_plan"]
+    with pytest.raises(ArtifactMismatchError, match="another evaluations"):
+        quantize(model, tmp_path / "out", fewer, recipe, resume=True)

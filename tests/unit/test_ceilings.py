@@ -13,6 +13,7 @@ from apportion.route.evaluation.contest import Oracle, Routed, play
 from apportion.route.evaluation.evaluation import BETTER, GAINED, NOT_LEARNED, NOTHING, TOO_FEW, UNCLEAR, Gain
 from apportion.route.evaluation.reach import questions_needed, reach
 from apportion.route.evaluation.signals import auroc, signals
+from apportion.route.router.gate import LATENCY_NODES, TOKEN_NODES, gate_of
 from apportion.route.router.utility import Weights, scale_of
 from tests.synthetic_profiles import needs_profile
 from tests.trained_routers import informed
@@ -77,6 +78,20 @@ def test_an_oracle_of_another_run_is_not_lucky_in_this_one() -> None:
     assert play(first, repeated).utility(weights, scale).mean() < own - 0.03
     with pytest.raises(InputError, match="lacks 1 of 300 questions"):
         RepeatedOracle(again.select(np.arange(299)), scale).choose(first, weights)
+
+
+def test_another_run_of_more_pipelines_offers_only_those_that_are_judged() -> None:
+    whole, weights = needs_profile(300, seed=1), Weights(0.1)
+    judged, scale = whole.restrict(("direct", "rag")), scale_of(whole)
+    chosen = RepeatedOracle(whole, scale).choose(judged, weights).columns
+    assert set(chosen.tolist()) == {0, 1}
+
+
+def test_opening_the_gates_keeps_the_tier_that_is_taken() -> None:
+    gate = gate_of(np.random.default_rng(0).normal(0.1, 1, (50, len(TOKEN_NODES), len(LATENCY_NODES))), 1.0)
+    opened, nodes = gate.opened(), [Weights(token) for token in TOKEN_NODES]
+    assert [opened.assured(node) for node in nodes] == [gate.assured(node) for node in nodes]
+    assert opened.open_share == 1.0 > gate.open_share
 
 
 def test_areas_are_those_of_scikit_learn_with_ties() -> None:

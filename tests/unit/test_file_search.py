@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from apportion.bits.game import Assignment, Costs, Player
+from apportion.bits.gguf.finals import finalists, judged
 from apportion.bits.gguf.ladders import DEFAULT_TYPES, ladder
 from apportion.bits.gguf.search import falling, fit_factors, search_file, swaps
 from apportion.formats.ggml import TYPES, ggml_width
@@ -88,6 +89,30 @@ def test_interactions_do_not_break_it() -> None:
     prior = true * np.exp(0.5 * rng.normal(size=(PLAYERS, 1)))
     state = search_file(Known(costs, true, 0.5), costs, prior, budget, evaluations=80, seed=0)
     assert state.seen[state.best] <= next(iter(state.seen.values()))
+
+
+def test_what_is_kept_is_never_behind_a_rival_that_the_costs_do_not_see() -> None:
+    rng, costs, true, _ = setting(4)
+    rival = costs.uniform(1)
+    game = Known(costs, true)
+    wrong = true[rng.permutation(PLAYERS)] * 1e3
+    state = search_file(game, costs, wrong, costs.spent(rival), evaluations=2, seed=0, rivals={rival: "mix"})
+    assert state.sources == {next(iter(state.seen)): "costs alone", rival: "mix"}
+    assert state.seen[state.best] <= game.value(rival)
+
+
+def test_finalists_are_ranked_by_the_other_text_and_hold_the_rival() -> None:
+    _, costs, true, budget = setting(5)
+    rival = costs.uniform(0)
+    state = search_file(Known(costs, true), costs, true, budget, evaluations=20, seed=0, rivals={rival: "mix"})
+    first = next(iter(state.seen))
+    assert {rival, first, *state.ranked[:3]} == set(finalists(state))
+    backwards = Known(costs, true[:, ::-1])  # text on which the smallest types are the best
+    met = judged(state, backwards)
+    assert met[0].assignment == rival
+    assert met[0].source == "mix"
+    assert [one.judged for one in met] == sorted(backwards.value(one.assignment) for one in met)
+    assert [one.measured for one in met] == [state.seen[one.assignment] for one in met]
 
 
 def test_the_same_seed_asks_the_same_plans() -> None:

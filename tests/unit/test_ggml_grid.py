@@ -28,6 +28,17 @@ def test_nothing_is_lost(bits: int, group: int, rows: int, groups: int) -> None:
     assert torch.equal(found.dequantize(torch.float32), weight.dequantize(torch.float32))
 
 
+def test_the_scale_of_a_group_of_zeros_does_not_matter() -> None:
+    weight = grid(4, 64, 2, 2)
+    codes, scale = weight.codes, weight.scale.clone()
+    codes[0, :64], scale[0, 0] = 0, 1e-30
+    found = as_ggml(GridWeight.of(codes, scale, weight.width))
+    assert torch.equal(found.dequantize(torch.float32), codes.float() * scale.float().repeat_interleave(64, 1))
+    codes[0, 5] = 1
+    with pytest.raises(InputError, match="1 scales"):
+        as_ggml(GridWeight.of(codes, scale, weight.width))
+
+
 def test_what_blocks_cannot_hold_is_refused() -> None:
     with pytest.raises(InputError, match="q_proj: groups of 48 columns"):
         as_ggml(grid(4, 48, 2, 2), "q_proj")

@@ -12,6 +12,7 @@ from apportion.bits.quantize import PACKAGES, WORK
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe, applied_named
 from apportion.bits.rounding import require_tunable, require_windows
+from apportion.bits.vocabulary import Vocabulary, named, rounded, servers_of
 from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
@@ -25,9 +26,9 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.device import place
-from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError
+from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError, InputError
 from apportion.core.output import output_folder
-from apportion.formats import Format
+from apportion.formats import COMPRESSED_TENSORS, Format
 from apportion.formats.width import require_bits
 from apportion.models.load import load_full
 from apportion.models.staged import StagedModel
@@ -63,7 +64,8 @@ def apply(
         ArtifactMismatchError: the plan was made for another model, or the folder from something else.
         ArtifactCorruptError: the plan does not say what it was made for.
         BudgetError: in this rounding's format the plan takes more bytes than it may.
-        InputError: the plan gives linears that servers fuse other widths, and the format is for servers.
+        InputError: the plan gives linears that servers fuse other widths, and the format is for servers; or it gives
+            embedding or head a width, and the format is another.
 
     Cost: rounding once (seconds to minutes), and tuning where it is asked for.
 
@@ -123,6 +125,7 @@ def write_plan(
     require_bits(plan.costs.widths, backend.format.bits, backend.name)
     widths = widths_by_path(staged, plan.costs, plan.assignment)
     require_fusable(widths, backend.format)
+    vocabulary = vocabulary_in(plan, staged, backend.format)
     recipe = recipe_of(plan, recipe, backend.name)
     recipe.check()
     plan = replace(plan, player_bytes=afforded_bytes(staged, plan, backend.format, backend.name))
@@ -147,8 +150,9 @@ def write_plan(
     start(out, asked)
     quantizer.work = out / WORK
     weights = quantizer.write(widths)
-    weight_bytes, files = write_checkpoint(out, staged, widths, weights.packed, tokenizer, backend.format)
-    proof = proven(out, staged, weights.packed, backend.format, trust_remote_code=trust_remote_code)
+    packed, form = {**weights.packed, **rounded(staged, vocabulary)}, backend.format
+    weight_bytes, files = write_checkpoint(out, staged, widths, packed, tokenizer, form, vocabulary)
+    proof = proven(out, staged, packed, form, vocabulary, trust_remote_code=trust_remote_code)
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     result = {
@@ -156,11 +160,12 @@ def write_plan(
         "bytes": weight_bytes,
         "rounding": plan.settings["rounding"],
         "apply_rounding": backend.name,
-        "format": backend.format.name,
-        "servers": list(backend.format.servers),
+        "format": form.name,
+        "servers": servers_of(form, vocabulary),
         **proof,
         "tuned": weights.tuned,
         "plan": plan.by_name(),
+        "vocabulary": dict(plan.vocabulary),
         "out": str(out),
     }
     write_manifest(
@@ -170,6 +175,20 @@ def write_plan(
     )
     shutil.rmtree(out / WORK, ignore_errors=True)
     return result
+
+
+def vocabulary_in(plan: Plan, staged: StagedModel, form: Format) -> Vocabulary:
+    """Widths of embedding and head as a plan has them.
+
+    Raises:
+        InputError: the format has none. ArtifactMismatchError: nor has the model.
+    """
+    if plan.vocabulary and form is not COMPRESSED_TENSORS:
+        raise InputError(
+            f"plan: gives {' and '.join(plan.vocabulary)} a width, and {form.name} is written without them",
+            "write it with --apply-rounding nearest or gptq",
+        )
+    return named(staged, plan.vocabulary)
 
 
 def require_made_for(plan: Plan, staged: StagedModel) -> None:
@@ -195,6 +214,7 @@ def recipe_of(plan: Plan, text: Recipe, rounding: str) -> Recipe:
         widths=tuple(width.name for width in plan.costs.widths),
         players=plan.settings["players"],
         untie=bool(plan.settings.get("untied")),
+        per_expert=bool(plan.settings.get("per_expert")),
         rounding=rounding,
         apply_rounding=None,
     )

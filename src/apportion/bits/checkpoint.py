@@ -7,6 +7,7 @@ source's with a `quantization_config`.
 `compressed-tensors` (nearest, gptq): pack-quantized, one config group per width. Stock transformers loads
 it; vLLM's source dispatches these widths. Negative scales are legal there: the sign of a group's scale is free.
 Zero points are not used: they fail to reload in transformers 5.23.
+Embedding and head may have widths too (`bits.vocabulary`), in this format only.
 `quanto`, `hqq`: their own packed tensors under the names that these libraries give them; read by `load`.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from apportion.bits.companions import copy_companions, save_code, save_tokenizer
 from apportion.bits.targets import quantization_config
+from apportion.bits.vocabulary import UNTOUCHED, Vocabulary, entries_of, owners_of
 from apportion.core.artifact import Json, write_json
 from apportion.core.errors import InputError
 from apportion.formats import COMPRESSED_TENSORS, QUANTO, Format, Packed, Width
@@ -48,15 +50,18 @@ def require_fusable(widths: Mapping[str, Width], form: Format) -> None:
         )
 
 
-def unquantized(staged: StagedModel) -> dict[str, Entry]:
-    """The checkpoint's tensors that stay as they are: all but the blocks' linear weights."""
+def unquantized(staged: StagedModel, vocabulary: Vocabulary = UNTOUCHED) -> dict[str, Entry]:
+    """The checkpoint's tensors that stay as they are: all but the blocks' linear weights, embedding and head."""
     quantized = {f"{staged.origin.paths[path]}.weight" for path in staged.originals}
+    quantized |= {name for matrix in vocabulary for name in matrix.weight_names}
     return {name: entry for name, entry in staged.origin.tensors.items() if name not in quantized}
 
 
-def packed_entries(staged: StagedModel, widths: Mapping[str, Width], form: Format) -> dict[str, Entry]:
+def packed_entries(
+    staged: StagedModel, widths: Mapping[str, Width], form: Format, vocabulary: Vocabulary = UNTOUCHED
+) -> dict[str, Entry]:
     """Names, dtypes and shapes of every tensor of a plan's weight files, known before rounding."""
-    found = unquantized(staged)
+    found = unquantized(staged, vocabulary) | entries_of(vocabulary)
     for path, width in widths.items():
         weight = staged.originals[path]
         rows, columns = weight.shape
@@ -65,15 +70,18 @@ def packed_entries(staged: StagedModel, widths: Mapping[str, Width], form: Forma
     return found
 
 
-def fixed_bytes(staged: StagedModel, form: Format, widths: tuple[Width, ...]) -> int:
+def fixed_bytes(
+    staged: StagedModel, form: Format, widths: tuple[Width, ...], vocabulary: Vocabulary = UNTOUCHED
+) -> int:
     """Upper bound, within a few header bytes, of what every plan's weight files hold besides the players.
 
     The header is longest with all players at the highest width: every offset has its most digits there.
     """
-    entries = packed_entries(staged, dict.fromkeys(staged.originals, widths[-1]), form)
+    entries = packed_entries(staged, dict.fromkeys(staged.originals, widths[-1]), form, vocabulary)
     tensors = sum(entry.nbytes for entry in entries.values())
     shards = 1 + tensors // SHARD_BYTES
-    rest = sum(entry.nbytes for entry in unquantized(staged).values())
+    outside = unquantized(staged, vocabulary) | entries_of(vocabulary)
+    rest = sum(entry.nbytes for entry in outside.values())
     return rest + file_bytes(entries) - tensors + (shards - 1) * 128
 
 
@@ -84,12 +92,14 @@ def write_checkpoint(
     packed: Mapping[str, Packed],
     tokenizer: Any,
     form: Format,
+    vocabulary: Vocabulary = UNTOUCHED,
 ) -> tuple[int, list[str]]:
     """Write a loadable checkpoint; `config.json` comes last, so that a half-written one does not load.
 
     Args:
-        widths: of every linear, by module path. packed: its weight at that width.
+        widths: of every linear, by module path. packed: its weight at that width, and those of embedding and head.
         form: the format of the rounding that made them.
+        vocabulary: widths of embedding and head.
 
     Returns:
         Bytes of the weight file(s), and the names of all files written.
@@ -97,8 +107,8 @@ def write_checkpoint(
     Raises:
         ArtifactError: the disk is full or refuses.
     """
-    entries = packed_entries(staged, widths, form)
-    names = write_shards(folder, entries, reading(staged, widths, packed, form))
+    entries = packed_entries(staged, widths, form, vocabulary)
+    names = write_shards(folder, entries, reading(staged, widths, packed, form, vocabulary))
     weight_bytes = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
     if staged.origin.folder is not None:
         names += copy_companions(staged.origin.folder, staged.origin.companions, folder)
@@ -110,9 +120,8 @@ def write_checkpoint(
         qmap = {path: {"weights": f"qint{width.code_bits}", "activations": "none"} for path, width in widths.items()}
         write_json(folder / QMAP, qmap)
         names.append(QMAP)
-    write_json(
-        folder / "config.json", {**config_of(staged), "quantization_config": quantization_config(staged, widths, form)}
-    )
+    quantization = quantization_config(staged, widths, form, vocabulary)
+    write_json(folder / "config.json", {**config_of(staged), "quantization_config": quantization})
     return weight_bytes, [*names, "config.json"]
 
 
@@ -125,10 +134,14 @@ def config_of(staged: StagedModel) -> Json:
 
 
 def reading(
-    staged: StagedModel, widths: Mapping[str, Width], packed: Mapping[str, Packed], form: Format
+    staged: StagedModel,
+    widths: Mapping[str, Width],
+    packed: Mapping[str, Packed],
+    form: Format,
+    vocabulary: Vocabulary = UNTOUCHED,
 ) -> Callable[[str], Tensor]:
     """How each tensor of the new files is had: packed, one linear at a time, or copied from the source."""
-    owner = {}
+    owner = owners_of(vocabulary)
     for path, width in widths.items():
         rows, columns = staged.originals[path].shape
         for suffix in form.shapes(width, rows, columns, staged.originals[path].dtype):
@@ -142,7 +155,8 @@ def reading(
         if name not in owner:
             return staged.origin.read(name)
         path, suffix = owner[name]
-        return made(path)[suffix]
+        found = made(path)[suffix]
+        return found if name.startswith(f"{staged.origin.paths[path]}.") else found.clone()  # no file holds one twice
 
     return read
 

@@ -7,37 +7,50 @@ seen, and the best is kept: a mixed plan that loses to a uniform one is not kept
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from apportion.bits.game import Assignment, MeasuredGame, Samples, encode
 from apportion.bits.game.sampling import added, since
+from apportion.bits.offers import Offer, plan_in
 from apportion.bits.plan import Budget, Found, Plan, plan_of, search
 from apportion.bits.quantizer import PlanWeights, Quantizer
+from apportion.bits.vocabulary import by_name
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
 from apportion.models.text import Windows, sample_calibration, unseen_windows
 
+WRITTEN = "plan as written"
 JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
 
 
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What a search found for the blocks beside one choice for embedding and head."""
+
+    offer: Offer
+    found: Found
+
+
 def searched(
-    game: MeasuredGame, samples: Samples, budget: Budget, *, evaluations: int, seed: int
-) -> tuple[Samples, Found]:
-    """The best measured plan for a budget; values are appended to the samples' log."""
+    game: MeasuredGame, samples: Samples, budgets: Sequence[Budget], *, evaluations: int, seed: int
+) -> tuple[Samples, list[Found]]:
+    """The best measured plan for each budget; values are appended to the samples' log."""
     before = replace(game.counts)
-    (found,), state = search(game, samples, [budget], evaluations=evaluations, seed=seed)
+    found, state = search(game, samples, budgets, evaluations=evaluations, seed=seed)
     earlier = len((game.resumed - samples.values.keys()) & state.seen.keys())
     counts = added(samples.counts, since(game.counts, before), earlier)
     return replace(samples, values=dict(game.known), counts=counts), found
 
 
-def plan_found(found: Found, budget: Budget) -> Plan:
+def plan_found(candidate: Candidate) -> Plan:
     """A plan from what a search kept, with everything that was tried."""
-    plan = plan_of(found.surrogate, budget, found.assignment)
+    found = candidate.found
+    plan = plan_in(candidate.offer, plan_of(found.surrogate, candidate.offer.budget, found.assignment))
     tried: tuple[Json, ...] = tuple({"assignment": encode(item), "nll": nll} for item, nll in found.tried)
     return replace(plan, measured_nll=found.nll, tried=tried, optimal=False, source=found.source)
 
@@ -48,12 +61,14 @@ class Written:
 
     Attributes:
         nll: loss on the samples' own text, nats per token. judged: loss on windows that no search has seen.
+        offer: the widths of embedding and head, which are in place too; None: as the files have them.
     """
 
     assignment: Assignment
     weights: PlanWeights
     nll: float
     judged: float
+    offer: Offer | None = None
 
 
 @dataclass(frozen=True)
@@ -97,17 +112,22 @@ def written(
     text: Windows,
     judges: Windows | None = None,
     *,
+    offer: Offer | None = None,
     tuned: bool = True,
 ) -> Written:
     """Round a plan as it is written and measure it on a text, and on another where finalists are judged.
 
+    Args:
+        offer: of embedding and head; their weights are in place beside the blocks' while it is measured.
+
     Raises:
         NumericError: the loss is not finite.
     """
-    weights = quantizer.written(assignment, tuned=tuned)
+    blocks = quantizer.written(assignment, tuned=tuned)
+    weights = replace(blocks, packed={**blocks.packed, **offer.packed}) if offer else blocks
     texts = [text] if judges is None else [text, judges]
     total = sum(len(item.windows) for item in texts)
-    with quantizer.staged.in_place(weights.packed), progress("plan as written", total, "windows") as advance:
+    with quantizer.staged.in_place(weights.packed), progress(WRITTEN, total, "windows") as advance:
         losses = [float(quantizer.staged.window_nll(item.windows, advance).mean()) for item in texts]
     nll, judged = losses[0], losses[-1]
     if not (math.isfinite(nll) and math.isfinite(judged)):
@@ -115,44 +135,48 @@ def written(
             f"the loss of plan {encode(assignment)} as written is {nll}, and {judged} where it is judged",
             "use --dtype float32 or another rounding",
         )
-    return Written(assignment, weights, nll, judged)
+    return Written(assignment, weights, nll, judged, offer)
 
 
-def finalists(found: Found, count: int) -> list[Assignment]:
-    """The best few plans that were measured, and the best uniform one among all that fit."""
-    ranked = [item for item, _ in found.tried]
-    chosen = ranked[:count]
-    uniform = [item for item in [*ranked, *found.uniform] if len(set(item)) == 1]
-    return list(dict.fromkeys([*chosen, *uniform[:1]]))
+def finalists(candidates: Sequence[Candidate], count: int) -> list[tuple[Candidate, Assignment]]:
+    """The best few plans that were measured, and the best uniform one among all that fit, each with its candidate."""
+    tried = [(one, item, nll + one.offer.cost_nats) for one in candidates for item, nll in one.found.tried]
+    ranked = [(one, item) for one, item, _ in sorted(tried, key=lambda row: row[2])]
+    fitting = [(one, item) for one in candidates for item in one.found.uniform]
+    uniform = [(one, item) for one, item in [*ranked, *fitting] if len(set(item)) == 1]
+    return list(dict.fromkeys([*ranked[:count], *uniform[:1]]))
 
 
 def best_written(
-    quantizer: Quantizer, found: Found, budget: Budget, text: Windows, count: int
-) -> tuple[Plan, PlanWeights]:
+    quantizer: Quantizer, candidates: Sequence[Candidate], text: Windows, count: int
+) -> tuple[Plan, PlanWeights, Candidate]:
     """The finalist of least loss as written, on unseen windows, with what each came to and what it was judged on.
 
     Tuning takes minutes a plan: where it is asked for, the best finalist as rounded and the best uniform one are tuned
     and meet again.
     """
     judges = judges_for(quantizer, text)
+    owner = {id(one.offer): one for one in candidates}
 
-    def meet(plans: list[Assignment], *, tuned: bool) -> list[Written]:
-        return [written(quantizer, item, text, judges.windows, tuned=tuned) for item in plans]
+    def meet(plans: list[tuple[Candidate, Assignment]], *, tuned: bool) -> list[Written]:
+        return [written(quantizer, item, text, judges.windows, offer=one.offer, tuned=tuned) for one, item in plans]
 
-    met = meet(finalists(found, count), tuned=False)
+    met = meet(finalists(candidates, count), tuned=False)
     ranked = sorted(met, key=judged)
     if quantizer.recipe.tune:
-        level = [item.assignment for item in ranked if len(set(item.assignment)) == 1]
-        again = meet(list(dict.fromkeys([ranked[0].assignment, *level[:1]])), tuned=True)
+        level = [item for item in ranked if len(set(item.assignment)) == 1]
+        pairs = [(owner[id(item.offer)], item.assignment) for item in [ranked[0], *level[:1]]]
+        again = meet(list(dict.fromkeys(pairs)), tuned=True)
         met, ranked = [*again, *met], sorted(again, key=judged)
     best = ranked[0]
-    source = found.source if best.assignment == found.assignment else "finalist"
-    plan = plan_found(replace(found, assignment=best.assignment, source=source), budget)
+    one = owner[id(best.offer)]
+    source = one.found.source if best.assignment == one.found.assignment else "finalist"
+    plan = plan_found(replace(one, found=replace(one.found, assignment=best.assignment, source=source)))
     tried = tuple(map(row_of, met))
     plan = replace(
         plan, measured_nll=best.nll, judged_nll=best.judged, tried=(*tried, *plan.tried), judged_on=judges.told
     )
-    return plan, best.weights
+    return plan, best.weights, one
 
 
 def judged(item: Written) -> float:
@@ -163,4 +187,6 @@ def judged(item: Written) -> float:
 def row_of(item: Written) -> Json:
     """What a finalist came to, as the plan keeps it."""
     row: Json = {"assignment": encode(item.assignment), "nll_written": item.nll, "nll_judged": item.judged}
+    if item.offer is not None and item.offer.vocabulary:
+        row["vocabulary"] = by_name(item.offer.vocabulary)
     return {**row, "tuned": item.weights.tuned} if item.weights.tuned else row

@@ -2,31 +2,21 @@
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from apportion.bits.checkpoint import write_checkpoint
-from apportion.bits.finalists import best_written, plan_found, searched, written
-from apportion.bits.game import Costs, MeasuredGame, Samples, encode, measure, sample, widths_by_path
+from apportion.bits.chosen import Chosen, by_estimate, by_search, frontier_plans, measured, uniform_rows
+from apportion.bits.game import measure, widths_by_path
 from apportion.bits.game.samples import SAMPLES, VALUES, WINDOWS
-from apportion.bits.plan import (
-    METHODS,
-    Budget,
-    Plan,
-    PlansStable,
-    Sensitivity,
-    allocate,
-    budget_from_bits,
-    budget_from_bytes,
-    estimate,
-    require_alpha,
-    require_estimable,
-    require_evaluations,
-)
-from apportion.bits.quantizer import PlanWeights, Quantizer
-from apportion.bits.recipe import Recipe, require_tied
+from apportion.bits.offers import offers_for
+from apportion.bits.plan import Plan, require_evaluations
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.recipe import Recipe
 from apportion.bits.report import write_report
+from apportion.bits.request import QuantizeRequest as QuantizeRequest
 from apportion.bits.rounding import best_affordable, free_bytes, require_windows
+from apportion.bits.vocabulary import servers_of, told
 from apportion.bits.written import proven
 from apportion.core.artifact import (
     RUN,
@@ -39,95 +29,13 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.device import peak_memory, place
-from apportion.core.errors import BudgetError, InputError, require_all
 from apportion.core.output import output_folder
-from apportion.core.progress import progress
+from apportion.core.progress import forecast
 from apportion.models.identity import source_identity, text_identity
 from apportion.models.load import load_full
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 WORK = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
-FRONTIER_SECONDS = 5.0  # of the solver for each of them
-FRONTIER = 8  # budgets of the report's frontier, besides the one asked for
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeRequest:
-    """What is asked of `quantize`, besides the recipe.
-
-    Attributes:
-        avg_bits, max_bytes: the budget; exactly one is given.
-        method: `auto` (see `plan.search` and `finalists`), or one of `plan.estimate`. alpha: shrinkage of coopq.
-        evaluations: coalitions that `auto` may measure. finalists: plans that it writes and measures again, where
-            the written weights differ from the sampled ones.
-        fast: as quick as can be: codes rounded to nearest, untuned, unless the recipe says otherwise.
-        until_stable: stop sampling permutations when the plans have stopped changing (see `plan.stopping`).
-        device, dtype: where the game is played; `auto` chooses and says why.
-    """
-
-    avg_bits: float | None = None
-    max_bytes: int | None = None
-    method: str = "auto"
-    alpha: float = 0.5
-    evaluations: int = 500
-    finalists: int = 3
-    fast: bool = False
-    until_stable: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-
-    def check(self, recipe: Recipe) -> None:
-        """Refuse before the long work what its steps would refuse after it, all at once.
-
-        Args:
-            recipe: with the method's own choices in it.
-
-        Raises:
-            InputError: with every offending value. MissingExtraError: a rounding's package is missing.
-        """
-        require_all(
-            recipe.check, lambda: require_tied(recipe), lambda: self.require_method(recipe), self.require_one_budget
-        )
-
-    def require_one_budget(self) -> None:
-        """Refuse none and two.
-
-        Raises:
-            BudgetError: saying so.
-        """
-        if (self.avg_bits is None) == (self.max_bytes is None):
-            raise BudgetError("a budget: expected exactly one of --avg-bits and --max-bytes", "give one of them")
-
-    def require_method(self, recipe: Recipe) -> None:
-        """Refuse a method, or options of it, that cannot be.
-
-        Raises:
-            InputError: naming the offender.
-        """
-        if self.method not in ("auto", *METHODS):
-            raise InputError(f"--method {self.method}: unknown", f"choose from auto, {', '.join(METHODS)}")
-        require_alpha(self.alpha)
-        require_estimable(self.method, recipe.grid(), recipe.permutations)
-        if self.finalists < 1:
-            raise InputError(f"--finalists {self.finalists}: expected at least 1")
-        if self.until_stable and self.method == "auto":
-            raise InputError(
-                "--until-stable: --method auto draws no permutations that could stop",
-                "limit it by --evaluations instead, or choose --method coopq, regression or shapley",
-            )
-
-    def budget(self, costs: Costs) -> Budget:
-        """The budget in bytes of players.
-
-        Raises:
-            InputError: none or two budgets. BudgetError: out of range.
-        """
-        self.require_one_budget()
-        if self.avg_bits is not None:
-            return budget_from_bits(costs, self.avg_bits)
-        assert self.max_bytes is not None
-        return budget_from_bytes(costs, self.max_bytes)
 
 
 def open_model(model: str, recipe: Recipe | None = None, ask: QuantizeRequest | None = None) -> Quantizer:
@@ -193,10 +101,11 @@ def quantize(
     asked = {"kind": "quantize", "model_source": model, **asdict(ask), **asdict(recipe)}
     asked |= {"model": source_identity(model), "text": text_identity(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
-        if finished(claimed, asked, resume=resume):
+        if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
             return dict(read_manifest(claimed)["result"])
         run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
-        return quantize_into(claimed, model, ask, recipe, run)
+        with forecast():
+            return quantize_into(claimed, model, ask, recipe, run)
 
 
 def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, run: Json) -> Json:
@@ -206,7 +115,7 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
         run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
     quantizer = open_affordable(model, recipe, ask)
-    budget = ask.budget(quantizer.costs)
+    offers = offers_for(quantizer, ask)
     if ask.method == "auto":
         require_evaluations(ask.evaluations, len(quantizer.costs.players), len(quantizer.costs.widths))
     if quantizer.recipe.tune and recipe.calibration is not None:
@@ -215,13 +124,14 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     quantizer.work = out / WORK
     folder = out / "samples"
     with quantizer.game(folder, resume=True) as game:
-        chosen = (by_search if ask.method == "auto" else by_estimate)(quantizer, game, ask, budget, folder)
-        frontier = frontier_plans(chosen.sensitivity)
+        chosen = (by_search if ask.method == "auto" else by_estimate)(quantizer, game, ask, offers, folder)
+        frontier = frontier_plans(chosen.sensitivity, chosen.offer)
         level = [game.costs.uniform(column) for column in range(len(game.costs.widths))]
         samples = measure(game, chosen.samples, [*(item.assignment for item in (chosen.plan, *frontier)), *level])
-        told = {**game.execution(), "embeddings": quantizer.staged.embeddings, "tokenised": quantizer.tokenised}
+        execution = {**game.execution(), "embeddings": quantizer.staged.embeddings, "tokenised": quantizer.tokenised}
     frontier = [measured(item, samples) for item in frontier]
-    return finish(out, quantizer, replace(chosen, samples=samples), frontier, {**run, "execution": told})
+    run = {**run, "execution": execution, "kept": offers.kept}
+    return finish(out, quantizer, replace(chosen, samples=samples), frontier, run)
 
 
 def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantizer:
@@ -232,95 +142,22 @@ def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantiz
     return Quantizer(staged, tokenizer, recipe, choice)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What a method kept: the plan, its weights as they are written, and what it was chosen by."""
-
-    samples: Samples
-    sensitivity: Sensitivity
-    plan: Plan
-    weights: PlanWeights
-
-
-def by_estimate(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, budget: Budget, folder: Path) -> Chosen:
-    """SPQE's samples, an estimator, and the program's optimum: the paper's way."""
-
-    def estimator(samples: Samples) -> Sensitivity:
-        return estimate(samples, ask.method, alpha=ask.alpha)
-
-    stop = PlansStable(estimator, (budget, *frontier_budgets(game.costs))) if ask.until_stable else None
-    samples = sample(game, folder, quantizer.orders(), stop=stop)
-    sensitivity = estimator(samples)
-    plan = allocate(sensitivity, budget)
-    samples = measure(game, samples, [plan.assignment])
-    if not quantizer.rewrites:
-        return Chosen(samples, sensitivity, measured(plan, samples), quantizer.written(plan.assignment))
-    final = written(quantizer, plan.assignment, game.text)
-    return Chosen(samples, sensitivity, replace(plan, measured_nll=final.nll), final.weights)
-
-
-def by_search(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, budget: Budget, folder: Path) -> Chosen:
-    """Plans found by measuring; where written weights differ from sampled ones, the best of them as written."""
-    samples = sample(game, folder, quantizer.orders())
-    samples, found = searched(game, samples, budget, evaluations=ask.evaluations, seed=quantizer.recipe.seed)
-    if not quantizer.rewrites:
-        return Chosen(samples, found.surrogate, plan_found(found, budget), quantizer.written(found.assignment))
-    plan, weights = best_written(quantizer, found, budget, game.text, ask.finalists)
-    return Chosen(samples, found.surrogate, plan, weights)
-
-
-def frontier_plans(sensitivity: Sensitivity) -> list[Plan]:
-    """Plans at evenly spaced average bits, the ends included: one estimation serves every budget."""
-    budgets = frontier_budgets(sensitivity.costs)
-    with progress("frontier", len(budgets), "budgets") as advance:
-        found = []
-        for budget in budgets:
-            found.append(allocate(sensitivity, budget, seconds=FRONTIER_SECONDS))
-            advance()
-    return found
-
-
-def frontier_budgets(costs: Costs) -> list[Budget]:
-    """Evenly spaced average bits, the ends included."""
-    low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
-    return [budget_from_bits(costs, low + (high - low) * step / FRONTIER) for step in range(FRONTIER + 1)]
-
-
-def uniform_rows(samples: Samples, plan: Plan) -> list[Json]:
-    """The plain alternatives: every player at one width; losses as sampled, and as written where that was tried."""
-    written = {item["assignment"]: item for item in reversed(plan.tried) if "nll_judged" in item}
-    rows = []
-    for column, width in enumerate(samples.costs.widths):
-        level = samples.costs.uniform(column)
-        rows.append(
-            {
-                "width": width.name,
-                "bytes": samples.costs.spent(level) + samples.costs.fixed_bytes,
-                "fits": samples.costs.spent(level) <= plan.budget_bytes,
-                "nll_sampled": samples.mean(level),
-                "nll_judged": written.get(encode(level), {}).get("nll_judged"),
-            }
-        )
-    return rows
-
-
-def measured(plan: Plan, samples: Samples) -> Plan:
-    """The plan with its measured loss on the calibration text."""
-    return replace(plan, measured_nll=samples.mean(plan.assignment))
-
-
 def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan], run: Json) -> Json:
     """Write the checkpoint, its evidence, the report and, last, the manifest.
 
     Args:
-        run: `execution` (how it was measured), `began` (on the monotonic clock, seconds), `trust_remote_code`.
+        run: `execution` (how it was measured), `kept` (why embedding or head are no players), `began` (on the
+            monotonic clock, seconds), `trust_remote_code`.
     """
     samples, sensitivity, plan, weights = chosen.samples, chosen.sensitivity, chosen.plan, chosen.weights
+    vocabulary = chosen.offer.vocabulary
     widths = widths_by_path(quantizer.staged, quantizer.costs, plan.assignment)
     form = quantizer.applied.format
-    weight_bytes, files = write_checkpoint(out, quantizer.staged, widths, weights.packed, quantizer.tokenizer, form)
+    weight_bytes, files = write_checkpoint(
+        out, quantizer.staged, widths, weights.packed, quantizer.tokenizer, form, vocabulary
+    )
     assert weight_bytes <= plan.total_bytes, "the file is larger than predicted"
-    proof = proven(out, quantizer.staged, weights.packed, form, trust_remote_code=run["trust_remote_code"])
+    proof = proven(out, quantizer.staged, weights.packed, form, vocabulary, trust_remote_code=run["trust_remote_code"])
     plan = replace(plan, total_bytes=weight_bytes)
     write_json(out / "plan.json", plan)
     write_json(out / "sensitivity.json", sensitivity)
@@ -341,8 +178,10 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "rounding": quantizer.rounding.name,
         "apply_rounding": quantizer.applied.name,
         "format": form.name,
-        "servers": list(form.servers),
+        "servers": servers_of(form, vocabulary),
         **proof,
+        "vocabulary": told(vocabulary, run["kept"], chosen.offer.costs),
+        "bits_per_weight": 8 * weight_bytes / quantizer.parameters,
         "choice": asdict(quantizer.choice) if quantizer.choice else None,
         "tuned": weights.tuned,
         "optimal": plan.optimal,

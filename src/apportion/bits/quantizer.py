@@ -4,6 +4,7 @@ Everything that several steps of a run need is made here once: each text is toke
 embedding of its text, full precision is asked once about what scales are tuned on.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class Quantizer:
         self.costs: Costs = costs_in(staged, recipe, self.applied)
         self.tokenised = 0
         self._rounded: dict[tuple[str, Width], Packed] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole file, a tied embedding's counted once."""
+        return sum(math.prod(entry.shape) for entry in self.staged.origin.tensors.values())
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -204,6 +210,7 @@ class Quantizer:
             "widths": [width.name for width in self.costs.widths],
             "players": recipe.kind,
             "untied": recipe.untie,
+            **({"per_expert": True} if recipe.per_expert else {}),
             "rounding": recipe.measured,
             "apply_rounding": recipe.applied,
             "dtype": placement.dtype,
@@ -265,7 +272,7 @@ def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
     """
     widths = recipe.grid()
     leave_undivided(staged, widths, strict=recipe.strict)
-    players = players_of(staged.layout, recipe.kind, untie=recipe.untie)
+    players = players_of(staged.layout, recipe.kind, untie=recipe.untie, per_expert=recipe.per_expert)
     return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
 
 

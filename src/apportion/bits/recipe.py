@@ -21,7 +21,8 @@ class Recipe:
         widths: what players may have: bits of a grid with `group_size`, or names (`w3g128`). None: 2, 3 and 4 bits for
             linears, 2 and 4 (the paper's) for blocks, as far as the roundings have them.
         players: `blocks` or `linears`. None: linears where plans are searched (`--method auto`), else blocks (the
-            paper's). untie: leave q/k/v and gate/up free of each other.
+            paper's). untie: leave q/k/v and gate/up free of each other. per_expert:
+            experts of a block free of each other, each with one width for its own linears.
         rounding: `nearest`, `gptq`, `hqq` or `quanto`. None: the best that the machine affords where a checkpoint is
             quantized (`rounding.best_affordable`), nearest where methods are studied (samples, compare).
         group_size: columns that share a scale, for widths that do not say. strict: refuse linears whose columns it does
@@ -41,6 +42,7 @@ class Recipe:
     widths: tuple[int | str, ...] | None = None
     players: str | None = None
     untie: bool = False
+    per_expert: bool = False
     rounding: str | None = None
     group_size: int = 64
     strict: bool = False
@@ -155,16 +157,36 @@ def applied_named(name: str) -> Rounding:
 
 
 def require_tied(recipe: Recipe) -> None:
-    """Refuse untied linears where plans are written in the format of servers, which fuse q/k/v and gate/up.
+    """Refuse free linears where plans are written in the format of servers, which fuse q/k/v, gate/up and experts.
 
     Raises:
-        InputError: with formats that can.
+        InputError: with formats that can; or experts are to be players, and players are blocks.
     """
+    if recipe.per_expert and recipe.untie:
+        raise InputError("--per-expert, --untie: expected one of them", "--untie leaves all linears free")
+    if recipe.per_expert and recipe.kind != "linears":
+        raise InputError(f"--per-expert: players are {recipe.kind}", "add --players linears")
+    if recipe.per_expert and recipe.applied in ROUNDINGS:
+        require_apart(recipe)
     if recipe.untie and recipe.applied in ROUNDINGS and rounding_named(recipe.applied).format is COMPRESSED_TENSORS:
         raise InputError(
             f"--untie: {recipe.applied} writes {COMPRESSED_TENSORS.name}, and servers that load it (vLLM) fuse q/k/v "
             "and gate/up, which then need equal widths",
             "leave --untie out, or write with --rounding or --apply-rounding quanto or hqq (read by apportion.load)",
+        )
+
+
+def require_apart(recipe: Recipe) -> None:
+    """Refuse experts of several widths in the format of servers.
+
+    Raises:
+        InputError: with formats that can.
+    """
+    if rounding_named(recipe.applied).format is COMPRESSED_TENSORS:
+        raise InputError(
+            f"--per-expert: {recipe.applied} writes {COMPRESSED_TENSORS.name}, and servers that load it (vLLM) run a "
+            "block's experts as one, which then need equal widths",
+            "leave it out, or write with --rounding or --apply-rounding quanto or hqq (read by apportion.load)",
         )
 
 

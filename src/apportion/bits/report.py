@@ -32,8 +32,8 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         f"# {plan.avg_bits:.2f} bits on average ({plan.asked})",
         "",
         f"{result['bytes']:,} bytes of weights on disk, {plan.player_bytes:,} of them in the {len(plan.costs.players)} "
-        f"players ({result['stored_bits']:.2f} bits per weight with scales). Mean NLL on the calibration text "
-        f"({settings['calibration_source']}), nats per token:",
+        f"players ({result['stored_bits']:.2f} bits per weight with scales); {vocabulary_note(result)}. Mean NLL on "
+        f"the calibration text ({settings['calibration_source']}), nats per token:",
         "",
         "| full precision | all at highest | this plan | all at lowest |",
         "|---|---|---|---|",
@@ -79,6 +79,20 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
     ]
     return "\n".join(lines)
+
+
+def vocabulary_note(result: Json) -> str:
+    """Widths of embedding and head, and bits over all parameters."""
+    found = result["vocabulary"]
+    widths = [f"{name} {width}" for name, width in found["widths"].items()]
+    widths += [f"{name} at 16 bits ({found['kept'].get(name, 'chosen')})" for name in at_full(found)]
+    return f"{', '.join(widths)}; {result['bits_per_weight']:.2f} bits per parameter of the file"
+
+
+def at_full(found: Json) -> list[str]:
+    """Which of embedding and head stay as the files have them; a tied head goes with the embedding."""
+    names = ("embedding",) if found["tied"] else ("embedding", "head")
+    return [name for name in names if name not in found["widths"]]
 
 
 def uniform_row(row: Json) -> str:

@@ -4,16 +4,19 @@ Targets are plain module paths as transformers' class calls them. transformers m
 them through the same table that renames a wrapped model's modules, which patterns (`re:`) are not put through.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
+from apportion.bits.vocabulary import UNTOUCHED, Vocabulary, format_of
 from apportion.core.artifact import Json
-from apportion.formats import COMPRESSED_TENSORS, Format, Width, rising
+from apportion.formats import COMPRESSED_TENSORS, INT_QUANTIZED, Format, Width, rising
 from apportion.models.staged import StagedModel
 
 
-def quantization_config(staged: StagedModel, widths: Mapping[str, Width], form: Format) -> Json:
+def quantization_config(
+    staged: StagedModel, widths: Mapping[str, Width], form: Format, vocabulary: Vocabulary = UNTOUCHED
+) -> Json:
     """What `config.json` says of a plan's weights: compressed-tensors' own words, or what `load` reads.
 
     Transformers refuses to load the other formats instead of filling in random weights.
@@ -25,17 +28,24 @@ def quantization_config(staged: StagedModel, widths: Mapping[str, Width], form: 
         }
         own = {"made_by": "apportion", "linears": linears}
         return {"quant_method": form.name, "weights": "mixed", **own}  # transformers knows no "mixed" and refuses
+    bytewise = {matrix: width for matrix, width in vocabulary.items() if format_of(matrix, width) is INT_QUANTIZED}
+    packed = {**widths, **{matrix.path: width for matrix, width in vocabulary.items() if matrix not in bytewise}}
+    groups = {
+        width.name: group(width, [path for path, own in packed.items() if own == width])
+        for width in rising(packed.values())
+    }
+    for matrix, width in bytewise.items():
+        modules = [path for path in (matrix.path, matrix.twin) if path]
+        groups[matrix.name] = {**group(width, modules), "format": INT_QUANTIZED.name}
+    targets = {path for item in groups.values() for path in item["targets"]}
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": ignored(staged, widths),
+        "ignore": ignored(staged, targets),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-        "config_groups": {
-            width.name: group(width, [path for path, own in widths.items() if own == width])
-            for width in rising(widths.values())
-        },
+        "config_groups": groups,
     }
 
 
@@ -56,10 +66,10 @@ def group(width: Width, paths: list[str]) -> Json:
     }
 
 
-def ignored(staged: StagedModel, widths: Mapping[str, Width]) -> list[str]:
+def ignored(staged: StagedModel, targets: Collection[str]) -> list[str]:
     """Modules that servers would look up and that have no width: other linears, and the routers of experts."""
     return [
         name
         for name, module in staged.model.named_modules()
-        if name not in widths and (isinstance(module, nn.Linear) or type(module).__name__.endswith("Router"))
+        if name not in targets and (isinstance(module, nn.Linear) or type(module).__name__.endswith("Router"))
     ]

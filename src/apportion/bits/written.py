@@ -1,7 +1,7 @@
 """What was written is what was meant: compared with its source, and loaded once, before it is called complete."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.checkpoint import unquantized
+from apportion.bits.vocabulary import UNTOUCHED, Vocabulary
 from apportion.core.artifact import Json, plain
 from apportion.core.errors import ApportionError, ArtifactCorruptError
-from apportion.formats import COMPRESSED_TENSORS, Format, Packed
+from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.experts import LinearExperts
 from apportion.models.load import load
 from apportion.models.pretrained import attention_for, first_line, model_class, quiet
@@ -48,15 +49,18 @@ class Account:
     left: Mapping[str, str]
 
 
-def account_of(folder: Path, staged: StagedModel) -> Account:
+def account_of(folder: Path, staged: StagedModel, vocabulary: Vocabulary = UNTOUCHED) -> Account:
     """Compare a written folder with its source, tensor by tensor and byte by byte.
+
+    Args:
+        vocabulary: embedding and head that were quantized.
 
     Raises:
         ArtifactCorruptError: naming what differs.
 
     Cost: one read of what was not quantized, from both.
     """
-    expected, written = unquantized(staged), open_source(folder)
+    expected, written = unquantized(staged, vocabulary), open_source(folder)
     missing = [name for name, entry in expected.items() if written.tensors.get(name) != entry]
     digest, differing, size = hashlib.sha256(), [], 0
     for name, entry in sorted(expected.items()) if not missing else ():
@@ -73,7 +77,7 @@ def account_of(folder: Path, staged: StagedModel) -> Account:
         )
     origin = staged.origin
     return Account(
-        quantized=len(staged.originals),
+        quantized=len(staged.originals) + len(vocabulary),
         copied=len(expected),
         copied_bytes=size,
         copied_digest=digest.hexdigest(),
@@ -121,11 +125,14 @@ def reloaded(
     dtype = str(staged.compute_dtype).removeprefix("torch.")
     found, loads = None, {"transformers": f"has no {form.name} in several widths: load it with apportion.load"}
     if form is COMPRESSED_TENSORS:
-        found, loads["transformers"] = in_transformers(folder, ids, staged.compute_dtype, trust_remote_code)
+        computed = {name for name, _ in staged.model.named_buffers()} - set(staged.model.state_dict())
+        found, loads["transformers"] = in_transformers(folder, ids, staged.compute_dtype, computed, trust_remote_code)
         if found is not None and not agree(found, expected, staged.compute_dtype):
             why = "it does not fill in experts from packed weights" if has_experts(staged) else "please report this"
             loads["transformers"] = f"predicts otherwise, by {apart(found, expected):.3g} nats: {why}"
             found = None
+        elif found is None and has_packed_embedding(staged, packed):
+            loads["transformers"] = f"does not load a packed embedding ({loads['transformers']})"
     if found is None:
         try:
             found = predictions(load(folder, dtype=dtype, dense=True, trust_remote_code=trust_remote_code), ids)
@@ -142,6 +149,13 @@ def reloaded(
 def has_experts(staged: StagedModel) -> bool:
     """Whether experts were taken apart: the class has them in one tensor, the file one by one."""
     return any(isinstance(module, LinearExperts) for module in staged.model.modules())
+
+
+def has_packed_embedding(staged: StagedModel, packed: Mapping[str, Packed]) -> bool:
+    """Whether the embedding was written packed."""
+    table = staged.model.get_input_embeddings()
+    places = [path for path, item in packed.items() if isinstance(item, GridWeight)]
+    return any(staged.model.get_submodule(path) is table for path in places)
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -161,9 +175,13 @@ def predictions(model: Any, ids: Int[Tensor, "one tokens"]) -> Float[Tensor, "on
 
 
 def in_transformers(
-    folder: Path, ids: Int[Tensor, "one tokens"], dtype: torch.dtype, trust_remote_code: bool
+    folder: Path, ids: Int[Tensor, "one tokens"], dtype: torch.dtype, computed: Set[str], trust_remote_code: bool
 ) -> tuple[Tensor | None, str]:
-    """What stock transformers predicts with a folder; or why it cannot load it."""
+    """What stock transformers predicts with a folder; or why it cannot load it.
+
+    Args:
+        computed: buffers that no file holds, since the class computes them; a quantized module's it reports as missing.
+    """
     from transformers import AutoConfig
 
     try:
@@ -173,24 +191,28 @@ def in_transformers(
             extra: dict[str, Any] = {"trust_remote_code": trust_remote_code} if kind.__name__.startswith("Auto") else {}
             extra |= attention_for(config)
             model, info = kind.from_pretrained(str(folder), dtype=dtype, output_loading_info=True, **extra)
-            if info["missing_keys"]:
-                return (
-                    None,
-                    f"fills in {len(info['missing_keys'])} tensors at random, {min(info['missing_keys'])} first",
-                )
+            missing = set(info["missing_keys"]) - computed
+            if missing:
+                return None, f"fills in {len(missing)} tensors at random, {min(missing)} first"
             return predictions(model.eval(), ids), ""
     except Exception as error:  # whatever the library or the model's own code raises is the answer
         return None, f"{type(error).__name__}: {first_line(error)}"
 
 
 def proven(
-    folder: Path, staged: StagedModel, packed: Mapping[str, Packed], form: Format, *, trust_remote_code: bool = False
+    folder: Path,
+    staged: StagedModel,
+    packed: Mapping[str, Packed],
+    form: Format,
+    vocabulary: Vocabulary = UNTOUCHED,
+    *,
+    trust_remote_code: bool = False,
 ) -> Json:
     """`account_of` and `reloaded`, for the result and the manifest.
 
     Raises:
         ArtifactCorruptError: as they do.
     """
-    account = account_of(folder, staged)
+    account = account_of(folder, staged, vocabulary)
     found = reloaded(folder, staged, packed, form, trust_remote_code=trust_remote_code)
     return {"account": plain(account), "reload_difference": found.difference, "loads_in": dict(found.loads_in)}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from apportion.cli.base import app, emit
-from apportion.cli.gguf import FileOptions, file_text, quantize_file
+from apportion.cli.gguf import FileOptions, file_text, quantize_file, require_format
 from apportion.cli.options import (
     Alpha,
     ApplyRounding,
@@ -14,6 +14,8 @@ from apportion.cli.options import (
     AvgBits,
     Calibration,
     Device,
+    EmbeddingBits,
+    Keep,
     MaxBytes,
     ModelArg,
     Out,
@@ -29,9 +31,12 @@ from apportion.cli.options import (
     TuneScales,
     TuneWindows,
     WindowTokens,
+    parse_bits,
+    parse_names,
     tuning,
     with_groups,
 )
+from apportion.core.errors import InputError
 
 METHODS = "coopq (the paper), regression, or shapley (means alone)"
 
@@ -44,6 +49,8 @@ def quantize(
     *,
     avg_bits: AvgBits = None,
     max_bytes: MaxBytes = None,
+    keep: Keep = None,
+    embedding_bits: EmbeddingBits = "8",
     method: Annotated[str, typer.Option(help=f"auto (measured search), {METHODS}.")] = "auto",
     evaluations: Annotated[int, typer.Option(help="Plans that auto may measure.")] = 500,
     finalists: Annotated[int, typer.Option(help="Plans that auto writes and measures again.")] = 3,
@@ -70,6 +77,8 @@ def quantize(
     One file for llama.cpp: apportion quantize ./Llama-3.2-3B --format gguf --max-bytes 1.5GB --out model.gguf
     """
     if file.is_gguf():
+        if keep is not None:
+            raise InputError("--keep: only for checkpoints", "leave it out: in a GGUF file every matrix is a player")
         written = quantize_file(model, out, file, max_bytes, recipe, place, resume=resume)
         emit(written, as_json=as_json, text=file_text(written))
         return
@@ -81,6 +90,9 @@ def quantize(
     ask = QuantizeRequest(
         avg_bits=avg_bits,
         max_bytes=parse_bytes(max_bytes) if max_bytes is not None else None,
+        bits_per_weight=file.bits_per_weight,
+        keep=parse_names(keep),
+        embedding_bits=parse_bits("--embedding-bits", embedding_bits),
         method=method,
         alpha=alpha,
         evaluations=evaluations,
@@ -99,13 +111,14 @@ def quantize(
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
-    from apportion.bits.report import choice_note, tuning_note
+    from apportion.bits.report import choice_note, tuning_note, vocabulary_note
 
     resumed = result["resumed_evaluations"]
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
     return (
         f"{result['out']}: {result['avg_bits']:.3f} bits on average ({result['stored_bits']:.3f} with scales), "
         f"{result['bytes']:,} bytes of weights, loaded by {' and '.join(result['servers'])}\n"
+        f"{vocabulary_note(result)}\n"
         f"NLL on {result['calibration']}: {result['nll_fp']:.4f} full precision, {result['nll_high']:.4f} all at the "
         f"highest width, {result['nll_plan']:.4f} this plan\n"
         f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
@@ -198,6 +211,10 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File written by `plan`.")],
     out: Out,
     apply_rounding: ApplyRounding = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="checkpoint (a folder), or gguf: one file of the same codes (Q4_0 and Q8_0)."),
+    ] = "checkpoint",
     calibration: Calibration = None,
     rounding_windows: RoundingWindows = 128,
     tune: Tune = None,
@@ -210,15 +227,17 @@ def apply(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the checkpoint of a plan, with the rounding it was made for or another.
+    """Write the checkpoint of a plan, with the rounding it was made for or another; or the same weights as a GGUF file.
 
     Example: apportion apply ./model plan.json --apply-rounding gptq --calibration c4.jsonl --out ./model-3bit
     """
-    from apportion.bits.apply import apply as run
+    from apportion.bits.apply import apply as checkpoint
+    from apportion.bits.gguf.apply import apply_gguf
     from apportion.bits.plan import plan_from
     from apportion.bits.recipe import Recipe
     from apportion.core.artifact import read_json
 
+    require_format(form)
     loaded = plan_from(read_json(plan_file))
     text = Recipe(
         calibration=calibration,
@@ -228,6 +247,7 @@ def apply(
         seed=seed,
         **tuning(tune, tune_scales),
     )
+    run = apply_gguf if form == "gguf" else checkpoint
     result = run(
         model,
         loaded,
@@ -238,7 +258,8 @@ def apply(
         trust_remote_code=trust_remote_code,
         resume=resume,
     )
-    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} bytes of weights")
+    what = "bytes" if form == "gguf" else "bytes of weights"
+    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} {what}")
 
 
 @app.command(rich_help_panel="Bits for layers")

@@ -12,6 +12,16 @@ FORMATS = ("checkpoint", "gguf")
 PLAN_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
+def require_format(name: str) -> None:
+    """Refuse a format that is not known.
+
+    Raises:
+        InputError: naming it.
+    """
+    if name not in FORMATS:
+        raise InputError(f"--format {name}: unknown", f"choose from {', '.join(FORMATS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class FileOptions:
     """What only GGUF files have."""
@@ -20,14 +30,14 @@ class FileOptions:
         str, typer.Option(help="checkpoint (a folder), or gguf: one file for llama.cpp, of --max-bytes in all.")
     ] = "checkpoint"
     bits_per_weight: Annotated[
-        float | None, typer.Option(help="gguf: budget of the whole file in bits per weight, instead of --max-bytes.")
+        float | None, typer.Option(help="Budget of the whole file in bits per parameter, instead of --max-bytes.")
     ] = None
     types: Annotated[str | None, typer.Option(help="gguf: ggml types that matrices may have, with commas.")] = None
-    plans: Annotated[int, typer.Option(help="gguf: plans that are measured.")] = 60
+    plans: Annotated[int, typer.Option(help="gguf: plans that are measured.")] = 24
     plan_tokens: Annotated[
         int | None, typer.Option(help="gguf: tokens that a plan is measured on (2,048 on a CPU, 16,384 on a GPU).")
     ] = None
-    sequences: Annotated[int, typer.Option(help="gguf: backward passes behind the costs of single types.")] = 96
+    sequences: Annotated[int, typer.Option(help="gguf: backward passes behind the costs of single types.")] = 32
     threads: Annotated[int | None, typer.Option(help="gguf: threads of ggml's quantizer; all cores if left out.")] = (
         None
     )
@@ -44,10 +54,8 @@ class FileOptions:
         Raises:
             InputError: unknown format, or options of GGUF files without it.
         """
-        if self.format not in FORMATS:
-            raise InputError(f"--format {self.format}: unknown", f"choose from {', '.join(FORMATS)}")
+        require_format(self.format)
         given = {
-            "--bits-per-weight": self.bits_per_weight,
             "--types": self.types,
             "--plan-tokens": self.plan_tokens,
             "--threads": self.threads,
@@ -96,13 +104,14 @@ def quantize_file(
 def file_text(result: dict[str, Any]) -> str:
     """What a person sees when the file is written."""
     found, seconds = result["divergence"], result["seconds"]
+    whole = sum(seconds.values())
     types = ", ".join(f"{count} {kind}" for kind, count in sorted(result["types"].items(), key=lambda item: -item[1]))
     return (
         f"{result['out']}: {result['bytes']:,} bytes of {result['max_bytes']:,}, {result['bits_per_weight']:.2f} bits "
         f"per weight; {types}\n"
         f"mean KL from the original {found['kl_mean']['mean']:.5f} nats, 99.9 % {found['kl_999']:.4f}, same top token "
         f"{found['same_top']['mean']:.2%}, on {result['judged_on']}\n"
-        f"{result['evaluations']} plans measured; seconds: "
-        + ", ".join(f"{step} {spent:.0f}" for step, spent in seconds.items())
+        f"{result['evaluations']} plans measured; {whole:.0f} seconds: "
+        + ", ".join(f"{step} {spent:.0f} ({spent / whole:.0%})" for step, spent in seconds.items())
         + f"\nreport: {result['out']}.apportion/report.md"
     )

@@ -24,6 +24,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AvgBits = Annotated[float | None, typer.Option(help="Budget as mean bits over the quantized weights.")]
 MaxBytes = Annotated[str | None, typer.Option(help="Budget as bytes of the weight files, e.g. 24MB or 2GiB.")]
 Alpha = Annotated[float, typer.Option(help="Shrinkage of the covariance towards its diagonal (coopq).")]
+Keep = Annotated[
+    str | None, typer.Option(help="embedding, head or both with commas: they stay at 16 bits whatever the budget.")
+]
+EmbeddingBits = Annotated[
+    str,
+    typer.Option(help="Bits of the embedding besides 16: 8, or 4,8 (stock transformers loads no 4-bit embedding)."),
+]
 ApplyRounding = Annotated[
     str | None, typer.Option(help="Rounding that plans are written with; --rounding if left out.")
 ]
@@ -58,6 +65,9 @@ class RecipeOptions:
     ] = None
     untie: Annotated[
         bool, typer.Option("--untie", help="Leave q/k/v and gate/up free (quanto and hqq only: servers fuse them).")
+    ] = False
+    per_expert: Annotated[
+        bool, typer.Option("--per-expert", help="A player for each expert (quanto and hqq only: servers fuse them).")
     ] = False
     rounding: Annotated[
         str | None,
@@ -107,6 +117,23 @@ class PlaceOptions:
 def parse_widths(text: str) -> tuple[str, ...]:
     """Widths with commas; what each means is the recipe's to say."""
     return tuple(part.strip() for part in text.split(","))
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Names with commas; none where the option was left out."""
+    return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def parse_bits(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers of bits with commas.
+
+    Raises:
+        InputError: something else.
+    """
+    parts = parse_names(text)
+    if not all(part.isdigit() for part in parts):
+        raise InputError(f"{option} {text}: expected bits with commas", "e.g. 8, or 4,8")
+    return tuple(int(part) for part in parts)
 
 
 def tuning(tune: int | None, tune_scales: int | None) -> dict[str, Any]:

@@ -146,10 +146,7 @@ def _read(path: Path, index: Path | None, quality: str) -> "Profile":
 
 def _expected(profile: "Profile") -> dict[str, str | int]:
     """What the router must have been trained on, as far as the profile says."""
-    source = profile.source
-    said: dict[str, str | int] = {"model": source.model, "corpus": source.corpus, "prompts": source.prompts}
-    said["k"] = source.k
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in profile.source.identity.items() if value}
 
 
 def _text(saved: dict[str, Any], out: Path) -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -203,25 +203,31 @@ def claim_folder(
         write_json(folder / RUN, record or {"kind": kind})
 
 
-def finished(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> bool:
+def finished(folder: Path, asked: Mapping[str, Any], *, resume: bool, raisable: Collection[str] = ()) -> bool:
     """Whether a run is complete already; writes nothing, so that what is refused later leaves no folder behind.
 
     Args:
         asked: `kind` of the run, and everything that its result depends on: model and text by digest too, since a
             finished folder is compared with this alone.
+        raisable: limits that may be higher than they were, as long as the run is not complete.
 
     Raises:
         ArtifactExistsError: as `require_free`. ArtifactMismatchError: something else was asked there.
     """
     require_free(folder, resume=resume, kind=asked["kind"])
     if (folder / RUN).exists():
-        require_same(read_json(folder / RUN), asked, folder)
+        saved = read_json(folder / RUN)
+        if not (folder / MANIFEST).exists():
+            saved |= {name: asked[name] for name in raisable if saved.get(name, asked[name]) < asked[name]}
+        require_same(saved, asked, folder)
     return (folder / MANIFEST).exists()
 
 
 def start(folder: Path, asked: Mapping[str, Any]) -> None:
     """Create the folder of a run and record what was asked, so that a resumed one can be compared with it."""
     claim_folder(folder, resume=True, kind=asked["kind"], record=asked)
+    if read_json(folder / RUN) != plain(asked):  # a limit was raised
+        write_json(folder / RUN, asked)
 
 
 def require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:

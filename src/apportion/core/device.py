@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     True
     """
     text = str(error)
-    kinds = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+    kinds = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
     return type(error).__name__ == "OutOfMemoryError" or any(kind in text for kind in kinds)
 
 

@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 SHOW_AFTER_S = 2.0
@@ -28,6 +30,53 @@ def progress(label: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
         yield meter.advance
     finally:
         meter.close()
+
+
+@dataclass(slots=True)
+class _Forecast:
+    """Seconds by label: spent so far, and expected from now on."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+
+
+_FORECAST: ContextVar[_Forecast | None] = ContextVar("forecast", default=None)
+
+
+@contextmanager
+def forecast() -> Iterator[None]:
+    """A run of several stages: its bars also say what is left in all, as far as `expect` was told.
+
+    >>> with forecast():
+    ...     with progress("first", 1, "units") as advance:
+    ...         advance()
+    ...     expect("second", 60)
+    ...     spent_s("first") < 2, left_in_all_s()
+    (True, 60)
+    """
+    token = _FORECAST.set(_Forecast())
+    try:
+        yield
+    finally:
+        _FORECAST.reset(token)
+
+
+def expect(label: str, seconds: float) -> None:
+    """Say how long all work under a label will take from now on; without a forecast nothing happens."""
+    if (known := _FORECAST.get()) is not None:
+        known.expected[label] = seconds
+
+
+def spent_s(label: str) -> float:
+    """Seconds that finished work under a label took in this run; 0 without a forecast."""
+    known = _FORECAST.get()
+    return known.spent.get(label, 0.0) if known else 0.0
+
+
+def left_in_all_s() -> float | None:
+    """Seconds expected from now on under all labels; None where nothing was foreseen."""
+    known = _FORECAST.get()
+    return sum(known.expected.values()) if known and known.expected else None
 
 
 @contextmanager
@@ -70,6 +119,7 @@ class _Meter:
         rate = (self.count - self.first) / max(now - self.start, 1e-9)
         left = (self.total - self.count) / rate if rate else float("inf")
         text = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.3g}/s, {clock(left)} left"
+        text += self._in_all(left, now - self.start)
         if self.terminal:
             width = 24
             filled = round(width * min(1.0, self.count / max(self.total, 1)))
@@ -78,7 +128,20 @@ class _Meter:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
+    def _in_all(self, left: float, elapsed: float) -> str:
+        known = _FORECAST.get()
+        if known is None or not known.expected:
+            return ""
+        others = sum(seconds for label, seconds in known.expected.items() if label != self.label)
+        own = max(left, known.expected.get(self.label, 0.0) - elapsed)
+        return f", about {clock(others + own)} in all"
+
     def close(self) -> None:
+        if (known := _FORECAST.get()) is not None:
+            took = time.monotonic() - self.start
+            known.spent[self.label] = known.spent.get(self.label, 0.0) + took
+            if self.label in known.expected:
+                known.expected[self.label] = max(0.0, known.expected[self.label] - took)
         if self.terminal and self.wait != SHOW_AFTER_S:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

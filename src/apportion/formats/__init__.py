@@ -3,6 +3,7 @@
 from apportion.formats.compressed_tensors import COMPRESSED_TENSORS, GridWeight
 from apportion.formats.format import Format
 from apportion.formats.hqq import HQQ, HqqWeight
+from apportion.formats.int_quantized import INT_QUANTIZED, IntWeight
 from apportion.formats.packed import Packed, Shapes, shape_bytes
 from apportion.formats.quanto import QUANTO, QuantoWeight
 from apportion.formats.width import Width, grid_width, rising, width_named
@@ -14,10 +15,12 @@ __all__ = [
     "COMPRESSED_TENSORS",
     "FORMATS",
     "HQQ",
+    "INT_QUANTIZED",
     "QUANTO",
     "Format",
     "GridWeight",
     "HqqWeight",
+    "IntWeight",
     "Packed",
     "QuantoWeight",
     "Shapes",

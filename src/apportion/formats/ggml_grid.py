@@ -3,7 +3,8 @@
     codes of up to 4 bits, groups of 32 k   ->  Q4_0: d (float16), 16 bytes; w = d * (nibble - 8)
     codes of 8 bits, groups of 32 k         ->  Q8_0: d (float16), 32 signed bytes; w = d * byte
 
-A group of 64 becomes two blocks with the same scale. Nothing is rounded: a scale that float16 does not hold is refused.
+A group of 64 becomes two blocks with the same scale. Nothing is rounded: a scale that float16 does not hold is refused,
+unless all its codes are zero.
 """
 
 import numpy as np
@@ -38,11 +39,13 @@ def as_ggml(weight: GridWeight, where: str = "weight") -> GgmlWeight:
         raise InputError(
             f"{where}: groups of {group} columns, which blocks of {BLOCK} do not divide", "use groups of 32 k"
         )
+    scale = torch.where(codes.view(rows, -1, group).any(-1), scale, 0.0)
     half = scale.half()
     if not torch.equal(half.float(), scale):
-        worst = float(scale.abs().max())
+        wrong = scale[half.float() != scale].abs()
         raise InputError(
-            f"{where}: scales (up to {worst:.3g}) that float16 does not hold exactly",
+            f"{where}: {len(wrong)} scales ({float(wrong.min()):.3g} to {float(wrong.max()):.3g}) that float16 does "
+            "not hold exactly",
             "round it again: quantize --format gguf",
         )
     blocks = codes.view(rows, columns // BLOCK, BLOCK)

@@ -17,6 +17,7 @@ from apportion.formats import (
     COMPRESSED_TENSORS,
     FORMATS,
     HQQ,
+    INT_QUANTIZED,
     QUANTO,
     HqqWeight,
     Packed,
@@ -104,7 +105,26 @@ def take_grid(saved: Json, source: Source) -> tuple[dict[str, Tensor], dict[str,
             )
         width = grid_width(fitting[0], columns // parts["weight_scale"].shape[1])
         found[path] = COMPRESSED_TENSORS.unpack(parts, (rows, columns), width)
-    return tensors, found
+    return tensors, {**found, **take_bytes(tensors)}
+
+
+def take_bytes(tensors: dict[str, Tensor]) -> dict[str, Packed]:
+    """Weights of eight bits that are stored one code in a byte, taken out of the tensors: embeddings.
+
+    The head that is tied to one has a scale of its own and no codes: it is dropped, the tie fills the head.
+    """
+    found: dict[str, Packed] = {}
+    for name in [name for name in tensors if name.endswith(".weight_scale")]:
+        path = name.removesuffix(".weight_scale")
+        weight = tensors.get(f"{path}.weight")
+        if weight is None:
+            del tensors[name]
+        elif weight.dtype == torch.int8:
+            rows, columns = weight.shape
+            parts = {"weight": tensors.pop(f"{path}.weight"), "weight_scale": tensors.pop(name)}
+            width = grid_width(8, columns // parts["weight_scale"].shape[1])
+            found[path] = INT_QUANTIZED.unpack(parts, (rows, columns), width)
+    return found
 
 
 def pack(model: Any, packed: Mapping[str, Packed], placement: Placement) -> Any:

@@ -122,7 +122,11 @@ class StagedModel:
 
     @contextmanager
     def in_place(self, packed: Mapping[str, Packed]) -> Iterator[None]:
-        """The model with other weights, by module path, decoded; with the checkpoint's own again afterwards."""
+        """The model with other weights, by module path, decoded; with the checkpoint's own again afterwards.
+
+        Tied modules are one: what is given to the embedding is the head's too.
+        """
+        outside = {path: self.model.get_submodule(path).weight.data for path in packed if path not in self._full}
         try:
             for path, item in packed.items():
                 weight = item.dequantize(self.compute_dtype).to(self.placement.device)
@@ -130,6 +134,8 @@ class StagedModel:
             yield
         finally:
             self.restore()
+            for path, weight in outside.items():
+                self.model.get_submodule(path).weight.data = weight
 
     def shrink(self, windows: Int[Tensor, "windows tokens"]) -> None:
         """Run half as much at once from now on, since memory ran out.

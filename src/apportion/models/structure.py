@@ -19,7 +19,7 @@ FUSED = (
     ("in_proj_b", "in_proj_a"),
 )
 """Linears of one parent that servers run as one, and that need equal widths there (vLLM's packed modules)."""
-_EXPERT = re.compile(r"^(?P<experts>(.*\.)?experts)\.\d+\.")
+_EXPERT = re.compile(r"^(?P<expert>(?P<experts>(.*\.)?experts)\.\d+)\.")
 ROUTERS = ("gate", "router", "shared_expert_gate", "shared_expert_gating")
 
 
@@ -153,8 +153,21 @@ def experts_of(linear: str) -> str:
     return found["experts"] if found else ""
 
 
-def fused(linears: Collection[str]) -> list[tuple[str, ...]]:
+def expert_of(linear: str) -> str:
+    """The path of the one expert that a linear belongs to; empty for any other.
+
+    >>> expert_of("mlp.experts.3.up_proj")
+    'mlp.experts.3'
+    """
+    found = _EXPERT.match(linear)
+    return found["expert"] if found else ""
+
+
+def fused(linears: Collection[str], *, per_expert: bool = False) -> list[tuple[str, ...]]:
     """Group linears that servers fuse, and all experts of one parent; the others stay alone; order by first member.
+
+    Args:
+        per_expert: group the linears of each expert alone.
 
     >>> fused(("a.q_proj", "a.k_proj", "a.v_proj", "a.o_proj", "m.experts.0.w1", "m.experts.1.w2"))
     [('a.q_proj', 'a.k_proj', 'a.v_proj'), ('a.o_proj',), ('m.experts.0.w1', 'm.experts.1.w2')]
@@ -163,7 +176,7 @@ def fused(linears: Collection[str]) -> list[tuple[str, ...]]:
     for name in linears:
         parent, _, leaf = name.rpartition(".")
         family = next((index for index, names in enumerate(FUSED) if leaf in names), None)
-        if block := experts_of(name):
+        if block := (expert_of if per_expert else experts_of)(name):
             key = (block, -2)
         elif family is not None:
             key = (parent, family)

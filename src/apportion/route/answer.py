@@ -75,6 +75,7 @@ class _Work:
     setup: Setup
     hits: Hits | None = None
     made: dict[str, Completion] = field(default_factory=dict)
+    read: dict[str, Extracted] = field(default_factory=dict)
     drafted: bool = False
 
     def search(self) -> Hits:
@@ -93,8 +94,10 @@ class _Work:
     def extracted(self, strategy: str) -> Extracted:
         """The answer in a completion; without a passage RAG was asked as Direct."""
         passages = self.hits.passages if self.hits else ()
-        asked = asked_as(strategy, passages) if uses_passages(strategy) else strategy
-        return extract(self.setup.prompts.of(asked, self.question), self.made[strategy])
+        asked = asked_as(strategy, passages)
+        if strategy not in self.read:
+            self.read[strategy] = extract(self.setup.prompts.of(asked, self.question), self.made[strategy])
+        return self.read[strategy]
 
     def said(self, prefix: str, strategy: str) -> dict[str, float]:
         """Features of what an answer says."""

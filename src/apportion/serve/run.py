@@ -1,6 +1,7 @@
 """The application on a socket: uvicorn, patient with answers and impatient with clients that never ask."""
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -78,6 +79,8 @@ def run(app: FastAPI, sockets: list[socket.socket]) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s),
     )
+    gc.collect()
+    gc.freeze()  # modules and models stay; looking through all of them again would stop every stream for a moment
     _Server(config, serving).run(sockets)
 
 

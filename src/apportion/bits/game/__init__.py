@@ -3,6 +3,8 @@
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.costs import Costs, costs_from, costs_of, widths_by_path
 from apportion.bits.game.game import (
+    COALITIONS,
+    FULL_PRECISION,
     Game,
     MeasuredGame,
     Values,
@@ -16,6 +18,8 @@ from apportion.bits.game.samples import Samples, load_samples
 from apportion.bits.game.sampling import measure, sample
 
 __all__ = [
+    "COALITIONS",
+    "FULL_PRECISION",
     "Assignment",
     "Costs",
     "Game",

@@ -28,6 +28,7 @@ from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
 from apportion.models.text import Windows
 
+COALITIONS, FULL_PRECISION = "coalitions", "full precision"  # what bars say
 Values = dict[Assignment, NDArray[np.float64]]
 Read = Callable[[], NDArray[np.float64]]
 IN_FLIGHT = {"cuda": 8}  # coalitions queued on a GPU before the first is read; a kill loses no more than these
@@ -128,7 +129,7 @@ class MeasuredGame:
         pending = {self._path(item): item for item in assignments if item not in self.known}
         if pending:
             try:
-                with progress("coalitions", trie_edges(pending), "block forwards") as advance:
+                with progress(COALITIONS, trie_edges(pending), "block forwards") as advance:
                     self._walk_within_memory(pending, advance)
             finally:
                 staged.restore()
@@ -258,7 +259,7 @@ def full_precision_nll(staged: StagedModel, calibration: Windows) -> NDArray[np.
         NumericError: it is NaN or infinite; the windows are named.
     """
     staged.restore()
-    with progress("full precision", len(calibration.windows), "windows") as advance:
+    with progress(FULL_PRECISION, len(calibration.windows), "windows") as advance:
         nll = staged.window_nll(calibration.windows, advance)
     require_finite("the checkpoint's own weights", nll, "--dtype float32")
     return nll

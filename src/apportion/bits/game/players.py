@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.models.structure import Layout, experts_of, fused
+from apportion.models.structure import Layout, expert_of, experts_of, fused
 
 KINDS = ("blocks", "linears")
 Assignment = tuple[int, ...]
@@ -31,12 +31,15 @@ def player_from(item: dict[str, Any]) -> Player:
     return Player(item["name"], item["block"], tuple(item["linears"]))
 
 
-def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> tuple[Player, ...]:
+def players_of(
+    layout: Layout, kind: str = "blocks", *, untie: bool = False, per_expert: bool = False
+) -> tuple[Player, ...]:
     """Players in model order.
 
     Args:
         kind: `blocks` (one per decoder block, as in the paper) or `linears`.
         untie: leave q/k/v and gate/up free of each other; servers that fuse them then cannot load the result.
+        per_expert: a player for each expert, not one for all of a block; servers look them up as one, too.
 
     Raises:
         InputError: unknown kind.
@@ -47,7 +50,7 @@ def players_of(layout: Layout, kind: str = "blocks", *, untie: bool = False) -> 
     return tuple(
         Player(f"block {block} {name}", block, group)
         for block, linears in enumerate(layout.linears)
-        for name, group in named([(linear,) for linear in linears] if untie else fused(linears))
+        for name, group in named([(linear,) for linear in linears] if untie else fused(linears, per_expert=per_expert))
     )
 
 
@@ -56,12 +59,15 @@ def named(groups: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
 
     >>> [name for name, _ in named([("attn.q_proj", "attn.k_proj"), ("attn.key",), ("mlp.key",), ("m.experts.0.w1",)])]
     ['q_proj/k_proj', 'attn.key', 'mlp.key', 'm.experts']
+    >>> [name for name, _ in named([("m.experts.0.w1", "m.experts.0.w2"), ("m.experts.1.w1", "m.experts.1.w2")])]
+    ['m.experts.0', 'm.experts.1']
     """
+    owners = [experts_of(group[0]) for group in groups]
     short = ["/".join(linear.rsplit(".", 1)[-1] for linear in group) for group in groups]
     found = []
     for name, group in zip(short, groups, strict=True):
         if experts := experts_of(group[0]):
-            name = experts
+            name = experts if owners.count(experts) == 1 else expert_of(group[0])
         elif short.count(name) > 1:
             name = "/".join(group)
         found.append((name, group))

@@ -19,7 +19,7 @@ from apportion.formats.ggml import GgmlWeight, ggml_width
 from apportion.models.gguf.source import Source
 from apportion.models.staged import StagedModel
 
-DECODED_BYTES = 8 << 30  # of decoded weights that are kept; beyond, they are decoded when they are put in place
+DECODED_BYTES = 8 << 30  # of decoded weights that are kept; others are decoded when they are put in place
 STORED = torch.float16  # of decoded weights that are kept: finer than what is lost to any type
 
 
@@ -29,7 +29,7 @@ class GgufBank:
 
     Attributes:
         encoded: by (GGUF name, type). own: the original weights in the compute dtype.
-        seconds: spent on encoding.
+        seconds: spent on encoding. room: bytes of decoded weights that are kept.
     """
 
     staged: StagedModel
@@ -37,6 +37,7 @@ class GgufBank:
     ladders: Ladders
     encoded: Mapping[tuple[str, str], GgmlWeight]
     seconds: float
+    room: int = DECODED_BYTES
     own: dict[str, Tensor] = field(init=False)
     parameters: dict[str, nn.Parameter] = field(init=False)
     _decoded: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class GgufBank:
 
     def decode_all(self, threads: int | None = None) -> None:
         """Decode everything that will be kept, on all cores."""
-        kept, room = [], DECODED_BYTES - self._held
+        kept, room = [], self.room - self._held
         for key, item in self.encoded.items():
             size = math.prod(item.shape) * STORED.itemsize
             if size <= room:
@@ -70,7 +71,7 @@ class GgufBank:
 
     def _hold(self, key: tuple[str, str], weight: Tensor) -> Tensor:
         weight = weight.to(self.staged.placement.device)
-        if self._held + weight.nbytes <= DECODED_BYTES:
+        if self._held + weight.nbytes <= self.room:
             self._decoded[key] = weight
             self._held += weight.nbytes
         return weight

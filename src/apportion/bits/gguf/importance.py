@@ -6,12 +6,12 @@ the head's inputs.
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.core.artifact import write_bytes
@@ -29,22 +29,50 @@ def input_squares(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -
         float32 on the CPU, by module path: all linears of the blocks and, under its own path, the output head (whose
         weight may be the embedding's).
 
-    Cost: one forward pass.
+    Cost: one forward pass, without the product with the head.
     """
     head = staged.layout.head
-    paths = [*staged.originals, head]
     totals: dict[str, Tensor] = {}
-    with watched(staged.model, paths, totals), progress("importance", len(windows), "windows") as advance:
+    with progress("importance", len(windows), "windows") as advance:
         for part in windows.split(max(1, staged_tokens(staged) // windows.shape[1])):
-            with torch.inference_mode():
-                for hidden in staged.last_hidden(part).split(1):
-                    staged.logits(hidden)
+            with watched(staged.model, list(staged.originals), totals):
+                hidden = staged.last_hidden(part)
+            totals[head] = totals.get(head, 0.0) + sum_of_squares(head_inputs(staged, hidden))
             advance(len(part))
     return {path: total / windows.numel() for path, total in totals.items()}
 
 
+class HeadReached(Exception):  # noqa: N818  it stops a forward pass, nothing is wrong
+    """The head was given its inputs; its product with the vocabulary is not wanted."""
+
+
+def head_inputs(
+    staged: StagedModel, hidden: Float[Tensor, "windows tokens hidden"]
+) -> Float[Tensor, "windows*tokens one hidden"]:
+    """What the output head's matrix is multiplied with, of states after the last block."""
+    staged.logits(hidden[:1, :1])  # what is found out about the model once is found out here
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].detach())
+        raise HeadReached
+
+    handle = staged.model.get_submodule(staged.layout.head).register_forward_pre_hook(stop)
+    try:
+        with suppress(HeadReached):
+            staged.logits(hidden)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def sum_of_squares(inputs: Tensor) -> Float[Tensor, " columns"]:
+    """By column, on the CPU."""
+    return inputs.detach().flatten(0, -2).float().pow(2).sum(0).cpu()
+
+
 def staged_tokens(staged: StagedModel) -> int:
-    """Tokens that are run at once: few, since the head's logits are made and thrown away."""
+    """Tokens that are run at once."""
     return 4096 if staged.placement.device.startswith("cuda") else 1024
 
 
@@ -54,8 +82,7 @@ def watched(model: Any, paths: list[str], totals: dict[str, Tensor]) -> Iterator
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            squares = args[0].detach().flatten(0, -2).float().pow(2).sum(0).cpu()
-            totals[path] = totals[path] + squares if path in totals else squares
+            totals[path] = totals.get(path, 0.0) + sum_of_squares(args[0])
 
         return hook
 

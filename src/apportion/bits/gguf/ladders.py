@@ -1,11 +1,12 @@
 """Which types each matrix may have, what they take of the file, and which matrices have no choice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from apportion.bits.game import Assignment, Costs, Player
+from apportion.bits.rounding.ggml import NEEDS_IMPORTANCE
 from apportion.core.errors import BudgetError, InputError
 from apportion.formats.ggml import FALLBACKS, TYPES, block_of, ggml_width, matrix_bytes, resolve
 from apportion.formats.gguf_file import Fields, TensorEntry, file_bytes, padded
@@ -45,15 +46,17 @@ class Ladders:
         return {name: TensorEntry(types[name], shape) for name, shape in shapes.items()}
 
 
-def ladder(types: Sequence[str], columns: int) -> tuple[tuple[str, ...], dict[str, str]]:
+def ladder(types: Sequence[str], columns: int, *, weighted: bool = True) -> tuple[tuple[str, ...], dict[str, str]]:
     """Types that a matrix of so many columns may have, rising, and what replaces those that it cannot.
 
     >>> ladder(("Q2_K", "Q4_K", "Q6_K", "Q8_0"), 576)
     (('IQ4_NL', 'Q5_0', 'Q8_0'), {'Q2_K': 'IQ4_NL', 'Q4_K': 'Q5_0', 'Q6_K': 'Q8_0'})
     >>> ladder(("Q2_K", "Q4_1", "Q4_K"), 512)
     (('Q2_K', 'Q4_K'), {})
+    >>> ladder(("IQ2_XS", "Q4_K"), 512, weighted=False)
+    (('Q2_K', 'Q4_K'), {'IQ2_XS': 'Q2_K'})
     """
-    given = {name: resolve(name, columns) for name in types}
+    given = {name: resolve("Q2_K" if name in NEEDS_IMPORTANCE and not weighted else name, columns) for name in types}
     wide = columns % block_of("Q4_K")[0] == 0 and any(name in FALLBACKS for name in types)
     found = {own for own in given.values() if not (wide and own in NEVER_BETTER)}
     rising = tuple(sorted(found, key=lambda name: (ggml_width(name).bits, name)))
@@ -75,15 +78,20 @@ def require_types(types: Sequence[str]) -> None:
 
 
 def ladders_of(
-    shapes: Mapping[str, tuple[int, ...]], choosable: Sequence[str], types: Sequence[str], fields: Fields
+    shapes: Mapping[str, tuple[int, ...]],
+    choosable: Sequence[str],
+    types: Sequence[str],
+    fields: Fields,
+    unweighted: Collection[str] = (),
 ) -> Ladders:
     """The players of a source.
 
     Args:
         shapes: of every tensor, by GGUF name. choosable: the matrices that the model multiplies with.
         types: that were asked for. fields: the file's metadata, of its final size.
+        unweighted: matrices that have no importance: types that need one are replaced by Q2_K there.
     """
-    found = {name: ladder(types, shapes[name][-1]) for name in choosable}
+    found = {name: ladder(types, shapes[name][-1], weighted=name not in unweighted) for name in choosable}
     players = [name for name in shapes if name in found and found[name][0] != ("F16",)]
     fixed = {name: "F16" if name in found else "F32" for name in shapes if name not in players}
     own = tuple(found[name][0] for name in players)

@@ -63,7 +63,14 @@ def how_found(result: Json) -> str:
     """What vouches for the plan."""
     if result["reused"]:
         return f"Planned by what {result['reused']} measured; predicted mean KL {result['kl_predicted']:.5f}."
-    return (
-        f"Plan found by: {result['source']}, the best of {result['evaluations']} measured. Mean KL on the measured "
-        f"text {result['kl_measured']:.5f}, by the costs {result['kl_predicted']:.5f}."
+    error = "" if result["costs_error"] is None else f" (relative standard error {result['costs_error']:.0%})"
+    return "\n".join(
+        [
+            f"By the costs alone{error} the plan's mean KL is {result['kl_predicted']:.5f}. The first of these was "
+            f"kept, of {result['evaluations']} measured; they were judged on text that the search did not see:",
+            "",
+            "| plan | measured | judged |",
+            "|---|---|---|",
+            *(f"| {row['source']} | {row['measured']:.5f} | {row['judged']:.5f} |" for row in result["finalists"]),
+        ]
     )

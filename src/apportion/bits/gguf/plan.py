@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from apportion.bits.game import Assignment, decode
+from apportion.bits.gguf.finals import Finalist, judged
+from apportion.bits.gguf.game import FileGame
 from apportion.bits.gguf.search import FileSearch, search_file
 from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, Workshop
 from apportion.bits.plan import budget_from_bytes
@@ -28,7 +30,8 @@ class FilePlan:
     Attributes:
         types: by GGUF name. total_bytes: of the file, exact. predicted, measured: mean KL on the measured text, nats
             per token; by the costs, and as it was measured (None where it was not). source: the step of the search
-            that proposed it, or `costs of another run`.
+            that proposed it, or `costs of another run`. finalists: the plans of the last choice, the best first; this
+            is the first of them.
     """
 
     assignment: Assignment
@@ -38,6 +41,7 @@ class FilePlan:
     predicted: float
     measured: float | None
     source: str
+    finalists: tuple[Finalist, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -46,13 +50,16 @@ class FilePlan:
 
 
 def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> tuple[FilePlan, FileSearch]:
-    """Search, and say what was found."""
+    """Search, choose among the best on other text, and say what was found."""
     ladders, request = shop.ladders, shop.request
     budget = budget_from_bytes(ladders.costs, max_bytes).player_bytes
     state = search_file(
-        shop.game(log), ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed
-    )
-    return plan_of(shop, state, max_bytes), state
+        shop.game(log), ladders.costs, shop.fisher.costs, budget, evaluations=request.evaluations, seed=request.seed,
+        rivals=shop.rivals(budget),
+    )  # fmt: skip
+    met = judged(state, FileGame(shop.bank, shop.text.finals))
+    plan = described_plan(shop, state, met[0].assignment, max_bytes, met[0].source)
+    return replace(plan, finalists=tuple(met)), state
 
 
 def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
@@ -81,11 +88,6 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
     state.learn()
     best = relaxed(state.table, ladders.costs.bytes, budget)
     return described_plan(shop, state, best, max_bytes, "costs of another run")
-
-
-def plan_of(shop: Workshop, state: FileSearch, max_bytes: int) -> FilePlan:
-    """The best plan that was measured."""
-    return described_plan(shop, state, state.best, max_bytes, state.sources[state.best])
 
 
 def described_plan(shop: Workshop, state: FileSearch, best: Assignment, max_bytes: int, source: str) -> FilePlan:

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtyping import Int
@@ -71,54 +70,67 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     asked = {"kind": KIND, "model_source": model, **plain(request)}
     asked |= {"model": source_identity(model), "text": text_identity(request.calibration)}
     with output_folder(folder, KIND, resume=resume, reads=[model]):
-        if finished(folder, asked, resume=resume):
+        if finished(folder, asked, resume=resume, raisable=("evaluations",)):
             return read_json(folder / "result.json")
         return quantize_into(folder, model, out, request, asked, resume=resume)
 
 
 def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, asked: Json, *, resume: bool) -> Json:
     """The work of `quantize_gguf`, in a folder of evidence that is held for it."""
-    began = time.monotonic()
+    clock = Clock()
     if request.reuse is not None:
         read_manifest(request.reuse)
     shop = open_workshop(model, request)
     max_bytes = request.budget(shop.weights)
     require_budget(shop.ladders, max_bytes)
     start(folder, asked)
-    loaded = time.monotonic()
-    plan, search = found_plan(shop, max_bytes, folder, resume=resume)
-    searched = time.monotonic()
-    size = write_file(shop, plan, out)
-    encoding, costs = shop.bank.seconds, search.get("costs_seconds", 0.0)
-    seconds = {
-        "loading": loaded - began,
-        "encoding": encoding,
-        "costs alone": costs,
-        "search": searched - loaded - costs - (0.0 if request.reuse else encoding),
-        "writing": time.monotonic() - searched - (encoding if request.reuse else 0.0),
-    }
-    result = described(shop, plan, search, size, seconds)
+    clock.mark("loading")
+    plan, search = found_plan(shop, max_bytes, folder, clock, resume=resume)
     write_json(folder / "plan.json", plan)
+    size = write_file(shop, plan, out)
+    clock.mark("writing")
+    divergence = judged(shop.bank, plan, shop.text.judged)
+    clock.mark("judging")
+    result = {**described(shop, plan, search, size), "divergence": divergence, "seconds": clock.seconds}
     return finish(folder, out, shop, result)
 
 
-def found_plan(shop: Workshop, max_bytes: int, folder: Path, *, resume: bool) -> tuple[FilePlan, Json]:
+class Clock:
+    """Seconds of each step of a run, one after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def mark(self, step: str) -> None:
+        """A step ends here."""
+        now = time.monotonic()
+        self.seconds[step] = now - self._last
+        self._last = now
+
+
+def found_plan(shop: Workshop, max_bytes: int, folder: Path, clock: Clock, *, resume: bool) -> tuple[FilePlan, Json]:
     """The plan, and what is to be said of how it was found; what was measured is saved as it comes."""
     request, ladders = shop.request, shop.ladders
     if request.reuse is not None:
         plan = plan_again(shop, max_bytes, request.reuse)
+        clock.mark("search")
         shop.only(plan.types)
+        assert shop.bank.ladders is ladders
+        clock.mark("encoding")
         return plan, {"evaluations": 0, "misfit": None, "reused": str(request.reuse)}
     header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
     with AppendLog(folder / VALUES, header, resume=resume) as log:
-        bank, began = shop.bank, time.monotonic()
-        fisher = shop.fisher
-        costs_seconds = time.monotonic() - began
-        write_json(folder / COSTS, {"tensors": ladders.names, "types": ladders.types, **plain(fisher)})
         save_imatrix(folder / IMPORTANCE, shop.importance, Path(shop.text.measured.source).name)
+        clock.mark("importance")
+        assert shop.bank.ladders is ladders
+        clock.mark("encoding")
+        fisher = shop.fisher
+        write_json(folder / COSTS, {"tensors": ladders.names, "types": ladders.types, **plain(fisher)})
+        clock.mark("costs alone")
         plan, state = find_plan(shop, max_bytes, log)
-    assert bank.ladders is ladders
-    return plan, {"evaluations": len(state.seen), "misfit": state.misfit, "costs_seconds": costs_seconds}
+        clock.mark("search")
+    return plan, {"evaluations": len(state.seen), "misfit": state.misfit, "costs_error": fisher.error}
 
 
 def require_out(model: str, out: Path) -> Path:
@@ -147,8 +159,8 @@ def judged(bank: GgufBank, plan: FilePlan, windows: Int[Tensor, "windows tokens"
     return found
 
 
-def described(shop: Workshop, plan: FilePlan, search: Json, size: int, seconds: Mapping[str, float]) -> Json:
-    """The result."""
+def described(shop: Workshop, plan: FilePlan, search: Json, size: int) -> Json:
+    """The result, but for what was measured of the written weights."""
     counted: Counter[str] = Counter(plan.types[name] for name in shop.ladders.names)
     return {
         "bytes": size,
@@ -161,13 +173,15 @@ def described(shop: Workshop, plan: FilePlan, search: Json, size: int, seconds: 
         "kl_predicted": plan.predicted,
         "kl_measured": plan.measured,
         "source": plan.source,
+        "finalists": [
+            {key: value for key, value in row.items() if key != "assignment"} for row in plain(plan.finalists)
+        ],
+        "costs_error": search.get("costs_error"),
         "evaluations": search["evaluations"],
         "misfit": search["misfit"],
         "reused": search.get("reused"),
-        "divergence": judged(shop.bank, plan, shop.text.judged),
         "judged_on": f"{len(shop.text.judged)} windows of the calibration text that nothing was chosen on",
         "calibration": Path(shop.text.measured.source).name,
-        "seconds": dict(seconds),
         "plan_digest": plan.digest,
     }
 

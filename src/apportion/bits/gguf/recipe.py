@@ -30,9 +30,9 @@ class FileRequest:
     windows: int = 8
     window_tokens: int = 256
     importance_windows: int = 64
-    sequences: int = 96
-    sequence_tokens: int = 64
-    evaluations: int = 60
+    sequences: int = 32
+    sequence_tokens: int = 128
+    evaluations: int = 24
     judged_windows: int = 8
     seed: int = 0
     threads: int | None = None

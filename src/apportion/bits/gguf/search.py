@@ -1,17 +1,19 @@
 """The plan for a file: the optimum of the costs alone, then corrected by measuring whole plans. [ours]
 
 1. Costs of every type of every matrix alone (`fisher`): the prior, and its optimum within the budget.
-2. Random plans near the budget: optima of the costs under multiplicative noise that falls from round to round. After
+2. Rivals: plans that stand for themselves, such as the standard mix of that size. What is kept is never behind them.
+3. Random plans near the budget: optima of the costs under multiplicative noise that falls from round to round. After
    each round every matrix gets one factor on its costs, fitted to all that was measured and held near one by a ridge
    of least leave-one-out error: costs of a matrix's types are wrong together (context, interaction), rarely apart.
-3. Swaps around the best plan, the most promising first, each measured; the factors learn from them.
+4. Swaps around the best plan, the most promising first, each measured; the factors learn from them.
 
 The plan kept is the best of all that were measured within the budget. `bits.plan.search` measures every player alone
 first; with hundreds of players that takes all the evaluations that this takes in all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -37,6 +39,7 @@ class FileSearch:
         game: None where nothing is to be measured.
         prior: costs of every rung of every player alone. factors: what each player's costs are multiplied by.
         seen: value of every plan measured, in the order asked. sources: which step asked.
+        rivals: plans that stand for themselves, by name.
         misfit: leave-one-out error of the latest fit, relative to the spread of values.
     """
 
@@ -50,6 +53,7 @@ class FileSearch:
     sources: dict[Assignment, str] = field(default_factory=dict)
     factors: NDArray[np.float64] = field(init=False)
     misfit: float = 1.0
+    rivals: Mapping[Assignment, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.factors = np.ones(len(self.prior))
@@ -60,10 +64,15 @@ class FileSearch:
         return np.asarray(self.prior * self.factors[:, None])
 
     @property
+    def ranked(self) -> list[Assignment]:
+        """Plans measured within the budget, the best first."""
+        fits = [plan for plan in self.seen if self.costs.spent(plan) <= self.budget_bytes]
+        return sorted(fits, key=self.seen.__getitem__)
+
+    @property
     def best(self) -> Assignment:
         """The best plan measured within the budget."""
-        fits = [plan for plan in self.seen if self.costs.spent(plan) <= self.budget_bytes]
-        return min(fits, key=self.seen.__getitem__)
+        return self.ranked[0]
 
     def ask(self, plans: Sequence[Assignment], source: str) -> int:
         """Measure what is new, as far as the limit allows; returns how many that was."""
@@ -82,16 +91,26 @@ class FileSearch:
 
 
 def search_file(
-    game: Game, costs: Costs, prior: Table, budget_bytes: int, *, evaluations: int, seed: int
+    game: Game,
+    costs: Costs,
+    prior: Table,
+    budget_bytes: int,
+    *,
+    evaluations: int,
+    seed: int,
+    rivals: Mapping[Assignment, str] = MappingProxyType({}),
 ) -> FileSearch:
     """Find the plan of least value within a budget.
 
     Args:
         prior: [players, rungs] costs alone, in the game's unit. budget_bytes: for the players' tensors.
         evaluations: plans that may be measured, at least one.
+        rivals: plans within the budget that are measured after the optimum of the costs, and their names.
     """
-    state = FileSearch(game, costs, budget_bytes, falling(prior), evaluations, seed)
+    state = FileSearch(game, costs, budget_bytes, falling(prior), evaluations, seed, rivals=rivals)
     state.ask([relaxed(state.table, costs.bytes, budget_bytes)], "costs alone")
+    for plan, name in rivals.items():
+        state.ask([plan], name)
     rng = stream(seed, "file search")
     for noise in NOISES:
         count = round(evaluations * ROUNDS_SHARE / len(NOISES))

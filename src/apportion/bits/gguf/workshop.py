@@ -7,15 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from apportion.bits.game import Assignment
 from apportion.bits.gguf.bank import GgufBank, encode_all
 from apportion.bits.gguf.fisher import Fisher, fisher_costs
 from apportion.bits.gguf.game import FileGame
 from apportion.bits.gguf.importance import IMPORTANCE, input_squares, load_imatrix
 from apportion.bits.gguf.ladders import Ladders, ladders_of
+from apportion.bits.gguf.mixes import fitting_mix
 from apportion.bits.gguf.recipe import FileRequest
+from apportion.bits.gguf.search import falling
+from apportion.bits.plan.search import spend_slack
 from apportion.core.artifact import versions
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError
@@ -29,6 +34,7 @@ from apportion.models.staged import StagedModel
 from apportion.models.text import Windows, sample_calibration, windows_of
 
 DIGEST = "apportion.plan_digest"
+FINALS = 2  # times the windows that plans are measured on
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17,
               "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28,
@@ -41,11 +47,13 @@ class Text:
     """Windows for each use; no window serves two, as far as there are enough.
 
     Attributes:
-        measured: plans are measured on these. importance, costs: behind the importance and the costs alone.
+        measured: plans are measured on these. finals: the best few of them meet on these.
+        importance, costs: behind the importance and the costs alone.
         judged: kept aside for the figures that are reported.
     """
 
     measured: Windows
+    finals: Windows
     importance: Int[Tensor, "windows tokens"]
     costs: Int[Tensor, "sequences tokens"]
     judged: Int[Tensor, "judged tokens"]
@@ -89,7 +97,17 @@ class Workshop:
         """Players, their types and what those take."""
         shapes = self.source.shapes
         choosable = [name for name, path in self.source.modules.items() if len(shapes[name]) == 2]
-        return ladders_of(shapes, choosable, self.request.types, self.fields)
+        unweighted = set(choosable) - set(self.weighed)
+        return ladders_of(shapes, choosable, self.request.types, self.fields, unweighted)
+
+    @cached_property
+    def weighed(self) -> dict[str, str]:
+        """Module path of the linear whose inputs each matrix is multiplied with; an untied embedding has none."""
+        head = self.staged.layout.head
+        paths = {name: path for name, path in self.source.modules.items() if path in {*self.staged.originals, head}}
+        if "output.weight" not in self.source.modules:
+            paths["token_embd.weight"] = head  # tied: it multiplies what the head is given
+        return paths
 
     @cached_property
     def text(self) -> Text:
@@ -102,11 +120,7 @@ class Workshop:
         if self.request.reuse is not None:
             return load_imatrix(self.request.reuse / IMPORTANCE)
         found = input_squares(self.staged, self.text.importance)
-        paths = dict(self.source.modules)
-        if "output.weight" not in paths:
-            # tied: the embedding multiplies what the head is given
-            paths["token_embd.weight"] = self.staged.layout.head
-        return {name: found[path] for name, path in paths.items() if path in found}
+        return {name: found[path] for name, path in self.weighed.items()}
 
     @cached_property
     def bank(self) -> GgufBank:
@@ -128,6 +142,24 @@ class Workshop:
     def game(self, log: AppendLog | None = None) -> FileGame:
         """The game on the measured text."""
         return FileGame(self.bank, self.text.measured, log)
+
+    def rivals(self, budget_bytes: int) -> dict[Assignment, str]:
+        """The largest standard mix within a budget, with what is left spent by the costs; and its name.
+
+        Args:
+            budget_bytes: for the players' tensors.
+        """
+        columns = {name: self.source.shapes[name][1] for name in self.ladders.names}
+        prefix = f"{self.fields['general.architecture'].value}.attention.head_count"
+        own = self.fields[prefix]
+        heads = int(own.value) // int(self.fields.get(f"{prefix}_kv", own).value)
+        found = fitting_mix(self.ladders, columns, heads, budget_bytes)
+        if found is None:
+            return {}
+        mix, plan = found
+        costs = self.ladders.costs
+        filled = spend_slack(np.asarray(plan), falling(self.fisher.costs), costs.bytes.astype(np.float64), budget_bytes)
+        return {tuple(filled.tolist()): f"standard mix {mix}"}
 
 
 def open_workshop(model: str, request: FileRequest, placement: Placement | None = None) -> Workshop:
@@ -154,10 +186,15 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
     length, seed = request.window_tokens, request.seed
     per_window = max(1, length // min(request.sequence_tokens, length))
     cost_windows = -(-request.sequences // per_window)
-    wanted = (request.judged_windows, request.windows, request.importance_windows, cost_windows)
+    finals = FINALS * request.windows
+    wanted = (request.judged_windows, request.windows, finals, request.importance_windows, cost_windows)
     if request.calibration is None:
         available = sample_calibration(
-            staged, tokenizer, windows=request.judged_windows + request.windows, window_tokens=length, seed=seed
+            staged,
+            tokenizer,
+            windows=request.judged_windows + request.windows + finals,
+            window_tokens=length,
+            seed=seed,
         ).windows
         source = "sampled from the model itself"
     else:
@@ -175,5 +212,7 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
     for count in wanted[1:]:
         parts.append([rest[(start + i) % len(rest)] for i in range(min(count, len(rest)))])
         start += count
-    measured, importance, costs = (available[sorted(part)].contiguous() for part in parts)
-    return Text(Windows(measured, source), importance, costs, available[sorted(judged)].contiguous())
+    measured, last, importance, costs = (available[sorted(part)].contiguous() for part in parts)
+    return Text(
+        Windows(measured, source), Windows(last, source), importance, costs, available[sorted(judged)].contiguous()
+    )

@@ -96,7 +96,7 @@ def budget_from_bytes(costs: Costs, max_bytes: int) -> Budget:
     if max_bytes < smallest:
         raise BudgetError(
             f"--max-bytes {max_bytes:,}: {smallest - max_bytes:,} bytes short of the smallest plan ({smallest:,}: "
-            f"all at {costs.widths[0].name}, {costs.fixed_bytes:,} of it never quantized)",
+            f"all at {costs.widths[0].name}, {costs.fixed_bytes:,} of it outside of the players)",
             f"give at least {smallest:,} bytes, or a lower width",
         )
     asked = f"{max_bytes:,} bytes on disk"

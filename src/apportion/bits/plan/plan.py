@@ -1,6 +1,7 @@
 """A plan: the width of every player, what it costs, and how it was chosen."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from apportion.bits.game import Assignment, Costs, costs_from
 from apportion.core.artifact import Json
@@ -25,6 +26,7 @@ class Plan:
         tried: assignments measured for this plan, with their values.
         judged_on, judged_nll: what the final choice among written plans was made on, and the loss there; empty and
             None where there was none.
+        vocabulary: widths of embedding and head by name; those that are not in it stay at 16 bits.
         source: what proposed it: `program` (the surrogate's optimum), a step of the search, or `finalist` (not the
             search's own best, but best as written).
     """
@@ -46,6 +48,7 @@ class Plan:
     source: str = "program"
     judged_on: str = ""
     judged_nll: float | None = None
+    vocabulary: Mapping[str, str] = field(default_factory=dict)
 
     def by_name(self) -> dict[str, str]:
         """Width by player's name."""

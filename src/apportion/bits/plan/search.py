@@ -20,13 +20,14 @@ from itertools import count
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.bits.game import Assignment, Costs, Game, Samples, Values
+from apportion.bits.game import COALITIONS, Assignment, Costs, Game, Samples, Values
 from apportion.bits.plan.allocate import allocate
 from apportion.bits.plan.budget import Budget
 from apportion.bits.plan.regression import PAIR_PENALTIES, Prior, fit_quadratic
 from apportion.bits.plan.sensitivity import Sensitivity, choices_of, shares, surrogate
 from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
+from apportion.core.progress import expect, spent_s
 from apportion.core.seeds import stream
 
 ROUNDS = (0.9, 0.6, 0.4, 0.3)  # noise of each round of random plans, in log cost
@@ -86,6 +87,7 @@ class Search:
             for item, nll in zip(new, self.game.values(new), strict=True):
                 self.seen[item] = nll
                 self.sources[item] = source
+            expect(COALITIONS, self.left * spent_s(COALITIONS) / len(self.seen))
 
     def mean(self, assignment: Assignment) -> float:
         return float(self.seen[assignment].mean())

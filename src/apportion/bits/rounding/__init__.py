@@ -1,16 +1,20 @@
 """Rounding: weights to codes, one algorithm per file, one protocol."""
 
 from apportion.bits.rounding.choice import Choice, best_affordable
-from apportion.bits.rounding.lesson import Lesson, lesson_of, require_windows
+from apportion.bits.rounding.lesson import BATCH_TOKENS, Lesson, lesson_of, require_windows
 from apportion.bits.rounding.linears import round_all, round_plan
 from apportion.bits.rounding.looks import Tuned
 from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.protocol import Rounding
 from apportion.bits.rounding.registry import ROUNDINGS, rounding_named
-from apportion.bits.rounding.tuning import free_bytes, require_tunable, tune
+from apportion.bits.rounding.sequential import IN_SEQUENCE
+from apportion.bits.rounding.tuning import TUNING, free_bytes, require_tunable, tune
 
 __all__ = [
+    "BATCH_TOKENS",
+    "IN_SEQUENCE",
     "ROUNDINGS",
+    "TUNING",
     "Choice",
     "Lesson",
     "Moments",

@@ -20,6 +20,7 @@ from apportion.models.embedded import Embedded
 from apportion.models.staged import StagedModel
 from apportion.models.structure import experts_of
 
+IN_SEQUENCE = "rounding in sequence"  # what its bar says
 Visit = Callable[[str, Moments], Float[Tensor, "rows columns"] | None]
 Stage = tuple[str, ...]
 
@@ -69,7 +70,7 @@ def walk(
     staged.restore()
     embedded = staged.embed(windows)
     rounded, full = embedded.hidden, embedded.hidden if full_stream else None
-    with progress("rounding in sequence", len(staged.originals), "linears") as advance:
+    with progress(IN_SEQUENCE, len(staged.originals), "linears") as advance:
         for block in range(staged.layout.block_count):
             own = {name: staged.linear(block, name).weight.data for name in staged.layout.linears[block]}
             left = loaded(staged, block, pieces)

@@ -30,6 +30,7 @@ from apportion.core.progress import progress
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel
 
+TUNING = "tuning"  # what its bar says
 UNTOLD = 4 << 30
 
 
@@ -67,7 +68,7 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
     kept = None if folder is None else kept_in(folder, staged, start, lesson, learned)
     look = Looks(staged, lesson, start, descent, kept)
     gradient = gradient_of(staged, lesson)
-    with progress(f"tuning {learned.split(':')[0]}", lesson.steps, "steps", done=descent.done) as advance:
+    with progress(TUNING, lesson.steps, f"steps of {learned.split(':')[0]}", done=descent.done) as advance:
         for step, batch in enumerate(batches(len(lesson.windows), size, lesson.steps, lesson.seed), start=1):
             if step <= descent.done:
                 continue

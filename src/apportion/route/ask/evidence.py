@@ -28,6 +28,7 @@ _KINDS: Mapping[str, re.Pattern[str]] = {
     "question_time": re.compile(r"(?i)\bwhen\b|\b(what|which) (year|date|month|day)\b"),
     "question_place": re.compile(r"(?i)\bwhere\b|\b(what|which) (city|country|state|county|town)\b"),
 }
+JUDGED = {"direct": "draft", "rag": "rag"}  # answers that a router reads before it goes on: prefix of features
 _SENTENCE = re.compile(r"[.!?](?:\s|$)")
 _ABSTAINS = re.compile(
     r"(?i)\b(don'?t know|do not know|does not|doesn'?t|unknown|unclear|unable|insufficient|cannot|can'?t|sorry"

@@ -55,8 +55,7 @@ def require_trained_on(trained: Mapping[str, str | int], setup: Setup) -> tuple[
     Raises:
         ArtifactMismatchError: naming all that differs.
     """
-    now = setup.source()
-    pairs = {"model": now.model, "corpus": now.corpus, "prompts": now.prompts, "k": now.k}
+    pairs = setup.source().identity
     unknown = [key for key in pairs if not trained.get(key)]
     differing = [key for key, value in pairs.items() if key not in unknown and trained[key] != value]
     if differing:

@@ -18,3 +18,12 @@ class ProfileSource:
     k: int = 0
     created: str = ""
     latency: str = ""
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What answers must share to be compared.
+
+        >>> ProfileSource("tiny", "c0ffee", "beef", 5).identity
+        {'model': 'tiny', 'corpus': 'c0ffee', 'prompts': 'beef', 'k': 5}
+        """
+        return {"model": self.model, "corpus": self.corpus, "prompts": self.prompts, "k": self.k}

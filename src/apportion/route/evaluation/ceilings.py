@@ -64,5 +64,6 @@ class RepeatedOracle:
                 f"--repeat: lacks {len(rows) - len(known)} of {len(rows)} questions",
                 "give a second run of `apportion profile` on the same questions",
             )
-        costed = cost(self.repeat.select(np.array(known)), self.scale)
+        again = self.repeat.restrict(profile.strategies).select(np.array(known))
+        costed = cost(again, self.scale)
         return without_probes(labels(utility(costed, weights), costed.tokens))

@@ -12,7 +12,7 @@ from numpy import ndarray
 from apportion.core.seeds import stream
 from apportion.route.ask.features import needs_of
 from apportion.route.ask.strategy import STRATEGIES
-from apportion.route.profile.profile import Floats, Profile
+from apportion.route.profile.profile import Profile
 from apportion.route.router.price import Price
 from apportion.route.router.router import Router
 from apportion.route.router.spending import Done, spent
@@ -247,8 +247,3 @@ def expected_utility(router: Router, weights: Weights) -> float:
 def names_of_strategies(profile: Profile) -> dict[str, Contender]:
     """Always each of the strategies present."""
     return {STRATEGIES[column]: Always(column) for column in profile.columns}
-
-
-def utilities(part: Part, scale: Scale, name: str, weights: Weights) -> Floats:
-    """[n] utilities of a contender."""
-    return part.played[name, weights].utility(weights, scale)

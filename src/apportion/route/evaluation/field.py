@@ -1,9 +1,8 @@
 """Who takes part: every contender fitted on the same training questions."""
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from apportion.route.ask.features import group_of
 from apportion.route.ask.strategy import STRATEGIES
@@ -20,13 +19,12 @@ from apportion.route.evaluation.contest import (
     names_of_strategies,
 )
 from apportion.route.profile.profile import Profile
-from apportion.route.router.calibration import calibrate_heads
-from apportion.route.router.decider import heads_of
+from apportion.route.router.calibration import calibrate_pooled
 from apportion.route.router.lesson import probed_cost
 from apportion.route.router.plan import TrainingPlan
 from apportion.route.router.router import Guard, Router
 from apportion.route.router.train import Trained, train_router
-from apportion.route.router.utility import LATENCY_WEIGHTS, TOKEN_WEIGHTS, Scale, utility, weight_grid
+from apportion.route.router.utility import LATENCY_WEIGHTS, TOKEN_WEIGHTS, Scale
 
 PAIRS = {
     "need_rag_only": (("direct", "rag"), ("cot", "rag+cot")),
@@ -181,13 +179,11 @@ def _calibrations(trained: Trained) -> list[dict[str, Any]]:
 def calibrations_of(router: Router, test: Profile) -> tuple[dict[str, Any], ...]:
     """Calibration of a given router's heads on the test questions, token weights pooled."""
     found: list[dict[str, Any]] = []
-    grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
     for tier in router.tiers:
         if tier.asking or tier.looks or not set(tier.names) <= set(test.feature_names):
             continue
         read = tier.decider.reader.read(test)
         costed = probed_cost(test.restrict(router.strategies), router.scale, tier.names)
-        logits = np.concatenate([heads_of(tier.decider.scores(read, weights)) for weights in grid])
-        values = np.concatenate([utility(costed, weights) for weights in grid])
-        found += [{"tier": tier.name, "on": "test", **asdict(one)} for one in calibrate_heads(logits, values)]
+        heads = calibrate_pooled(partial(tier.decider.scores, read), costed)
+        found += [{"tier": tier.name, "on": "test", **asdict(one)} for one in heads]
     return tuple(found)

@@ -22,7 +22,8 @@ def signals(profile: Profile) -> tuple[Signal, ...]:
     if len(set(profile.dataset)) > 1:
         groups |= {str(name): names == name for name in np.unique(names)}
     shown = [name for name in profile.feature_names if not name.startswith(WORD_PREFIX)]
-    return tuple(_signal(family, name, profile.select(rows)) for family, rows in groups.items() for name in shown)
+    parts = {family: profile.select(rows) for family, rows in groups.items()}
+    return tuple(_signal(family, name, part) for family, part in parts.items() for name in shown)
 
 
 def _signal(family: str, name: str, profile: Profile) -> Signal:

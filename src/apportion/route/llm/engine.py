@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import ServiceError
 from apportion.route.llm.generate import Row, choose, generate
 from apportion.route.llm.passes import Memory, Passes, recorded_length
@@ -20,7 +21,6 @@ from apportion.route.llm.slots import SlotCache
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 32768}  # in one pass over prompts
 FAMILY_TOKENS = 24  # rows that begin with so many equal tokens share all that they have in common
 TOLERANCE = 0.05  # of the largest logit, in half precision
-_NO_ROOM = ("out of memory", "invalid configuration argument", "ALLOC_FAILED", "can't allocate memory")
 _OTHER_CACHE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -65,7 +65,7 @@ class Engine:
             try:
                 self._run_slots(left) if self.how.mode == "slots" else self._run_batches(left)
             except RuntimeError as error:
-                if not _no_room(error):
+                if not no_room(error):
                     raise
                 self._halve(left, error)
 
@@ -89,8 +89,7 @@ class Engine:
         for row in left:
             if not row.done:
                 row.restart()
-        if self._passes.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(str(self._passes.device))
 
     def _choose_mode(self, slots: int) -> Generation:
         """Fixed memory where that gives the logits that the model's own cache gives, tried on a few tokens."""
@@ -184,7 +183,7 @@ class Engine:
             try:
                 return self._passes.replay(memory, rows, length)
             except RuntimeError as error:
-                if _no_room(error):
+                if no_room(error):
                     raise
                 self.how.graph = False
                 self.how.reason = f"a step could not be recorded as a CUDA graph: {str(error).splitlines()[0]}"
@@ -235,5 +234,6 @@ def _common(rows: Sequence[Row]) -> int:
     return next((at for at in range(most) if low[at] != high[at]), max(most, 0))
 
 
-def _no_room(error: RuntimeError) -> bool:
-    return any(words in str(error) for words in _NO_ROOM)
+def no_room(error: RuntimeError) -> bool:
+    """Whether a batch was too large for the memory, or for one kernel."""
+    return is_out_of_memory(error) or "invalid configuration argument" in str(error)

@@ -59,7 +59,6 @@ class LocalLLM:
         self.placement = placement
         self.context = int(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
         self.has_chat_template = bool(tokenizer.chat_template)
-        self.has_thinking_switch = "enable_thinking" in str(tokenizer.chat_template)
         self._model, self._tokenizer = model, tokenizer
         self._end_ids = _end_ids(model, tokenizer)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -129,7 +128,9 @@ class LocalLLM:
 
     def render(self, request: Request) -> list[int]:
         """Prompt token ids: the chat template's, or turns as plain text without one."""
-        text = self._text(request)
+        return self._ids(self._text(request))
+
+    def _ids(self, text: str) -> list[int]:
         options = {} if not self.has_chat_template else {"add_special_tokens": False}
         return list(self._tokenizer(text, verbose=False, **options)["input_ids"])
 
@@ -164,10 +165,12 @@ class LocalLLM:
                 f"since the context is {self.context} tokens",
                 "lower max_tokens in the prompts file",
             )
-        whole = self.render(request)
-        fitted = request if len(whole) <= room else fit(request, lambda shorter: len(self.render(shorter)), room)
-        kept = whole if fitted is request else self.render(fitted)
-        opened = self._text(fitted).rstrip().endswith(THINK_START)
+        text = self._text(request)
+        whole = kept = self._ids(text)
+        if len(whole) > room:
+            text = self._text(fit(request, lambda shorter: len(self.render(shorter)), room))
+            kept = self._ids(text)
+        opened = text.rstrip().endswith(THINK_START)
         ends = self._ends(request.stop, opened) if request.stop else None
         row = Row(kept, request.max_tokens, request.temperature, request.seed, ends)
         return _Prepared(row, opened, len(whole) - len(kept))

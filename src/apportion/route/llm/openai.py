@@ -72,11 +72,6 @@ class OpenAILLM:
             self.close()
             raise
 
-    @property
-    def has_thinking_switch(self) -> bool:
-        """Whether the chat template's switch is sent."""
-        return self.habits.thinking_switch
-
     def close(self) -> None:
         """Close the connections."""
         self._client.close()

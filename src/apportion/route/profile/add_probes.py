@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from apportion.core.progress import progress
-from apportion.route.ask.evidence import answer_features
+from apportion.route.ask.evidence import JUDGED, answer_features
 from apportion.route.ask.features import group_of
 from apportion.route.ask.probes import features_of_hits, question_features
 from apportion.route.ask.setup import DEFAULT_K
-from apportion.route.ask.strategy import DIRECT, RAG
+from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.index.bm25 import Retriever
 from apportion.route.profile.profile import Profile
-
-JUDGED = (("draft", DIRECT), ("rag", RAG))  # answers that a router reads before it goes on
 
 
 def add_probes(profile: Profile, index: Path | None) -> Profile:
@@ -50,7 +48,8 @@ def _searched(profile: Profile, row: int, index: Retriever) -> dict[str, float]:
     question = profile.question[row]
     hits = index.search(question, profile.source.k or DEFAULT_K)
     found = features_of_hits(hits, question)
-    for prefix, column in JUDGED if profile.answers else ():
+    for strategy, prefix in JUDGED.items() if profile.answers else ():
+        column = STRATEGIES.index(strategy)
         if np.isfinite(profile.quality[row, column]):
             found |= answer_features(prefix, profile.answers[row][column], question, hits.passages)
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from apportion.core.artifact import plain
 from apportion.core.errors import ServiceError
-from apportion.route.ask.evidence import answer_features
+from apportion.route.ask.evidence import JUDGED, answer_features
 from apportion.route.ask.extraction import extract
 from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
 from apportion.route.ask.probes import features_of_hits, question_features
@@ -16,7 +16,6 @@ from apportion.route.llm.protocol import Completion, Request
 from apportion.route.profile.questions import Question
 from apportion.route.profile.records import ALONE, Record, question_key
 
-JUDGED = {"direct": "draft", "rag": "rag"}  # answers that a router reads before it goes on: prefix of features
 Batch = list[tuple[Question, str]]  # one strategy in each batch
 
 

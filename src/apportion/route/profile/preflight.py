@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from apportion.route.ask.extraction import FAILED
 from apportion.route.ask.strategy import STRATEGIES, USES_COT
 from apportion.route.profile.questions import Question
 from apportion.route.profile.records import Measured, Record, question_key
@@ -79,7 +80,7 @@ def _pipeline(
     strategy: str, pairs: Sequence[tuple[Question, Record]], reasons: bool
 ) -> tuple[Shares, list[str], list[str]]:
     first = [reasons and _answers_first(record) for _, record in pairs]
-    failed = [record["rule"] in ("last line", "cut", "empty") for _, record in pairs]
+    failed = [record["rule"] in FAILED for _, record in pairs]
     cut = [record["finish"] == "length" for _, record in pairs]
     habits = (
         ("give the answer before reasoning", first),

@@ -83,7 +83,7 @@ def run_profile(
     if out.exists() and not resume:
         raise ArtifactExistsError(f"--out {out}: exists", "continue it with --resume, or choose another --out")
     source = setup.source()
-    header = {"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k}
+    header = source.identity
     measured = Measured()
     with _sole_log(out.with_name(out.name + ".log"), header, resume=resume) as log:
         for record in log.records:

@@ -5,12 +5,14 @@ by what is at stake*: 0.9 means that nine tenths of the utility at stake among s
 of yes. It is judged by that; the unweighted figures, of questions simply counted, stand beside it.     [ours]
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from apportion.route.profile.profile import Bools, Floats
-from apportion.route.router.decider import HEADS
+from apportion.route.router.decider import HEADS, heads_of
+from apportion.route.router.utility import TOKEN_WEIGHTS, Costed, Weights, utility, weight_grid
 
 BINS = 10
 TEMPERATURES = np.geomspace(0.01, 20, 67)
@@ -97,6 +99,13 @@ def bins(p: Floats, needed: Bools, stake: Floats) -> list[tuple[float, float, fl
 def expected_error(p: Floats, needed: Bools, stake: Floats) -> float:
     """Expected calibration error over the bins."""
     return sum(abs(mean - share) * weight for mean, share, weight in bins(p, needed, stake))
+
+
+def calibrate_pooled(scores: Callable[[Weights], Floats], costed: Costed) -> tuple[Calibration, ...]:
+    """The heads that scores [n, 4] amount to, pooled over the token weights."""
+    grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
+    logits = np.concatenate([heads_of(scores(weights)) for weights in grid])
+    return calibrate_heads(logits, np.concatenate([utility(costed, weights) for weights in grid]))
 
 
 def calibrate_heads(logits: Floats, utilities: Floats) -> tuple[Calibration, ...]:

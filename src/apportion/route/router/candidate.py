@@ -9,16 +9,17 @@ from numpy import ndarray
 
 from apportion.route.ask.features import WORD_PREFIX, group_of, is_draft
 from apportion.route.ask.strategy import RAG, RAG_COT, USES_RAG
-from apportion.route.router.calibration import Calibration, calibrate_heads
-from apportion.route.router.decider import Constant, Decider, heads_of
+from apportion.route.router.calibration import Calibration, calibrate_pooled
+from apportion.route.router.decider import Constant, Decider, allowed
 from apportion.route.router.draft import Drafted
+from apportion.route.router.folds import others
 from apportion.route.router.learn_second import SecondLearned
 from apportion.route.router.lesson import Lesson
 from apportion.route.router.linear import best_penalty, fit_linear, held_out, outcomes
 from apportion.route.router.members import Said, fit_all, own_checks
 from apportion.route.router.reader import Reader
 from apportion.route.router.stump import fit_stump
-from apportion.route.router.utility import TOKEN_WEIGHTS, Costed, Weights, utility, weight_grid
+from apportion.route.router.utility import Costed, Weights, utility
 
 FULL, LEAN, ASKING, LOOK = "full", "lean", "asking", "+look"
 Unseen = Callable[[Weights], Said]
@@ -79,7 +80,7 @@ def linear(name: str, names: tuple[str, ...], lesson: Lesson) -> Candidate:
 
     def unseen(weights: Weights) -> Said:
         scores = flat[:, 0] - weights.token * flat[:, 1] - weights.latency * flat[:, 2]
-        return Said(np.where(np.isin(np.arange(4), costed.columns), scores, -np.inf))
+        return Said(allowed(scores, costed.columns))
 
     found = _judged(name, fit_linear(reader, read, costed, penalty), unseen, lesson, costed)
     return replace(found, fit=Fit(penalty=penalty))
@@ -89,7 +90,7 @@ def stump(name: str, names: tuple[str, ...], lesson: Lesson) -> Candidate:
     """The best rule of one threshold on one of these features."""
     costed, reader = lesson.costed(names), Reader.of(lesson.profile, names)
     read, n = reader.read(lesson.profile), lesson.profile.n
-    seen = [np.setdiff1d(np.arange(n), rows) for rows in lesson.held]
+    seen = [others(rows, n) for rows in lesson.held]
     parts = [fit_stump(reader, read[rows], costed.select(rows)) for rows in seen]
 
     def unseen(weights: Weights) -> Said:
@@ -129,7 +130,7 @@ def _judged(
         later = np.stack([drafted.utility(weights) for weights in lesson.nodes], axis=1).reshape(got.shape)
         asks = np.stack([one.asks for one in said if one.asks is not None], axis=1)
         got = np.where(asks.reshape(got.shape), later, got)
-    return Candidate(name, decider, chosen, got, _calibrated(unseen, costed))
+    return Candidate(name, decider, chosen, got, calibrate_pooled(lambda weights: unseen(weights).scores, costed))
 
 
 def _looked_up(lesson: Lesson, costed: Costed, columns: Int[ndarray, "n t l"]) -> Float[ndarray, "n t l"]:
@@ -137,13 +138,6 @@ def _looked_up(lesson: Lesson, costed: Costed, columns: Int[ndarray, "n t l"]) -
     flat, rows = columns.reshape(len(columns), -1), np.arange(len(columns))
     values = [utility(costed, weights)[rows, flat[:, i]] for i, weights in enumerate(lesson.nodes)]
     return np.stack(values, axis=1).reshape(columns.shape)
-
-
-def _calibrated(unseen: Unseen, costed: Costed) -> tuple[Calibration, ...]:
-    """The heads on held-out questions, pooled over the token weights."""
-    grid = weight_grid(TOKEN_WEIGHTS, (0.0,), timed=False)
-    logits = np.concatenate([heads_of(unseen(weights).scores) for weights in grid])
-    return calibrate_heads(logits, np.concatenate([utility(costed, weights) for weights in grid]))
 
 
 def feature_sets(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

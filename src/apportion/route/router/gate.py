@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from apportion.route.router.folds import others
 from apportion.route.router.utility import Ints, Weights
 
 TOKEN_NODES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -48,8 +49,8 @@ class Gate:
         return gain > self.caution * error
 
     def opened(self) -> "Gate":
-        """The same gains, open at every node (an error of 0 would make no bound of any caution)."""
-        return replace(self, caution=-math.inf, error=np.ones_like(self.error))
+        """The same gains and errors, open at every node (an error of 0 would make no bound of any caution)."""
+        return replace(self, caution=-math.inf, error=np.maximum(self.error, np.finfo(float).tiny))
 
     @property
     def open_share(self) -> float:
@@ -74,7 +75,7 @@ def guard_of(gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], cau
     stacked = np.stack(gains)  # [ways, n, t, l]
     found = np.zeros(stacked.shape[1:])
     for rows in held:
-        seen = stacked[:, np.setdiff1d(np.arange(stacked.shape[1]), rows)]
+        seen = stacked[:, others(rows, stacked.shape[1])]
         sure = seen.mean(axis=1) - seen.std(axis=1, ddof=1) / math.sqrt(seen.shape[1])
         taken = np.take_along_axis(stacked[:, rows], sure.argmax(axis=0)[None, None], axis=0)[0]
         found[rows] = np.where(sure.max(axis=0) > 0, taken, 0.0)

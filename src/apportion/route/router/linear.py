@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from apportion.route.router.decider import allowed
+from apportion.route.router.folds import others
 from apportion.route.router.reader import Reader
 from apportion.route.router.utility import Costed, Ints, Weights
 
@@ -91,7 +92,7 @@ def held_out(
     """Each fold predicted from the others."""
     found = np.zeros_like(targets)
     for rows in held:
-        others = np.setdiff1d(np.arange(len(read)), rows)
-        means, slopes = ridge(read[others], targets[others], penalty)
+        seen = others(rows, len(read))
+        means, slopes = ridge(read[seen], targets[seen], penalty)
         found[rows] = means + read[rows] @ slopes
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apportion.core.errors import InputError
-from apportion.route.ask.features import FEATURES, is_draft, needs_of
+from apportion.route.ask.features import FEATURES, is_draft
 from apportion.route.ask.strategy import RAG
 from apportion.route.profile.profile import Profile
 from apportion.route.router.calibration import Calibration
@@ -225,14 +225,13 @@ def _assemble(lesson: Lesson, candidates: Sequence[Candidate], learned: SecondLe
     gains = {one.name: one.got - static for one in candidates}
     tiers = tuple(_tier(one, gains[one.name], lesson.caution) for one in candidates)
     plain = [gains[tier.name] for tier in tiers if not tier.may_draft]
-    source = lesson.profile.source
     return Router(
         tiers=tiers,
         columns=lesson.profile.columns,
         means=mean_outcome(lesson.plain),
         scale=lesson.scale,
         has_latency=lesson.plain.has_latency,
-        source={"model": source.model, "corpus": source.corpus, "prompts": source.prompts, "k": source.k},
+        source=lesson.profile.source.identity,
         trained_on=lesson.profile.keys(),
         guard=Guard(
             guard_of(list(gains.values()), lesson.held, lesson.caution), guard_of(plain, lesson.held, lesson.caution)
@@ -265,8 +264,3 @@ def tier_features(profile: Profile) -> tuple[str, ...]:
     """The features that the best network would read of this profile."""
     names = feature_sets(usable(profile).feature_names)
     return names.get(FULL, names[LEAN])
-
-
-def needs_search(names: tuple[str, ...]) -> bool:
-    """Whether any of the features needs a search."""
-    return needs_of(names).search

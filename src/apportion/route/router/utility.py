@@ -1,4 +1,4 @@
-"""Quality, cost weights -> utility, labels, regret. Pure functions of arrays.
+"""Quality, cost weights -> utility, labels. Pure functions of arrays.
 
     U(s) = Q(s) - w_tok * tokens(s) / tokens_ref - w_lat * latency(s) / latency_ref          [ours, METHODS 2]
 
@@ -152,11 +152,6 @@ def utility(costed: Costed, weights: Weights) -> Float[ndarray, "n 4"]:
 def oracle(utilities: Float[ndarray, "n 4"]) -> Float[ndarray, " n"]:
     """Utility of the best strategy of each question, in hindsight."""
     return np.asarray(utilities.max(axis=1))
-
-
-def regret(utilities: Float[ndarray, "n 4"]) -> Float[ndarray, "n 4"]:
-    """What each strategy loses against the question's best; 0 for the best, inf if absent."""
-    return np.asarray(oracle(utilities)[:, None] - utilities)
 
 
 def labels(utilities: Float[ndarray, "n 4"], tokens: Float[ndarray, "n 4"]) -> Int[ndarray, " n"]:

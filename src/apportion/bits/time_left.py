@@ -1,0 +1,34 @@
+"""What a run still has before it, judged by how long its first stages took; bars show the sum (`core.progress`)."""
+
+from apportion.bits.finalists import JUDGES, WRITTEN
+from apportion.bits.game import COALITIONS, FULL_PRECISION
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.rounding import BATCH_TOKENS, IN_SEQUENCE, TUNING
+from apportion.core.progress import expect, spent_s
+
+SHARED = 0.5  # of a coalition's blocks that another has been through already, about
+BACKWARD = 3.0  # a step of learning beside a pass forward
+ONE_WIDTH = 0.5  # of rounding every linear at every width: moments are gathered once, however many widths
+
+
+def foresee(quantizer: Quantizer, *, evaluations: int, finalists: int) -> None:
+    """Tell the bars what is to come, once full precision was measured.
+
+    Args:
+        evaluations: coalitions yet to be measured. finalists: plans that are written and judged; 1 where there is no
+            choice among written plans.
+    """
+    recipe = quantizer.recipe
+    text_s = spent_s(FULL_PRECISION)
+    expect(COALITIONS, evaluations * text_s * SHARED)
+    if not quantizer.rewrites:
+        return
+    expect(IN_SEQUENCE, finalists * ONE_WIDTH * spent_s(IN_SEQUENCE))
+    expect(WRITTEN, finalists * text_s * (1 + JUDGES * (finalists > 1)))
+    if recipe.tune:
+        steps = (
+            recipe.tune
+            * BATCH_TOKENS[quantizer.staged.placement.device.split(":")[0]]
+            / (recipe.windows * recipe.window_tokens)
+        )
+        expect(TUNING, min(finalists, 2) * steps * BACKWARD * text_s)
