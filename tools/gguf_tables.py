@@ -39,9 +39,12 @@ def row(mix: str, one: Json, text: str) -> list[str]:
     """A mix and our file of its size."""
     theirs, own = one["found"]["mix"][text], one["found"]["ours"][text]
     a, b = theirs["kl_mean"], own["kl_mean"]
+    size = f"{one['bytes']['mix']:,}"
+    if one["bytes"]["ours"] != one["bytes"]["mix"]:
+        size += f" (ours {one['bytes']['ours']:,})"
     return [
         mix,
-        f"{one['bytes']['mix']:,}",
+        size,
         f"{a['mean']:.4f} [{a['low']:.4f}, {a['high']:.4f}]",
         f"**{b['mean']:.4f}** [{b['low']:.4f}, {b['high']:.4f}]",
         f"{b['mean'] / a['mean'] - 1:+.0%}",

@@ -19,7 +19,7 @@ from apportion.bits.gguf.ladders import Ladders, require_budget
 from apportion.bits.gguf.plan import find_plan, write_file
 from apportion.bits.gguf.quantize import quantize_gguf
 from apportion.bits.gguf.recipe import FileRequest
-from apportion.bits.gguf.workshop import Workshop, open_workshop
+from apportion.bits.gguf.workshop import Workshop, open_workshop, text_of
 from apportion.cli.base import app
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
@@ -27,6 +27,7 @@ from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMi
 from apportion.formats.gguf_file import file_bytes
 from apportion.models.gguf.load import load_gguf
 from apportion.models.gguf.source import GgufFile
+from apportion.models.text import windows_of
 from tests.llama_cpp import LlamaCpp
 from tests.tiny_gguf_models import make_kind
 from tests.tiny_models import make_text
@@ -82,6 +83,20 @@ def test_bytes_of_any_assignment_are_the_files(shop: Workshop) -> None:
         plan = tuple(rng.integers(0, len(ladders.costs.widths), len(ladders.names)).tolist())
         counted = ladders.costs.spent(plan) + ladders.costs.fixed_bytes
         assert counted == file_bytes(shop.fields, ladders.entries(shop.source.shapes, plan))
+
+
+def test_a_text_too_short_for_finalists_of_its_own_is_told(shop: Workshop) -> None:
+    needed = SMALL["judged_windows"] + 3 * SMALL["windows"]
+    words = shop.request.calibration.read_text().split()
+    length = len(words) * needed // len(windows_of(shop.request.calibration, shop.tokenizer, SMALL["window_tokens"]))
+    for share, apart in ((1.2, True), (0.8, False)):
+        short = shop.request.calibration.with_name(f"short-{apart}.txt")
+        short.write_text(" ".join(words[: int(share * length)]))
+        text = text_of(shop.staged, shop.tokenizer, replace(shop.request, calibration=short))
+        seen, finals = ({tuple(row) for row in part.windows.tolist()} for part in (text.measured, text.finals))
+        assert text.apart is apart
+        assert seen.isdisjoint(finals) is apart
+        assert {tuple(row) for row in text.judged.tolist()}.isdisjoint(seen | finals)
 
 
 def test_importance_is_the_mean_square_of_what_every_matrix_is_given(models: Callable[[str], Path], text: Path) -> None:

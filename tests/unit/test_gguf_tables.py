@@ -17,9 +17,9 @@ def figures(kl: float) -> dict[str, Any]:
     return {"tokens": 510, "kl_mean": interval, "kl_999": 10 * kl, "same_top": {"mean": 0.9}}
 
 
-def evidence(texts: tuple[str, ...], *options: str) -> dict[str, Any]:
+def evidence(texts: tuple[str, ...], *options: str, ours: int = 1234) -> dict[str, Any]:
     found = {name: {text: figures(kl) for text in texts} for name, kl in (("mix", 0.2), ("ours", 0.05))}
-    sizes = {"Q2_K": {"bytes": {"mix": 1234}, "found": found}}
+    sizes = {"Q2_K": {"bytes": {"mix": 1234, "ours": ours}, "found": found}}
     return {"model": "tiny", "command": " ".join(["python x.py", *options]), "sizes": sizes}
 
 
@@ -37,3 +37,7 @@ def test_a_reference_off_its_grid_is_said(tables: ModuleType) -> None:
     page = "\n".join(tables.gguf_part({"gguf_tiny": evidence(("text",), "--off-grid")}))
     assert "moved by uniform noise within its step" in page
     assert tables.gguf_part({}) == []
+
+
+def test_a_file_that_is_smaller_than_the_mix_says_so(tables: ModuleType) -> None:
+    assert "| 1,234 (ours 1,000) |" in "\n".join(tables.gguf_part({"gguf_tiny": evidence(("text",), ours=1000)}))

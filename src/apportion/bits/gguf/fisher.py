@@ -84,8 +84,21 @@ def fisher_costs(
 
 
 def cut_sequences(windows: Int[Tensor, "windows tokens"], count: int, tokens: int) -> Int[Tensor, "count tokens"]:
-    """Sequences from the beginnings of windows, then from further on, as many as there are at most."""
+    """Sequences from the beginnings of windows, then from further on, as many as there are at most.
+
+    Where all windows begin with one token (a model's beginning of text), so do all sequences: some models predict
+    nothing sensible without it.
+
+    >>> cut_sequences(torch.tensor([[1, 2, 3, 4, 5], [1, 6, 7, 8, 9]]), 3, 3).tolist()
+    [[1, 2, 3], [1, 6, 7], [1, 4, 5]]
+    >>> cut_sequences(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), 3, 2).tolist()
+    [[1, 2], [5, 6], [3, 4]]
+    """
     tokens = min(tokens, windows.shape[1])
+    first = windows[:, :1]
+    if tokens > 1 and len(windows) > 1 and bool((first == first[0]).all()):
+        rest = cut_sequences(windows[:, 1:], count, tokens - 1)
+        return torch.cat([first[:1].expand(len(rest), 1), rest], dim=1)
     pieces = windows.shape[1] // tokens
     cut = windows[:, : pieces * tokens].view(len(windows), pieces, tokens)
     return cut.transpose(0, 1).reshape(-1, tokens)[:count].contiguous()

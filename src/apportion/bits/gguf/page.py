@@ -64,10 +64,15 @@ def how_found(result: Json) -> str:
     if result["reused"]:
         return f"Planned by what {result['reused']} measured; predicted mean KL {result['kl_predicted']:.5f}."
     error = "" if result["costs_error"] is None else f" (relative standard error {result['costs_error']:.0%})"
+    text = (
+        "text that the search did not see"
+        if result["finals_apart"]
+        else ("the search's own text in part, which is too short for more")
+    )
     return "\n".join(
         [
             f"By the costs alone{error} the plan's mean KL is {result['kl_predicted']:.5f}. The first of these was "
-            f"kept, of {result['evaluations']} measured; they were judged on text that the search did not see:",
+            f"kept, of {result['evaluations']} measured; they were judged on {text}:",
             "",
             "| plan | measured | judged |",
             "|---|---|---|",

@@ -176,6 +176,7 @@ def described(shop: Workshop, plan: FilePlan, search: Json, size: int) -> Json:
         "finalists": [
             {key: value for key, value in row.items() if key != "assignment"} for row in plain(plan.finalists)
         ],
+        "finals_apart": shop.text.apart,
         "costs_error": search.get("costs_error"),
         "evaluations": search["evaluations"],
         "misfit": search["misfit"],

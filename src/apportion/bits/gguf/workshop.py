@@ -50,6 +50,7 @@ class Text:
         measured: plans are measured on these. finals: the best few of them meet on these.
         importance, costs: behind the importance and the costs alone.
         judged: kept aside for the figures that are reported.
+        apart: whether the search saw none of the finals' windows; a short text has too few for both.
     """
 
     measured: Windows
@@ -57,6 +58,7 @@ class Text:
     importance: Int[Tensor, "windows tokens"]
     costs: Int[Tensor, "sequences tokens"]
     judged: Int[Tensor, "judged tokens"]
+    apart: bool = True
 
 
 @dataclass
@@ -214,5 +216,10 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
         start += count
     measured, last, importance, costs = (available[sorted(part)].contiguous() for part in parts)
     return Text(
-        Windows(measured, source), Windows(last, source), importance, costs, available[sorted(judged)].contiguous()
+        measured=Windows(measured, source),
+        finals=Windows(last, source),
+        importance=importance,
+        costs=costs,
+        judged=available[sorted(judged)].contiguous(),
+        apart=len(rest) >= request.windows + finals,
     )
