@@ -35,6 +35,7 @@ from apportion.core.artifact import Json, plain, read_json, write_json
 from apportion.core.device import peak_memory
 from apportion.core.errors import BudgetError
 from apportion.models.load import load_staged
+from apportion.models.vocabulary import names_of
 
 TITLE = "Whole files: embedding and head as players, beside both kept at 16 bits"
 WAYS = {
@@ -84,17 +85,17 @@ class Bench:
         size, _ = write_checkpoint(out, staged, widths, chosen.weights.packed, quantizer.tokenizer, form, vocabulary)
         proof = proven(out, staged, chosen.weights.packed, form, vocabulary)
         config = read_json(out / "config.json")
-        quantization, tied = config["quantization_config"], bool(vocabulary) and told(vocabulary, {}, {})["tied"]
+        quantization, names = config["quantization_config"], names_of(staged)
         placement = staged.placement
         found = divergence_of(self.reference, load_staged(str(out), placement))
         return {
             "bytes": size,
             "bits_per_weight": 8 * size / quantizer.parameters,
             "blocks_bits": chosen.plan.avg_bits,
-            "vocabulary": told(vocabulary, {}, chosen.offer.costs),
+            "vocabulary": told(names, vocabulary, {}, chosen.offer.costs),
             "loads_in": proof["loads_in"],
             "reload_difference": proof["reload_difference"],
-            "vllm": [*unread(quantization), *outside_blocks(quantization, tied=tied)],
+            "vllm": [*unread(quantization), *outside_blocks(quantization, tied="head" not in names)],
             "judged_on": chosen.plan.judged_on,
             "nll_predicted": chosen.plan.predicted_nll,
             "nll_measured": chosen.plan.measured_nll,

@@ -97,7 +97,7 @@ def test_the_smallest_file_is_as_large_as_its_plan_and_loads_everywhere(
     tied = kind != UNTIED
     found = {"embedding": "w8g32"} if tied else {"embedding": "w8g32", "head": "w4g32"}
     assert result["vocabulary"]["widths"] == found
-    assert result["vocabulary"]["tied"] == tied
+    assert result["vocabulary"]["names"] == (["embedding"] if tied else ["embedding", "head"])
     plan = read_json(out / "plan.json")
     size = (out / "model.safetensors").stat().st_size
     assert size == result["bytes"] == plan["total_bytes"] == file_bytes(read_entries(out / "model.safetensors"))
@@ -213,6 +213,21 @@ def test_a_plan_is_applied_again_to_the_byte(
     assert same
     with pytest.raises(InputError, match="embedding and head a width, and quanto"):
         apply(str(model), plan, tmp_path / "quanto", rounding="quanto", recipe=blocks(text_file), device="cpu")
+
+
+def test_gptq_and_tuning_leave_the_embedding_as_it_was_rounded(
+    checkpoint: Checkpoint, text_file: Path, tmp_path: Path
+) -> None:
+    model = str(checkpoint(TIED, blocks=2))
+    recipe = small(text_file, players="blocks", rounding="gptq", rounding_windows=4, tune=2, tune_windows=4)
+    quantizer = open_model(model, recipe)
+    result = quantize(model, tmp_path / "out", whole(least(quantizer)), recipe)
+    assert result["vocabulary"]["widths"] == {"embedding": "w8g32"}
+    assert result["tuned"]["asked"] == 2
+    assert result["loads_in"] == {"transformers": ""}
+    (matrix,), _ = vocabulary_of(quantizer.staged)
+    codes = rounded(quantizer.staged, {matrix: grid_width(8, 32)})[matrix.path].tensors()["weight"]
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"], codes)
 
 
 def test_a_tied_head_that_the_file_holds_twice_is_replaced_once(

@@ -22,7 +22,7 @@ from apportion.bits.vocabulary import UNTOUCHED, Vocabulary, by_name, rounded
 from apportion.core.progress import progress
 from apportion.formats import COMPRESSED_TENSORS, Packed, Width
 from apportion.models.text import Windows
-from apportion.models.vocabulary import VocabularyMatrix, vocabulary_of
+from apportion.models.vocabulary import VocabularyMatrix, names_of, vocabulary_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ def offers_for(quantizer: Quantizer, ask: QuantizeRequest) -> Offers:
     limit, costs = ask.file_bytes(quantizer.parameters), quantizer.costs
     if limit is None:
         reason = "--avg-bits speaks of the blocks' linears"
-        return Offers((Offer(ask.budget(costs), costs.fixed_bytes),), dict.fromkeys(("embedding", "head"), reason))
+        names = names_of(quantizer.staged)
+        return Offers((Offer(ask.budget(costs), costs.fixed_bytes),), dict.fromkeys(names, reason))
     widths, kept = players_of(quantizer, ask)
     whole = [costs_with(quantizer, vocabulary) for vocabulary in combinations(widths)]
     least = min(whole, key=lambda item: item[1].fixed_bytes)
@@ -86,7 +87,7 @@ def players_of(
     """Widths of embedding and head where they are players, and the reasons where they are not."""
     form, size = quantizer.applied.format, quantizer.recipe.group_size
     if form is not COMPRESSED_TENSORS:
-        return {}, dict.fromkeys(("embedding", "head"), f"the format {form.name} is written without them")
+        return {}, dict.fromkeys(names_of(quantizer.staged), f"the format {form.name} is written without them")
     found, kept = vocabulary_of(quantizer.staged)
     widths: dict[VocabularyMatrix, tuple[Width, ...]] = {}
     for matrix in found:

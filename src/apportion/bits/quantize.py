@@ -33,6 +33,7 @@ from apportion.core.output import output_folder
 from apportion.core.progress import forecast
 from apportion.models.identity import source_identity, text_identity
 from apportion.models.load import load_full
+from apportion.models.vocabulary import names_of
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 WORK = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
@@ -180,7 +181,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "format": form.name,
         "servers": servers_of(form, vocabulary),
         **proof,
-        "vocabulary": told(vocabulary, run["kept"], chosen.offer.costs),
+        "vocabulary": told(names_of(quantizer.staged), vocabulary, run["kept"], chosen.offer.costs),
         "bits_per_weight": 8 * weight_bytes / quantizer.parameters,
         "choice": asdict(quantizer.choice) if quantizer.choice else None,
         "tuned": weights.tuned,

@@ -84,15 +84,13 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
 def vocabulary_note(result: Json) -> str:
     """Widths of embedding and head, and bits over all parameters."""
     found = result["vocabulary"]
-    widths = [f"{name} {width}" for name, width in found["widths"].items()]
-    widths += [f"{name} at 16 bits ({found['kept'].get(name, 'chosen')})" for name in at_full(found)]
+    widths = [
+        f"{name} {found['widths'][name]}"
+        if name in found["widths"]
+        else f"{name} at 16 bits ({found['kept'].get(name, 'chosen')})"
+        for name in found["names"]
+    ]
     return f"{', '.join(widths)}; {result['bits_per_weight']:.2f} bits per parameter of the file"
-
-
-def at_full(found: Json) -> list[str]:
-    """Which of embedding and head stay as the files have them; a tied head goes with the embedding."""
-    names = ("embedding",) if found["tied"] else ("embedding", "head")
-    return [name for name in names if name not in found["widths"]]
 
 
 def uniform_row(row: Json) -> str:

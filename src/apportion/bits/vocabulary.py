@@ -5,7 +5,7 @@ transformers loads; everything else packed, as the blocks' linears are (a packed
 does not, see `formats.int_quantized`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from apportion.bits.rounding.nearest import Nearest
@@ -118,15 +118,16 @@ def servers_of(form: Format, vocabulary: Vocabulary) -> list[str]:
     return ["apportion.load"] if matrix.twin else ["apportion.load", "vLLM (2, 3 bit: CUDA only)"]
 
 
-def told(vocabulary: Vocabulary, kept: Mapping[str, str], costs: Mapping[str, float]) -> Json:
+def told(names: Sequence[str], vocabulary: Vocabulary, kept: Mapping[str, str], costs: Mapping[str, float]) -> Json:
     """For the result.
 
     Args:
+        names: what the model has of embedding and head; a tied head is the embedding.
         kept: why a matrix has no width, by name. costs: of each at its width alone, nats per token.
     """
     return {
+        "names": list(names),
         "widths": by_name(vocabulary),
-        "tied": any(matrix.twin for matrix in vocabulary),
         "bytes": bytes_of(vocabulary),
         "cost_nats": dict(costs),
         "kept": dict(kept),

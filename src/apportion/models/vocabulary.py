@@ -63,6 +63,11 @@ def vocabulary_of(staged: StagedModel) -> tuple[tuple[VocabularyMatrix, ...], di
     return tuple(found), kept
 
 
+def names_of(staged: StagedModel) -> tuple[str, ...]:
+    """What a model has of NAMES; a tied head is the embedding."""
+    return tuple(name for name, _, _ in places(staged))
+
+
 def places(staged: StagedModel) -> Iterator[tuple[str, str, str]]:
     """Name, module path and the tied head's path of each."""
     model, head = staged.model, staged.layout.head
