@@ -19,6 +19,7 @@ from apportion.core.progress import progress
 from apportion.models.embedded import Embedded
 from apportion.models.text import Windows
 
+PLANS = "plans"  # what its bar says
 KEPT_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}  # of the original's predictions; beyond, its head is run each time
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -56,7 +57,7 @@ class FileGame:
         """
         pending = {self.path(item): item for item in assignments if item not in self.known}
         try:
-            with progress("plans", len(pending), "plans") as advance:
+            with progress(PLANS, len(pending), "plans") as advance:
                 previous: tuple[Assignment, ...] = ()
                 states: list[Tensor] = []
                 for path in sorted(pending):

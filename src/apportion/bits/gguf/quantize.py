@@ -31,6 +31,7 @@ from apportion.core.artifact import (
 from apportion.core.errors import ArtifactExistsError, InputError
 from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
+from apportion.core.progress import forecast
 from apportion.models.identity import source_identity, text_identity
 
 EVIDENCE = ".apportion"  # appended to the file's name
@@ -72,7 +73,8 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     with output_folder(folder, KIND, resume=resume, reads=[model]):
         if finished(folder, asked, resume=resume, raisable=("evaluations",)):
             return read_json(folder / "result.json")
-        return quantize_into(folder, model, out, request, asked, resume=resume)
+        with forecast():
+            return quantize_into(folder, model, out, request, asked, resume=resume)
 
 
 def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, asked: Json, *, resume: bool) -> Json:

@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import Float
 
 from apportion.bits.game import Assignment, Costs, Game
+from apportion.bits.gguf.game import PLANS
 from apportion.bits.plan.search import relaxed
 from apportion.core.arrays import NDArray
+from apportion.core.progress import expect, spent_s
 from apportion.core.seeds import stream
 
 NOISES = (0.6, 0.4, 0.25)  # of each round of random plans, in log cost
@@ -81,6 +83,7 @@ class FileSearch:
             assert self.game is not None, "plans were asked for of a search that measures nothing"
             for plan, kl in zip(new, self.game.values(new).mean(axis=1), strict=True):
                 self.seen[plan], self.sources[plan] = float(kl), source
+            expect(PLANS, max(self.limit - len(self.seen), 0) * spent_s(PLANS) / len(self.seen))
         return len(new)
 
     def learn(self) -> None:
