@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -129,6 +130,17 @@ def test_experts_are_linears_and_come_back_under_the_files_names(tiny: Callable[
     found = reloaded(tmp_path / "out", staged, packed, COMPRESSED_TENSORS)
     assert found.difference == 0
     assert "experts" in found.loads_in["transformers"]  # and it is said that stock transformers does not fill them
+    alone = load_staged(str(tmp_path / "out"), CPU)  # as perplexity and divergence measure it
+    staged.restore()
+    with staged.in_place(packed):
+        assert np.allclose(alone.window_nll(IDS), staged.window_nll(IDS), atol=1e-5)
+
+
+def test_experts_that_cannot_be_quantized_can_be_measured(tiny: Callable[[str], Path]) -> None:
+    staged = load_staged(str(tiny("gpt-oss")), CPU)
+    assert np.isfinite(staged.window_nll(IDS)).all()
+    with pytest.raises(ModelStructureError, match="tensors of three dimensions"):
+        load_full(str(tiny("gpt-oss")), CPU)
 
 
 def test_experts_that_the_file_holds_in_one_tensor_are_written_one_by_one(

@@ -13,7 +13,7 @@ from apportion.core.device import Placement, place
 from apportion.core.errors import InputError, ModelStructureError
 from apportion.models.load import load_staged
 from apportion.models.staged import HEAD_BYTES, StagedModel
-from apportion.models.structure import find_layout
+from apportion.models.structure import find_blocks, find_layout, require_linears
 from tests.tiny_models import KINDS, tiny_config
 
 CPU = place("cpu", "float32")
@@ -75,7 +75,7 @@ def test_fused_experts_are_refused_with_the_reason():
     model.layers = nn.ModuleList([Expert(), Expert()])
     model.config = tiny_config("llama", 2)
     with pytest.raises(ModelStructureError, match=r"block 0 keeps its experts in tensors of three dimensions"):
-        find_layout(model)
+        require_linears("model.layers", find_blocks(model)[1])
 
 
 def test_several_lists_of_blocks_are_refused():

@@ -20,6 +20,7 @@ from apportion.models.own import pack
 from apportion.models.parameters import cast_parameters
 from apportion.models.pretrained import load_tokenizer, require_model
 from apportion.models.staged import StagedModel
+from apportion.models.structure import require_linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,12 @@ def load_full(model: str, placement: Placement, *, trust_remote_code: bool = Fal
 
     Raises:
         InputError: it cannot be loaded, or is quantized already (FP8 and GGUF at 8 bits or more are not refused).
+        ModelStructureError: blocks of unknown structure, or whose weights mostly lie outside of linears.
     """
     staged = load_staged(model, placement, trust_remote_code=trust_remote_code)
     if staged.stored_as not in ("", FP8, GGUF):
         raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
+    require_linears(staged.layout.prefix, staged.blocks)
     return staged, load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 

@@ -1,7 +1,7 @@
 """Where a causal LM's blocks are, found by structure and not by names. Knows modules, not forward passes."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,17 +66,24 @@ def find_layout(model: Any) -> Layout:
     several kinds (attention, state space, convolution); routers of experts are left alone.
 
     Raises:
-        ModelStructureError: no such list, several, or blocks whose weights mostly lie outside of linears; the reason
-            is said.
+        ModelStructureError: no such list, or several.
     """
     prefix, blocks = find_blocks(model)
     routers = {path: "router" for index, block in enumerate(blocks) for path in routers_of(f"{prefix}.{index}", block)}
+    found = Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks), head=head_of(model))
+    return found.without(routers, "router")
+
+
+def require_linears(prefix: str, blocks: Iterable[nn.Module]) -> None:
+    """Refuse to quantize blocks whose weights mostly lie outside of linears; they can be run.
+
+    Raises:
+        ModelStructureError: saying where they lie.
+    """
     reasons = [reason for index, block in enumerate(blocks) if (reason := why_unfit(index, block))]
     if reasons:
         more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         raise ModelStructureError(f"{prefix}: {reasons[0]}{more}", "this structure is not supported")
-    found = Layout(prefix, tuple(tuple(linear_names(block)) for block in blocks), head=head_of(model))
-    return found.without(routers, "router")
 
 
 def find_blocks(model: Any) -> tuple[str, nn.ModuleList]:
