@@ -23,8 +23,8 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 def round_computed(model: nn.Module, like: nn.Module) -> None:
     """Round what a class computes at construction as another instance of it has it in a narrower dtype.
 
-    Gemma's factor of the embedding is the square root of its width in the dtype that it was loaded in: 25.25 in bfloat16
-    and 25.298 in float32. A checkpoint in bfloat16 means the first, whatever its weights are decoded to.
+    Gemma's factor of the embedding is the square root of its width in the dtype that it was loaded in: 25.25 in
+    bfloat16 and 25.298 in float32. A checkpoint in bfloat16 means the first, whatever its weights are decoded to.
     """
     saved = set(like.state_dict())
     for name, buffer in like.named_buffers():
