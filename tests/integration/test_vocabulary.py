@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from apportion.bits.apply import apply
 from apportion.bits.checkpoint import write_checkpoint
@@ -32,6 +33,7 @@ from apportion.models.vocabulary import vocabulary_of
 from benchmarks.tiny_architectures import make
 from benchmarks.vllm_rules import outside_blocks, unread
 from tests.recipes import small
+from tests.tiny_models import tiny_config
 
 UNTIED, TIED = "llama", "qwen3"
 LARGE = 10**9
@@ -304,6 +306,24 @@ def test_wrapped_and_other_embeddings_load_in_stock_transformers(name: str, tied
     with torch.inference_mode(), staged.in_place(packed):
         expected = staged.model(input_ids=IDS).logits
     torch.testing.assert_close(load(out)(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [(), ("embedding",)])
+def test_a_factor_that_its_dtype_rounds_is_that_of_the_checkpoint(
+    keep: tuple[str, ...], checkpoint: Checkpoint, text_file: Path, tmp_path: Path
+) -> None:
+    """Gemma multiplies the embedding by the square root of its width: of 96, another number in bfloat16."""
+    config = tiny_config("gemma2", 2)
+    config.hidden_size = 96
+    model = Path(shutil.copytree(checkpoint("gemma2", blocks=2), tmp_path / "model"))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(model)
+    limit = least(open_model(str(model), blocks(text_file)), keep=keep)
+    result = quantize(str(model), tmp_path / "out", whole(limit, keep=keep), blocks(text_file))
+    assert result["loads_in"] == {"transformers": ""}
+    assert result["reload_difference"] < 1e-5
+    scale = dict(load(tmp_path / "out").named_buffers())["model.embed_tokens.embed_scale"]
+    assert float(scale) == float(torch.tensor(96**0.5).bfloat16())
 
 
 def test_a_wrong_embedding_is_found_before_the_folder_is_called_complete(

@@ -1,7 +1,7 @@
 """What was written is what was meant: compared with its source, and loaded once, before it is called complete."""
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from apportion.core.errors import ApportionError, ArtifactCorruptError
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.experts import LinearExperts
 from apportion.models.load import load
+from apportion.models.parameters import round_computed
 from apportion.models.pretrained import attention_for, first_line, model_class, quiet
 from apportion.models.source import open_source
 from apportion.models.staged import StagedModel
@@ -125,8 +126,9 @@ def reloaded(
     dtype = str(staged.compute_dtype).removeprefix("torch.")
     found, loads = None, {"transformers": f"has no {form.name} in several widths: load it with apportion.load"}
     if form is COMPRESSED_TENSORS:
-        computed = {name for name, _ in staged.model.named_buffers()} - set(staged.model.state_dict())
-        found, loads["transformers"] = in_transformers(folder, ids, staged.compute_dtype, computed, trust_remote_code)
+        found, loads["transformers"] = in_transformers(
+            folder, ids, staged.compute_dtype, staged.model, trust_remote_code
+        )
         if found is not None and not agree(found, expected, staged.compute_dtype):
             why = "it does not fill in experts from packed weights" if has_experts(staged) else "please report this"
             loads["transformers"] = f"predicts otherwise, by {apart(found, expected):.3g} nats: {why}"
@@ -175,15 +177,17 @@ def predictions(model: Any, ids: Int[Tensor, "one tokens"]) -> Float[Tensor, "on
 
 
 def in_transformers(
-    folder: Path, ids: Int[Tensor, "one tokens"], dtype: torch.dtype, computed: Set[str], trust_remote_code: bool
+    folder: Path, ids: Int[Tensor, "one tokens"], dtype: torch.dtype, like: Any, trust_remote_code: bool
 ) -> tuple[Tensor | None, str]:
     """What stock transformers predicts with a folder; or why it cannot load it.
 
     Args:
-        computed: buffers that no file holds, since the class computes them; a quantized module's it reports as missing.
+        like: the model that was measured. Buffers that no file holds, since the class computes them, it reports as
+            missing where a module is quantized; they are compared as this one has them, in the checkpoint's dtype.
     """
     from transformers import AutoConfig
 
+    computed = {name for name, _ in like.named_buffers()} - set(like.state_dict())
     try:
         with quiet():
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
@@ -194,6 +198,7 @@ def in_transformers(
             missing = set(info["missing_keys"]) - computed
             if missing:
                 return None, f"fills in {len(missing)} tensors at random, {min(missing)} first"
+            round_computed(model, like)
             return predictions(model.eval(), ids), ""
     except Exception as error:  # whatever the library or the model's own code raises is the answer
         return None, f"{type(error).__name__}: {first_line(error)}"

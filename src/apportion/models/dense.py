@@ -6,6 +6,7 @@ in every forward pass runs at a fiftieth of the speed.
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from apportion.models.experts import take_apart
 from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
 from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
+from apportion.models.parameters import round_computed
 from apportion.models.pretrained import attention_for, first_line, local_folder, model_class, own_code, quiet
 from apportion.models.source import Source, open_source
 
@@ -62,7 +64,7 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
             return Dense(loaded, origin_of(loaded, source, apart=apart))
         if is_own(saved) or is_packed_grid(saved):
             state, packed = take_packed(saved, source) if is_own(saved) else take_grid(saved, source)
-            loaded = asked.filled({**state, **dense_weights(packed, compute)}, dtype=compute)
+            loaded = asked.rounded(asked.filled({**state, **dense_weights(packed, compute)}, dtype=compute))
             return Dense(loaded, None, saved["quant_method"], by_module(loaded, packed) if is_own(saved) else {})
         if is_blockwise(saved):
             plain = decoded_source(saved, source)
@@ -70,7 +72,7 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
             return Dense(loaded, origin_of(loaded, plain, apart=apart), FP8)
         if saved.get("quant_method") == "compressed-tensors":
             # in a narrower dtype than the compute dtype, code times scale would be rounded
-            return Dense(decompressed(asked.whole(dtype=compute)), None, "compressed-tensors")
+            return Dense(asked.rounded(decompressed(asked.whole(dtype=compute))), None, "compressed-tensors")
     raise InputError(
         f"MODEL {model}: is quantized as {saved.get('quant_method') or saved}, which is not read",
         "give full precision, compressed-tensors, block-wise fp8, or a folder of ours",
@@ -101,6 +103,14 @@ class Asked:
         loaded = self._load(None, state_dict=dict(state), config=self.config, dtype=dtype)
         if "generation_config.json" in self.source.companions:
             loaded.generation_config = GenerationConfig.from_pretrained(str(self.source.folder))
+        return loaded
+
+    def rounded(self, loaded: Any) -> Any:
+        """The model with what its class computes rounded as in the checkpoint's own dtype, see `round_computed`."""
+        own = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
+        if isinstance(own, str) and getattr(torch, own).itemsize < loaded.dtype.itemsize:
+            with torch.device("meta"):
+                round_computed(loaded, type(loaded)._from_config(deepcopy(loaded.config), dtype=getattr(torch, own)))
         return loaded
 
     def _load(self, where: str | None, **how: Any) -> Any:

@@ -20,6 +20,20 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
             buffer.data = buffer.data.to(dtype)
 
 
+def round_computed(model: nn.Module, like: nn.Module) -> None:
+    """Round what a class computes at construction as another instance of it has it in a narrower dtype.
+
+    Gemma's factor of the embedding is the square root of its width in the dtype that it was loaded in: 25.25 in
+    bfloat16 and 25.298 in float32. A checkpoint in bfloat16 means the first, whatever its weights are decoded to.
+    """
+    saved = set(like.state_dict())
+    for name, buffer in like.named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        own = getattr(model.get_submodule(parent), leaf)
+        if name not in saved and buffer.is_floating_point() and buffer.dtype.itemsize < own.dtype.itemsize:
+            own.data = own.data.to(buffer.dtype).to(own.dtype)
+
+
 def parameter_digest(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters, tied ones once."""
     digest = hashlib.sha256()
