@@ -47,8 +47,7 @@ def main() -> None:
     train, aside = (windows(tokenizer, part).to(asked.device) for part in (lines[:seen], lines[seen:]))
     before, start = loss_of(model, aside[:16]), time.monotonic()
     trained = descend(model, train, asked.steps, asked.rate)
-    report = {
-        "command": own_command(),
+    row = {
         "experts": EXPERTS,
         "active": ACTIVE,
         "tokens": trained,
@@ -60,8 +59,9 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(asked.out)
     tokenizer.save_pretrained(asked.out)
     (asked.out / "calibration.jsonl").write_text("\n".join(lines[seen:]) + "\n", encoding="utf-8")
-    write_json(asked.out / "mixture.json", report)
-    print(json.dumps(report, indent=1))
+    title = f"A small mixture of experts, made of {asked.model.name} and trained"
+    write_json(asked.out / "mixture.json", {"title": title, "command": own_command(), "rows": [row]})
+    print(json.dumps(row, indent=1))
 
 
 def upcycled(source: Path) -> Any:

@@ -73,7 +73,7 @@ def real_part(files: Mapping[str, Json]) -> list[str]:
     told = (
         "What one command writes, loaded from its folder, beside one width for all linears at the same rounding. KL and perplexity on "
         "WikiText-2 (windows as the command says), intervals over windows. The reference is the bf16 folder of "
-        "a dequantized 4 to 6 bit file, since that is how these models come here."
+        "a dequantized 4 to 6 bit file, since that is how these models come here (the mixture is our own)."
     )
     return ["## Real models", "", told, "", *(line for job in jobs.values() for line in job_part(job))]
 
