@@ -195,7 +195,9 @@ def run(arguments: argparse.Namespace) -> None:
         "costs_error": fisher.error, "sizes": {},
     }  # fmt: skip
     if arguments.out.exists():
-        result["sizes"] = json.loads(arguments.out.read_text())["sizes"]
+        earlier = json.loads(arguments.out.read_text())
+        result["sizes"] = earlier["sizes"]
+        marks |= earlier["seconds"]  # of the run that did the work
     games = shop.game(), FileGame(shop.bank, shop.text.finals)
     for mix in arguments.mixes.split(","):
         if mix in result["sizes"]:

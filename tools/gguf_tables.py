@@ -9,7 +9,7 @@ Json = dict[str, Any]
 TEXTS = {"text": "WikiText-2, held out", "chat": "conversations in the model's chat template"}
 OFF_GRID = (
     "No finer weights of this model were at hand than a file of 4 to 8 bits, whose grid other types hold exactly. The "
-    "reference is that file with each weight moved by uniform noise within its step."
+    "reference is that file with each weight moved by uniform noise within its step: another, worse model, with no grid."
 )
 HEAD = ["size of", "bytes", "mix: mean KL", "ours: mean KL", "change", "99.9 %: mix, ours", "same top: mix, ours"]
 
