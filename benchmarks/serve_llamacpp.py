@@ -62,7 +62,7 @@ def main() -> None:
             ratios = [one[n] / other[n] for one, other in zip(pairs, base, strict=True)]
             row[f"{what}_token_of_upstreams"] = round(statistics.median(ratios), 3)
         rows.append(row)
-    title = f"Time to first and last token, {given.model.parent.name} in llama.cpp, medians of {len(base)} questions"
+    title = f"Time to first and last token, {given.model.resolve().parent.name} in llama.cpp, medians of {len(base)} questions"
     print(json.dumps(rows))
     if given.out:
         saved = {"title": title, "command": own_command(), "rows": rows}
