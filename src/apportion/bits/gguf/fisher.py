@@ -83,7 +83,7 @@ def fisher_costs(
     return Fisher(np.asarray(found), relative_error(np.asarray(sizes)), len(parts), tokens)
 
 
-def cut_sequences(windows: Int[Tensor, "windows tokens"], count: int, tokens: int) -> Int[Tensor, "count tokens"]:
+def cut_sequences(windows: Int[Tensor, "windows length"], count: int, tokens: int) -> Int[Tensor, "sequences tokens"]:
     """Sequences from the beginnings of windows, then from further on, as many as there are at most.
 
     Where all windows begin with one token (a model's beginning of text), so do all sequences: some models predict
