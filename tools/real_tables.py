@@ -111,7 +111,9 @@ def best_files(found: Json | None) -> list[str]:
         )
     head = ["file of the size of", "mean KL: llama.cpp's mix", "ours", "same top token: mix", "ours"]
     noise = (
-        "; its weights moved off the grid of the 4-bit file they came in" if "--off-grid" in found["command"] else ""
+        "; its weights moved off the grid of the 4-bit file they came in, so of such a model, not of the released one"
+        if "--off-grid" in found["command"]
+        else ""
     )
     return [
         f"`--format gguf`, {CALLED[FIRST]}, divergence from full precision on held-out WikiText-2, both with importance data{noise}. {FALLS_BACK}",
