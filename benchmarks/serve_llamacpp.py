@@ -62,7 +62,8 @@ def main() -> None:
             ratios = [one[n] / other[n] for one, other in zip(pairs, base, strict=True)]
             row[f"{what}_token_of_upstreams"] = round(statistics.median(ratios), 3)
         rows.append(row)
-    title = f"Time to first and last token, {given.model.resolve().parent.name} in llama.cpp, medians of {len(base)} questions"
+    name = given.model.resolve().parent.name
+    title = f"Time to first and last token, {name} in llama.cpp, medians of {len(base)} questions"
     print(json.dumps(rows))
     if given.out:
         saved = {"title": title, "command": own_command(), "rows": rows}
