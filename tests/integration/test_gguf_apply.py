@@ -85,6 +85,13 @@ def test_refusals(made: tuple[Path, Plan], tmp_path: Path) -> None:
         apply_gguf(str(model), plan, out, device="cpu")
 
 
+def test_a_plan_of_embedding_and_head_is_not_written_without_them(made: tuple[Path, Plan], tmp_path: Path) -> None:
+    model, plan = made
+    with pytest.raises(InputError, match="gives embedding a width"):
+        apply_gguf(str(model), replace(plan, vocabulary={"embedding": "w8g32"}), tmp_path / "x.gguf", device="cpu")
+    assert not (tmp_path / "x.gguf").exists()
+
+
 def test_the_command(made: tuple[Path, Plan], tmp_path: Path) -> None:
     model, plan = made
     write_json(tmp_path / "plan.json", plan)

@@ -66,8 +66,9 @@ def apply_gguf(
         What is written as `result.json`: bytes, types, apply_rounding, plan, out.
 
     Raises:
-        InputError: an architecture without a map, a rounding of another grid, groups that blocks of 32 do not divide
-            (all of them named) before any work; scales that float16 does not hold (all of them) after rounding.
+        InputError: an architecture without a map, a plan of embedding or head, a rounding of another grid, groups that
+            blocks of 32 do not divide (all of them named), before anything is rounded; scales that float16 does not
+            hold (all of them) after rounding.
 
     Cost: rounding once (seconds to minutes), and tuning where it is asked for.
 
@@ -82,6 +83,7 @@ def apply_gguf(
     with output_folder(folder, KIND, resume=resume, reads=[model]):
         staged, tokenizer = load_full(model, place(device), trust_remote_code=trust_remote_code)
         require_made_for(plan, staged)
+        require_blocks_alone(plan)
         backend = applied_named(rounding or plan.settings["apply_rounding"])
         source = folder_source(staged, tokenizer, model)
         widths = widths_by_path(staged, plan.costs, plan.assignment)
@@ -106,6 +108,19 @@ def apply_gguf(
         about = {"kind": "gguf file", "model": staged.digest, "versions": versions("torch", "transformers", "gguf")}
         write_manifest(folder, about, [RUN, "plan.json", "result.json"])
     return result
+
+
+def require_blocks_alone(plan: Plan) -> None:
+    """Refuse a plan of embedding and head, which are copied here in the checkpoint's precision.
+
+    Raises:
+        InputError: naming them.
+    """
+    if plan.vocabulary:
+        raise InputError(
+            f"plan: gives {' and '.join(plan.vocabulary)} a width, and --format gguf writes plans of the blocks alone",
+            "write it as a folder, make the plan with --keep embedding,head, or use quantize --format gguf",
+        )
 
 
 def require_grid(rounding: str, ours: bool, widths: Mapping[str, Width]) -> None:
