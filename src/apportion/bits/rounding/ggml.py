@@ -28,7 +28,7 @@ from apportion.formats.ggml import GGUF, GgmlWeight, gguf, matrix_bytes
 from apportion.formats.width import Width
 
 NEEDS_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ2_S")
-CHUNK_WEIGHTS = 1 << 20  # of one call: small enough to spread over threads
+CHUNK_WEIGHTS = 1 << 16  # of one call: even a small matrix is spread over threads
 
 
 @cache
