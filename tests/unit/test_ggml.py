@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apportion.bits.rounding.ggml import Ggml, quantize
+from apportion.bits.rounding.ggml import Ggml, decode, quantize
 from apportion.bits.rounding.moments import Moments
 from apportion.core.errors import InputError
 from apportion.formats.ggml import GGUF, PLAIN, TYPES, block_of, ggml_width, matrix_bytes, resolve
@@ -52,6 +52,13 @@ def test_error_falls_with_the_bits(name: str) -> None:
     weight = torch.randn(32, 512)
     error = (quantize(weight, ggml_width(name)).dequantize(torch.float32) - weight).pow(2).mean().sqrt()
     assert 0.1 < float(error) * 2 ** ggml_width(name).bits < 4
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_ggml_decodes_to_the_bit_what_gguf_does(name: str) -> None:
+    weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
+    found = quantize(weight, ggml_width(name), torch.rand(512) + 0.1)
+    assert torch.equal(decode(found), found.dequantize(torch.float32))
 
 
 def test_rounding_takes_the_diagonal_as_importance() -> None:
