@@ -180,14 +180,6 @@ def choose(available: Int[Tensor, "all tokens"], count: int, seed: int) -> Int[T
     return available[sorted(chosen.tolist())].contiguous()
 
 
-def unseen_windows(
-    available: Int[Tensor, "all tokens"], used: Int[Tensor, "used tokens"], *, windows: int, seed: int
-) -> Int[Tensor, "unseen tokens"]:
-    """At most so many windows, at random, that are not among those used; none if there are none."""
-    left = unseen_rows(available, used)
-    return available[some(left, min(windows, len(left)), seed)].contiguous()
-
-
 def unseen_rows(available: Int[Tensor, "all tokens"], used: Int[Tensor, "used tokens"]) -> list[int]:
     """Which windows are not among those used."""
     seen = set(map(tuple, used.tolist()))
