@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apportion.bits.rounding.ggml import Ggml, decode, quantize
-from apportion.bits.rounding.moments import Moments
+from apportion.bits.rounding.ggml import decode, quantize
 from apportion.core.errors import InputError
 from apportion.formats.ggml import GGUF, PLAIN, TYPES, block_of, ggml_width, matrix_bytes, resolve
 from apportion.formats.packed import Packed, shape_bytes
@@ -61,11 +60,15 @@ def test_ggml_decodes_to_the_bit_what_gguf_does(name: str) -> None:
     assert torch.equal(decode(found), found.dequantize(torch.float32))
 
 
-def test_rounding_takes_the_diagonal_as_importance() -> None:
+def test_an_importance_of_columns_moves_the_codes() -> None:
     weight, importance = torch.randn(8, 256), torch.rand(256) + 0.01
-    found = Ggml().round(weight, ggml_width("Q4_K"), Moments(torch.diag(importance), None, 100))
-    assert torch.equal(found.stored, quantize(weight, ggml_width("Q4_K"), importance).stored)
+    found = quantize(weight, ggml_width("Q4_K"), importance)
     assert not torch.equal(found.stored, quantize(weight, ggml_width("Q4_K")).stored)
+    error = [
+        ((one.dequantize(torch.float32) - weight) ** 2 * importance).sum()
+        for one in (found, quantize(weight, ggml_width("Q4_K")))
+    ]
+    assert error[0] < error[1]
 
 
 def test_refusals_name_type_and_columns() -> None:

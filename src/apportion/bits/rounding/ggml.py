@@ -14,17 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.bits.rounding.moments import Moments
 from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError, MissingExtraError
-from apportion.formats.ggml import GGUF, GgmlWeight, gguf, matrix_bytes
+from apportion.formats.ggml import GgmlWeight, gguf, matrix_bytes
 from apportion.formats.width import Width
 
 NEEDS_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ2_S")
@@ -149,14 +148,3 @@ def spread(work: Any, starts: Iterable[int], threads: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, starts):
             pass
-
-
-class Ggml:
-    """`--rounding ggml`: the importance is the diagonal of the inputs' second moments."""
-
-    name: ClassVar[str] = "ggml"
-    format: ClassVar[Any] = GGUF
-    needs_hessian: ClassVar[bool] = True
-
-    def round(self, weight: Float[Tensor, "rows columns"], width: Width, moments: Moments | None) -> GgmlWeight:
-        return quantize(weight, width, None if moments is None else moments.hessian.diagonal())
