@@ -7,9 +7,11 @@ aside choose the state, the test text's perplexity stands beside it and decides 
 """
 
 import argparse
+import json
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor
 from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
-from apportion.bits.rounding.lesson import batch_of, lesson_of
+from apportion.bits.rounding.lesson import Lesson, batch_of, parted, written_by
 from apportion.bits.rounding.looks import Looks
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
@@ -30,7 +32,7 @@ from apportion.formats import GridWeight, grid_width
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
-from apportion.models.text import choose, sample_calibration, windows_of
+from apportion.models.text import choose, windows_of
 
 GROUP = 64
 TITLE = "Ways to learn codes and scales of all linears at one width, side by side"
@@ -111,6 +113,64 @@ class Relaxed:
         return codes, self.start.scale * self.gain.exp()
 
 
+class Norms:
+    """Gains of the blocks' norms, learned too: no bytes; but other tensors than the source's."""
+
+    def __init__(self, staged: StagedModel, rate: float) -> None:
+        inside, self.rate, device = f"{staged.layout.prefix}.", rate, staged.placement.device
+        named = staged.model.named_parameters()
+        vectors = {name: item for name, item in named if item.ndim == 1 and name.startswith(inside)}
+        self.own = {name[:-7]: item.data for name, item in vectors.items() if name.endswith(".weight")}
+        self.gains = {path: torch.zeros(item.shape, device=device).requires_grad_() for path, item in self.own.items()}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(self.gains.values()), lr=self.rate, betas=(0.9, 0.95))
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {path: (item.float() * (1 + self.gains[path])).to(dtype) for path, item in self.own.items()}
+
+    def confine(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A weight that is no grid's."""
+
+    weight: Tensor
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype)
+
+
+class WithNorms:
+    """`Latents` and the norms beside them."""
+
+    def __init__(self, latents: Latents, norms: Norms) -> None:
+        self.latents, self.norms = latents, norms
+        self.codes: list[Any] = [*latents.codes, norms]
+
+    def weights(self, dtype: torch.dtype, progress: float) -> dict[str, Tensor]:
+        return self.latents.weights(dtype, progress) | self.norms.weights(dtype)
+
+    @torch.no_grad()
+    def found(self) -> dict[str, Any]:
+        norms = {path: Plain(weight) for path, weight in self.norms.weights(torch.float32).items()}
+        return {**self.latents.found(), **norms}
+
+
+class Timed(Descent):
+    """A descent that is over after so many seconds, if its steps are not before."""
+
+    def __init__(self, *given: Any, seconds: float) -> None:
+        super().__init__(*given)
+        self.seconds, self.began = seconds or math.inf, time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, max(self.done / self.steps, (time.monotonic() - self.began) / self.seconds))
+
+
 def straight(position: float = 0.01, gain: float = 0.01) -> Make:
     return lambda start: StraightThrough(start, position, gain)
 
@@ -125,26 +185,30 @@ class Variant:
     make: Make = tuning.scales_alone
     block_make: Make | None = None
     rounding: str = "gptq"
-    own_text: bool = False
+    own: int = 2048
+    norms: float = 0.0
+    batch_share: float = 1.0
 
 
+LONG = 6000
 VARIANTS = [
-    Variant("scales alone", steps=400),
-    Variant("straight-through, rate .03", make=straight(0.03), steps=1600),
-    Variant("straight-through, rate .1", make=straight(0.1), steps=1600),
-    Variant("straight-through, rate .03, own text too", make=straight(0.03), steps=1600, own_text=True),
-    Variant(
-        "blocks at .05, then end to end at .03", blocks=128, make=straight(0.03), block_make=straight(0.05), steps=1600
-    ),
-    Variant("from the middle of the codes, rate .01", make=lambda start: Centred(start, 0.01), steps=400),
-    Variant("from the middle of the codes, rate .03", make=lambda start: Centred(start, 0.03), steps=400),
-    Variant("straight-through, rate .03, 400 steps", make=straight(0.03), steps=400),
-    Variant("straight-through from nearest", make=straight(0.03), rounding="nearest", steps=1600),
+    Variant("scales alone", steps=LONG),
+    Variant("straight-through, rate .01, the text alone", make=straight(0.01), steps=LONG, own=0),
+    Variant("straight-through, rate .003", make=straight(0.003), steps=LONG),
+    Variant("straight-through, rate .01", make=straight(0.01), steps=LONG),
+    Variant("straight-through, rate .03", make=straight(0.03), steps=LONG),
+    Variant("straight-through, rate .01, norms too", make=straight(0.01), steps=LONG, norms=0.003),
+    Variant("straight-through, rate .01, gains at .003", make=straight(0.01, 0.003), steps=LONG),
+    Variant("straight-through, rate .01, half the batch", make=straight(0.01), steps=2 * LONG, batch_share=0.5),
+    Variant("straight-through, rate .01, from nearest", make=straight(0.01), rounding="nearest", steps=LONG),
+    Variant("blocks at .05, then end to end at .01", 128, LONG, straight(0.01), straight(0.05)),
+    Variant("from the middle of the codes, rate .03", make=lambda start: Centred(start, 0.03), steps=LONG),
     Variant("signed offsets of own weights, blocks", blocks=200, steps=0, make=Signed, rounding="nearest"),
-    Variant("signed offsets of gptq's codes", make=lambda start: Signed(start, own=False), steps=400),
-    Variant("relaxed codes", make=Relaxed, steps=400),
-    Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=400),
+    Variant("signed offsets of gptq's codes", make=lambda start: Signed(start, own=False), steps=LONG),
+    Variant("relaxed codes", make=Relaxed, steps=LONG),
+    Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=LONG),
 ]
+LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
 
 @dataclass
@@ -156,49 +220,97 @@ class Bench:
     text: Tensor
     own_text: Callable[[], Tensor]
     starts: Callable[[str], dict[str, GridWeight]]
+    seconds: float
 
-    def row(self, variant: Variant) -> Json:
-        """Learn as a variant says, and measure what came of it."""
+    def row(self, variant: Variant, tell: Callable[[Json], None]) -> Json:
+        """Learn as a variant says, and measure what came of it; told at every look."""
         torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
         staged, start = self.staged, self.starts(variant.rounding)
-        text = torch.cat([self.text, self.own_text()]) if variant.own_text else self.text
-        lesson = lesson_of(staged, text, max(variant.steps, 200))
-        lesson = replace(lesson, kept=self.text[7::8], steps=variant.steps)
-        staged.restore()
-        lesson = replace(lesson, kept_teacher=staged.last_hidden(lesson.kept))
-        began = time.monotonic()
-        size = min(batch_of(staged, text), len(lesson.windows))
-        state = start
+        lesson = self.lesson(variant)
+        size = max(1, int(min(batch_of(staged, self.text), len(lesson.windows)) * variant.batch_share))
+        state, began = start, time.monotonic()
         if variant.blocks:
             walk = Blockwise(staged, variant.blocks, size, 0, variant.block_make or variant.make)
             state = walk.learn(start, lesson.windows)
-        latents = Latents(state, staged.originals, staged.placement.device, variant.make)
-        descent = Descent(latents, max(1, variant.steps), staged.compute_dtype, Micro(size))
-        looks = Looks(staged, lesson, start, descent, None)
+        latents: Any = Latents(state, staged.originals, staged.placement.device, variant.make)
+        latents = WithNorms(latents, Norms(staged, variant.norms)) if variant.norms else latents
+        left = max(1.0, self.seconds - (time.monotonic() - began)) if self.seconds else 0.0
+        descent = Timed(latents, max(1, variant.steps), staged.compute_dtype, Micro(size), seconds=left)
+        looks, seen = Looks(staged, lesson, start, descent, None), []
         if variant.blocks:
             looks.take(0)
-        gradient = tuning.gradient_of(staged, lesson)
+        row = {
+            "variant": variant.name, "start": variant.rounding, "block_steps": variant.blocks,
+            "text_windows": len(lesson.windows) - lesson.own, "own_windows": lesson.own,
+            "batch_tokens": size * self.text.shape[1],
+        }  # fmt: skip
+        gradient, waiting = tuning.gradient_of(staged, lesson), [*LOOKS]
+        descent.began = time.monotonic()
         for step, batch in enumerate(batches(len(lesson.windows), size, variant.steps, 0), start=1):
-            descent.step(gradient, batch)
-            if step in looks.steps:
-                looks.take(step)
-                print(
-                    f"  {variant.name}: step {step}, {time.monotonic() - began:.0f} s, {looks.best.after:.4f}",
-                    flush=True,
-                )
+            loss = descent.step(gradient, batch)
+            over = descent.progress
+            if over < waiting[0]:
+                continue
+            while waiting and over >= waiting[0]:
+                waiting.pop(0)
+            asked = time.monotonic()
+            spent = asked - began
+            looks.take(step)
+            seen.append({"step": step, "seconds": round(spent, 1), "loss": float(loss), "after": looks.best.after})
+            tell({**row, "unfinished": True, "looks": seen})
+            pause = time.monotonic() - asked
+            descent.began, began = descent.began + pause, began + pause
+            if not waiting:
+                break
+        return {**row, **self.found(looks, start, time.monotonic() - began), "looks": seen, "steps": descent.done}
+
+    def found(self, looks: Looks, start: Mapping[str, GridWeight], seconds: float) -> Json:
+        """The state that was best on the windows kept aside, judged."""
         best = looks.best
-        seconds = time.monotonic() - began
-        with staged.in_place(best.packed):
+        with self.staged.in_place(best.packed):
             judged = self.judge.judge()
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return {
-            "variant": variant.name, "start": variant.rounding, "block_steps": variant.blocks, "steps": variant.steps,
             "best_step": best.steps, "before": best.before, "after": best.after, **judged,
             "moved": tuning.moved_share(start, best.packed), "seconds": round(seconds, 1), "memory_bytes": memory,
         }  # fmt: skip
 
+    def lesson(self, variant: Variant) -> Lesson:
+        """The text, and what the model wrote; aside is the same for all variants."""
+        staged = self.staged
+        kept, taught = parted(self.text, LONG, 0, batch_of(staged, self.text))
+        own = self.own_text()[: variant.own] if variant.own else taught[:0]
+        windows = torch.cat([taught, own])
+        staged.restore()
+        return Lesson(windows, staged.last_hidden(windows), kept, staged.last_hidden(kept), LONG, 0, True, len(own))
+
 
 def main() -> None:
+    asked = arguments()
+    began = time.monotonic()
+    chosen = best_of(asked.best_of) if asked.best_of else VARIANTS
+    chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else chosen
+    bench = bench_of(asked)
+    rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
+    with bench.staged.in_place(bench.starts("gptq")):
+        rows.append({"variant": "untuned gptq", **bench.judge.judge()})
+    print(rows, f"{time.monotonic() - began:.1f} s", flush=True)
+
+    def tell(row: Json) -> None:
+        write_json(asked.out, {"title": TITLE, "command": own_command(), "bits": asked.bits, "rows": [*rows, row]})
+        told = row["looks"][-1] if "unfinished" in row else {name: row[name] for name in SHOWN}
+        print(row["variant"], told, flush=True)
+
+    for variant in chosen:
+        if time.monotonic() - began > asked.limit_s:
+            print(f"{variant.name}: no time left", flush=True)
+            continue
+        row = bench.row(variant, tell)
+        tell(row)
+        rows.append(row)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, required=True)
@@ -206,30 +318,28 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="numbers of variants, with commas")
+    parser.add_argument("--best-of", type=Path, nargs="*", help="the variant that was best aside in these results")
     parser.add_argument("--windows", type=int, default=1024)
-    parser.add_argument("--own-windows", type=int, default=1024)
-    parser.add_argument("--limit-s", type=float, default=1e9)
-    asked = parser.parse_args()
-    began = time.monotonic()
-    bench = bench_of(asked)
-    staged = bench.staged
-    rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
-    with staged.in_place(bench.starts("gptq")):
-        rows.append({"variant": "untuned gptq", **bench.judge.judge()})
-    print(rows, f"{time.monotonic() - began:.1f} s", flush=True)
-    chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else VARIANTS
-    for variant in chosen:
-        if time.monotonic() - began > asked.limit_s:
-            print(f"{variant.name}: no time left", flush=True)
-            continue
-        rows.append(bench.row(variant))
-        print({name: rows[-1][name] for name in SHOWN}, flush=True)
-        write_json(asked.out, {"title": TITLE, "command": own_command(), "bits": asked.bits, "rows": rows})
+    parser.add_argument("--window-tokens", type=int, default=512)
+    parser.add_argument("--judged", type=int, default=128, help="windows of the test text")
+    parser.add_argument("--own", type=int, default=2048, help="windows that the model writes")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of learning in each row; 0: all steps")
+    parser.add_argument("--limit-s", type=float, default=1e9, help="no row begins later")
+    return parser.parse_args()
+
+
+def best_of(files: Sequence[Path]) -> list[Variant]:
+    """The variant of least cross-entropy on the windows kept aside; test text decides nothing."""
+    rows = [row for file in files if file.exists() for row in json.loads(file.read_text())["rows"]]
+    ranked = sorted((row for row in rows if "after" in row), key=lambda row: row["after"])
+    print({row["variant"]: row["after"] for row in ranked}, flush=True)
+    named = {variant.name: variant for variant in VARIANTS}
+    return [named[ranked[0]["variant"]]] if ranked else [VARIANTS[3]]
 
 
 def bench_of(asked: argparse.Namespace) -> Bench:
     staged, tokenizer = load_staged(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
-    available = windows_of(asked.calibration, tokenizer, 512)
+    available = windows_of(asked.calibration, tokenizer, asked.window_tokens)
     text = choose(available, min(asked.windows, len(available)), 0)
     kept: dict[str, Any] = {}
 
@@ -245,14 +355,15 @@ def bench_of(asked: argparse.Namespace) -> Bench:
     def own_text() -> Tensor:
         if "own" not in kept:
             began = time.monotonic()
-            kept["own"] = sample_calibration(
-                staged, tokenizer, windows=asked.own_windows, window_tokens=512, seed=1
-            ).windows
-            print(f"own text sampled in {time.monotonic() - began:.1f} s", flush=True)
+            staged.restore()
+            taught = parted(text, LONG, 0, batch_of(staged, text))[1]
+            kept["own"] = written_by(staged, taught, asked.own, 0)
+            print(f"own text written in {time.monotonic() - began:.1f} s", flush=True)
         found: Tensor = kept["own"]
         return found
 
-    return Bench(staged, Judge(staged, windows_of(asked.text, tokenizer, 512)[:128]), text, own_text, starts)
+    judge = Judge(staged, windows_of(asked.text, tokenizer, asked.window_tokens)[: asked.judged])
+    return Bench(staged, judge, text, own_text, starts, asked.seconds)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import torch
 from torch.func import functional_call
 
 from apportion.bits.rounding import distil, round_plan, tuning
+from apportion.bits.rounding import lesson as lessons
 from apportion.bits.rounding.descent import Descent, batches
 from apportion.bits.rounding.latent import Latents, Start, StraightThrough
-from apportion.bits.rounding.lesson import lesson_of, loss_of
+from apportion.bits.rounding.lesson import batch_of, lesson_of, loss_of, parted
 from apportion.bits.rounding.looks import CHECKS
 from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.tuning import require_tunable, tune
@@ -82,6 +83,38 @@ def test_learned_codes_beat_tuned_scales_on_unseen_text(checkpoint):
     assert codes.learned == "codes and scales"
     assert scales.learned == "scales"
     assert codes.moved > 0 == scales.moved
+
+
+def test_where_a_text_is_short_the_model_writes_on_from_its_beginnings_and_nothing_of_it_is_aside(checkpoint):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    kept, taught = parted(WINDOWS, 48, 0, batch_of(staged, WINDOWS))
+    lesson = lesson_of(staged, WINDOWS, 48, codes=True)
+    assert lesson.own == 48 * batch_of(staged, WINDOWS) // lessons.OFTEN - len(taught) > 0
+    assert torch.equal(lesson.kept, kept)
+    assert torch.equal(lesson.windows[: len(taught)], taught)
+    written = lesson.windows[len(taught) :]
+    assert len(written) == lesson.own
+    assert torch.equal(written[: len(taught), :12], taught[:, :12])  # half a window, it being shorter than BEGINNING
+    assert not torch.equal(written[: len(taught), 12:], taught[:, 12:])
+    assert len({tuple(row) for row in written.tolist()}) > len(taught)  # the same beginning is not gone on with alike
+    assert torch.allclose(lesson.teacher[-3:], staged.last_hidden(written[-3:]), atol=1e-5)
+
+
+def test_scales_and_few_steps_are_learned_from_the_text_alone(checkpoint):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    assert lesson_of(staged, WINDOWS, 48).own == 0
+    assert lesson_of(staged, WINDOWS, 3, codes=True).own == 0
+
+
+def test_what_the_model_writes_does_not_depend_on_the_global_seed(checkpoint):
+    staged = load_staged(str(checkpoint("gemma2")), place("cpu", "float32"))
+    first, again = (written_after(seed, staged) for seed in (1, 2))
+    assert torch.equal(first, again)
+
+
+def written_after(seed, staged):
+    torch.manual_seed(seed)
+    return lessons.written_by(staged, WINDOWS[:4], 7, seed=0)
 
 
 def test_every_linear_keeps_to_its_own_width_and_group_size(checkpoint):

@@ -15,7 +15,7 @@ from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.bits.report import write_report
 from apportion.bits.request import QuantizeRequest as QuantizeRequest
-from apportion.bits.rounding import best_affordable, free_bytes, require_windows
+from apportion.bits.rounding import best_affordable, require_windows
 from apportion.bits.vocabulary import servers_of, told
 from apportion.bits.written import proven
 from apportion.core.artifact import (
@@ -28,7 +28,7 @@ from apportion.core.artifact import (
     write_json,
     write_manifest,
 )
-from apportion.core.device import peak_memory, place
+from apportion.core.device import free_bytes, peak_memory, place
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
 from apportion.models.identity import source_identity

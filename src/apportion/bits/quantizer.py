@@ -52,7 +52,7 @@ class PlanWeights:
         packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after how
             many it was best; 0: none was better than untuned), `before` and `after` (cross-entropy to full precision on
             windows kept aside, nats per token), `learned` (codes and scales, or scales alone and why), `batch` (windows
-            at once), `moved` (share of the codes).
+            at once), `moved` (share of the codes), `own` (windows that the model wrote itself to learn from).
     """
 
     packed: Mapping[str, Packed]
@@ -268,7 +268,7 @@ class Quantizer:
         if not (self.recipe.tune and tuned):
             return PlanWeights(packed)
         found = tune(self.staged, packed, self.lesson, self.kept_for(widths))
-        told = {name: getattr(found, name) for name in ("steps", "before", "after", "learned", "batch", "moved")}
+        told = {name: getattr(found, name) for name in ("steps", "before", "after", "learned", "batch", "moved", "own")}
         return PlanWeights(found.packed, {"asked": self.lesson.steps, **told})
 
     def kept_for(self, widths: Mapping[str, Width]) -> Path | None:

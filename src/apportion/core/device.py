@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from apportion.core.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
+UNTOLD = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +90,18 @@ def peak_memory() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on a device; UNTOLD bytes where the system does not say (not POSIX)."""
+    import os
+
+    import torch
+
+    if torch.device(device).type == "cuda":
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + spare
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNTOLD

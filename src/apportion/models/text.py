@@ -210,11 +210,39 @@ def sample_calibration(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise InputError("--calibration: missing, and the tokenizer has no beginning-of-text to sample from")
+    prompt = torch.full((windows, 1), start, dtype=torch.long)
+    ids = written_on(staged, prompt, window_tokens + hidden, start, seed)
+    begun = not hidden and start == tokenizer.bos_token_id
+    return Windows(ids[:, hidden:].contiguous(), "sampled from the model itself", bos=begun)
+
+
+@torch.inference_mode()
+def continue_windows(
+    staged: StagedModel, beginnings: Int[Tensor, "windows beginning"], window_tokens: int, seed: int, at_once: int
+) -> Int[Tensor, "windows tokens"]:
+    """Windows that begin as given and that the model goes on with itself: temperature 1.
+
+    Args:
+        beginnings: token ids, the same number of each. window_tokens: of a whole window, the beginning included.
+        at_once: windows that are written side by side.
+
+    Cost: for every `at_once` windows a forward pass of one token each, `window_tokens` times.
+    """
+    parts = beginnings.split(at_once)
+    found = [written_on(staged, part, window_tokens, 0, derived_seed(seed, "part", i)) for i, part in enumerate(parts)]
+    return torch.cat(found)
+
+
+def written_on(
+    staged: StagedModel, prompt: Int[Tensor, "windows beginning"], window_tokens: int, pad: int, seed: int
+) -> Int[Tensor, "windows tokens"]:
+    """Prompts and what the model makes of them, on the CPU."""
     device = staged.placement.device
-    prompt = torch.full((windows, 1), start, dtype=torch.long, device=device)
+    prompt = prompt.to(device)
+    new = window_tokens - prompt.shape[1]
     with (
         torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []),
-        progress("sampling text", window_tokens - 1 + hidden, "tokens of each window") as advance,
+        progress("sampling text", new, "tokens of each window") as advance,
     ):
         torch.manual_seed(derived_seed(seed, "self-sampling"))
         ids = staged.model.generate(
@@ -224,13 +252,13 @@ def sample_calibration(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            min_new_tokens=window_tokens - 1 + hidden,
-            max_new_tokens=window_tokens - 1 + hidden,
-            pad_token_id=start,
+            min_new_tokens=new,
+            max_new_tokens=new,
+            pad_token_id=pad,
             stopping_criteria=[watching(advance)],
         )
-    begun = not hidden and start == tokenizer.bos_token_id
-    return Windows(ids[:, hidden:].cpu().contiguous(), "sampled from the model itself", bos=begun)
+    found: Tensor = ids.cpu().contiguous()
+    return found
 
 
 def watching(advance: Callable[[int], object]) -> Callable[..., Tensor]:

@@ -8,7 +8,7 @@ from apportion.bits.rounding.moments import Moments
 from apportion.bits.rounding.protocol import Rounding
 from apportion.bits.rounding.registry import ROUNDINGS, rounding_named
 from apportion.bits.rounding.sequential import IN_SEQUENCE
-from apportion.bits.rounding.tuning import TUNING, free_bytes, require_tunable, tune
+from apportion.bits.rounding.tuning import TUNING, require_tunable, tune
 
 __all__ = [
     "BATCH_TOKENS",
@@ -21,7 +21,6 @@ __all__ = [
     "Rounding",
     "Tuned",
     "best_affordable",
-    "free_bytes",
     "lesson_of",
     "require_tunable",
     "require_windows",

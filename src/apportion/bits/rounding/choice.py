@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from apportion.bits.rounding.distil import WEIGHT_BYTES
 
-STEPS = {"cuda": 200, "cpu": 60}
+STEPS = {"cuda": 200, "cpu": 60}  # of scales alone; of codes at least, and more as long as GPU_S seconds last
+GPU_S = 300
+STEP_S, WEIGHT_S = 0.1, 2.6e-10  # of a step of 8,192 tokens on an H100: launches, and for each weight
 SMALL_WEIGHTS = 40_000_000  # that two cores tune in less than an hour
 MEMORY_SHARE = 0.6  # of what is free may go to learning; the rest is for activations
 
@@ -44,8 +46,10 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
         The choice, with its reason.
 
     Example:
-        >>> best_affordable("cuda", 106_000_000, 70 << 30)
-        Choice(rounding='gptq', tune=200, codes=True, reason='a GPU with memory to learn 106,000,000 codes')
+        >>> best_affordable("cuda", 106_000_000, 70 << 30).tune
+        2350
+        >>> best_affordable("cuda", 1_300_000_000, 70 << 30)
+        Choice(rounding='gptq', tune=680, codes=True, reason='a GPU: about 5 minutes a plan on an H100')
         >>> best_affordable("cuda", 7_000_000_000, 60 << 30).reason
         'a GPU; learning 7,000,000,000 codes needs 224,000,000,000 bytes, 38,654,705,664 may be taken'
         >>> best_affordable("cpu", 500_000_000, 16 << 30).reason
@@ -58,7 +62,10 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
     if device.startswith("cuda"):
         needed, room = WEIGHT_BYTES * weights, int(MEMORY_SHARE * free_bytes)
         if needed <= room:
-            return Choice("gptq", STEPS["cuda"], True, f"a GPU with memory to learn {weights:,} codes")
+            step_s = STEP_S + WEIGHT_S * weights
+            steps = max(STEPS["cuda"], 10 * round(GPU_S / step_s / 10))
+            took = f"{steps * step_s / 60:.0f} minutes a plan on an H100"
+            return Choice("gptq", steps, True, f"a GPU: about {took}")
         reason = f"a GPU; learning {weights:,} codes needs {needed:,} bytes, {room:,} may be taken"
         return Choice("gptq", STEPS["cuda"], False, reason)
     if weights <= SMALL_WEIGHTS:

@@ -54,7 +54,7 @@ class Descent:
         Raises:
             OutOfMemoryError: one window does not fit.
         """
-        share = min(1.0, (self.done + 1) / WARM_STEPS) * (1 - self.done / self.steps)
+        share = min(1.0, (self.done + 1) / WARM_STEPS) * (1 - self.progress)
         for optimizer, given in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, given, strict=True):
                 group["lr"] = rate * share
@@ -86,12 +86,17 @@ class Descent:
     def parts(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """The loss of a batch, part by part."""
         with torch.enable_grad():
-            decoded = self.latents.weights(self.dtype, self.done / self.steps)
+            decoded = self.latents.weights(self.dtype, self.progress)
             leaves = {path: weight.detach().requires_grad_() for path, weight in decoded.items()}
             losses = [gradient(leaves, part, len(part) / len(batch)) for part in batch.split(self.micro.windows)]
             used = [path for path, leaf in leaves.items() if leaf.grad is not None]
             torch.autograd.backward([decoded[path] for path in used], [leaves[path].grad for path in used])
         return torch.stack(losses).sum()
+
+    @property
+    def progress(self) -> float:
+        """What is over of it, from 0 to 1."""
+        return self.done / self.steps
 
     @property
     def device(self) -> str:

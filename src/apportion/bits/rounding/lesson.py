@@ -7,12 +7,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from apportion.core.device import free_bytes
 from apportion.core.errors import InputError
 from apportion.formats import GridWeight
 from apportion.models.staged import StagedModel
+from apportion.models.text import continue_windows
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 KEPT_SHARE = 8  # one window of so many is kept aside
+OFTEN = 4  # a window is met so often, and the model writes more of them
+OWN_MOST = 2048  # windows that it writes
+BEGINNING = 16  # tokens that it goes on from
+AT_ONCE = {"cpu": 64, "cuda": 1024}  # windows that it writes side by side, while caches take less than CACHE_SHARE
+CACHE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Lesson:
     Attributes:
         windows, teacher: text to learn from, and full precision's hidden states after the last block on it.
         kept, kept_teacher: the same of the windows kept aside. steps, seed: how long, and in what order.
-        codes: whether codes are learned too.
+        codes: whether codes are learned too. own: how many of the windows the model wrote itself.
     """
 
     windows: Int[Tensor, "windows tokens"]
@@ -32,12 +39,16 @@ class Lesson:
     steps: int
     seed: int
     codes: bool = False
+    own: int = 0
 
 
 def lesson_of(
     staged: StagedModel, windows: Int[Tensor, "windows tokens"], steps: int, seed: int = 0, *, codes: bool = False
 ) -> Lesson:
     """Part a calibration text and ask full precision about it.
+
+    Codes need many steps. Where a text would be met more than OFTEN times, the model writes more text itself: it goes
+    on from the beginnings of the windows given. What is kept aside is of the text alone.
 
     Args:
         codes: learn codes too, not scales alone.
@@ -46,9 +57,33 @@ def lesson_of(
         InputError: fewer than two windows.
     """
     require_windows(windows)
-    kept, taught = parted(windows, steps, seed, batch_of(staged, windows))
+    batch = batch_of(staged, windows)
+    kept, taught = parted(windows, steps, seed, batch)
     staged.restore()
-    return Lesson(taught, staged.last_hidden(taught), kept, staged.last_hidden(kept), steps, seed, codes)
+    own = min(OWN_MOST, max(0, steps * batch // OFTEN - len(taught))) if codes else 0
+    if own:
+        taught = torch.cat([taught, written_by(staged, taught, own, seed)])
+    return Lesson(taught, staged.last_hidden(taught), kept, staged.last_hidden(kept), steps, seed, codes, own)
+
+
+def written_by(
+    staged: StagedModel, windows: Int[Tensor, "windows tokens"], count: int, seed: int
+) -> Int[Tensor, "count tokens"]:
+    """So many windows that the model writes from the beginnings of those given, each in turn."""
+    tokens = windows.shape[1]
+    beginnings = windows[torch.arange(count) % len(windows), : max(1, min(BEGINNING, tokens // 2))]
+    kind = torch.device(staged.placement.device).type
+    fit = int(CACHE_SHARE * free_bytes(staged.placement.device)) // (tokens * cache_bytes(staged))
+    return continue_windows(staged, beginnings, tokens, seed, max(1, min(AT_ONCE[kind], fit)))
+
+
+def cache_bytes(staged: StagedModel) -> int:
+    """What attention keeps of a token, at most: keys and values of every layer."""
+    config = staged.model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * staged.compute_dtype.itemsize * config.num_hidden_layers * kept * size)
 
 
 def require_windows(windows: Int[Tensor, "windows tokens"]) -> None:

@@ -31,6 +31,7 @@ class Tuned:
         learned: `scales`, `codes and scales`, or what memory allowed of it and why.
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
+        own: windows that the model wrote itself to learn from, beside the text's.
         diverged: the look at which the loss was not finite any more, and tuning ended; None where it never was.
     """
 
@@ -41,6 +42,7 @@ class Tuned:
     learned: str = "scales"
     batch: int = 0
     moved: float = 0.0
+    own: int = 0
     diverged: int | None = None
 
 

@@ -11,12 +11,10 @@ that were tried, and is not done; benchmarks/learners.py has it, and the other w
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from apportion.bits.rounding.choice import MEMORY_SHARE
@@ -25,13 +23,13 @@ from apportion.bits.rounding.distil import WEIGHT_BYTES, predictions_gradient
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
 from apportion.bits.rounding.lesson import Lesson, batch_of
 from apportion.bits.rounding.looks import Looks, Tuned, kept_in
+from apportion.core.device import free_bytes
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel
 
 TUNING = "tuning"  # what its bar says
-UNTOLD = 4 << 30
 
 
 def require_tunable(rounding: str, form: Format, steps: int) -> None:
@@ -81,7 +79,8 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
                 break
             look.take(step)
     best = look.best
-    return replace(best, learned=learned, batch=descent.micro.windows, moved=moved_share(start, best.packed))
+    moved = moved_share(start, best.packed)
+    return replace(best, learned=learned, batch=descent.micro.windows, moved=moved, own=lesson.own)
 
 
 def gradient_of(staged: StagedModel, lesson: Lesson) -> Gradient:
@@ -109,17 +108,6 @@ def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool)
 def scales_alone(start: Start) -> StraightThrough:
     """Codes stay as they are."""
     return StraightThrough(start, position_rate=0)
-
-
-def free_bytes(device: str) -> int:
-    """Memory that is free on a device; UNTOLD bytes where the system does not say (not POSIX)."""
-    if torch.device(device).type == "cuda":
-        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + spare
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return UNTOLD
 
 
 def moved_share(before: Mapping[str, GridWeight], after: Mapping[str, GridWeight]) -> float:
