@@ -108,7 +108,7 @@ def true_bits(staged: StagedModel, bits: dict[str, int]) -> Json:
     sizes = {path: weight.numel() for path, weight in staged.originals.items()}
     average = sum(bits[path] * size for path, size in sizes.items()) / sum(sizes.values())
     counts = Counter(bits[path] for path in sizes)
-    return {"avg_bits": average, "widths": {str(width): counts[width] for width in sorted(counts)}}
+    return {"avg_bits": average, "widths": ", ".join(f"{counts[width]} x {width}" for width in sorted(counts))}
 
 
 def main() -> None:
