@@ -25,7 +25,7 @@ from apportion.bits.plan import budget_from_bits, search
 from apportion.bits.quantize import QuantizeRequest, open_model
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
-from apportion.bits.rounding import lesson_of, round_plan, rounding_named, tune
+from apportion.bits.rounding import Lesson, lesson_of, round_plan, rounding_named, tune
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.device import peak_memory
 from apportion.core.errors import ApportionError
@@ -61,6 +61,7 @@ class Model:
 
     def __init__(self, name: str, folder: str, asked: argparse.Namespace) -> None:
         self.name, self.asked, self.path = name, asked, asked.out / f"real_{name}.json"
+        self.lessons: dict[Writing, Lesson] = {}
         recipe = Recipe(
             calibration=asked.calibration,
             players="linears",
@@ -69,6 +70,7 @@ class Model:
             window_tokens=asked.window_tokens,
             group_size=asked.group_size,
             widths=tuple(asked.widths),
+            rounding=asked.measured,
         )
         self.quantizer: Quantizer = open_model(folder, recipe, QuantizeRequest(avg_bits=3.0))
         staged = self.quantizer.staged
@@ -100,13 +102,19 @@ class Model:
         packed: dict[str, Packed] = round_plan(staged, rounding, widths, text)
         told: Json = {}
         if writing.steps:
-            lesson = lesson_of(staged, quantizer.tuning_text, writing.steps, codes=writing.codes)
-            tuned = tune(staged, packed, lesson)
+            tuned = tune(staged, packed, self.lesson(writing))
             packed = dict(tuned.packed)
             told = {"learned": tuned.learned, "best_step": tuned.steps, "codes_changed": tuned.moved}
         with staged.in_place(packed):
             bits = average_bits(staged.originals, widths)
             return {**self.judge.judge(), "avg_bits": bits, "bits_with_scales": stored_bits(packed), **told}
+
+    def lesson(self, writing: Writing) -> Lesson:
+        """What a writing learns from: the same for every plan, so the model writes its own text once."""
+        if writing not in self.lessons:
+            text = self.quantizer.tuning_text
+            self.lessons[writing] = lesson_of(self.quantizer.staged, text, writing.steps, codes=writing.codes)
+        return self.lessons[writing]
 
     def uniform(self) -> None:
         """All linears at one width."""
@@ -130,7 +138,7 @@ class Model:
         return "" if self.asked.widths == WIDTHS else f" of {','.join(map(str, self.asked.widths))}"
 
     def plans(self) -> Iterator[tuple[float, Assignment]]:
-        """The plan that a search with nearest finds for each budget: one game serves all."""
+        """The plan that a search with one rounding finds for each budget: one game serves all."""
         quantizer, folder = self.quantizer, self.asked.work / self.name
         with quantizer.game(folder, resume=True) as game:
             samples = sample(game, folder, quantizer.orders())
@@ -168,6 +176,7 @@ def main() -> None:
     parser.add_argument("--widths", type=lambda text: [int(part) for part in text.split(",")], default=WIDTHS)
     parser.add_argument("--avg-bits", type=lambda text: [float(part) for part in text.split(",")], default=BUDGETS)
     parser.add_argument("--steps", type=int, default=200, help="of tuning")
+    parser.add_argument("--measured", default="gptq", help="the rounding that plans are searched with")
     parser.add_argument("--evaluations", type=int, default=1000, help="0: uniform plans alone")
     parser.add_argument("--only", default="", help="names of writings, separated by semicolons")
     asked = parser.parse_args()
