@@ -12,6 +12,7 @@ Source: straight-through, arXiv 1308.3432; learned step sizes, LSQ (arXiv 1902.0
 scale (so that moving a scale never changes a code), signed scales as gains in the exponent, the flat layout.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +25,8 @@ from torch.autograd.function import once_differentiable
 from apportion.formats import GridWeight
 
 GAIN_RATE = 0.01  # of Adam, in log gain
-POSITION_RATE = 0.01  # of Adam, in codes
+POSITION_RATE = 0.01  # of Adam, in codes, for RATED_STEPS steps or fewer
+RATED_STEPS = 200
 CENTRE = 0.4
 REACH = 0.49  # how far a position may lie beyond the outermost code: further, and a gradient needs many steps back
 
@@ -106,6 +108,15 @@ class StraightThrough:
     @torch.no_grad()
     def found(self) -> tuple[Int8[Tensor, "groups size"], Float[Tensor, "groups 1"]]:
         return nearest(self.position, self.start), self.start.scale * self.gain.exp()
+
+
+def position_rate(steps: int) -> float:
+    """The rate of positions for so many steps: noise carries a position as far, whatever their number.
+
+    >>> position_rate(100), position_rate(800)
+    (0.01, 0.005)
+    """
+    return POSITION_RATE * min(1.0, math.sqrt(RATED_STEPS / steps))
 
 
 def nearest(position: Tensor, start: Start) -> Int8[Tensor, "groups size"]:

@@ -13,6 +13,7 @@ that were tried, and is not done; benchmarks/learners.py has it, and the other w
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from apportion.bits.rounding.choice import MEMORY_SHARE
 from apportion.bits.rounding.descent import Descent, Gradient, Micro, batches
 from apportion.bits.rounding.distil import WEIGHT_BYTES, predictions_gradient
-from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
+from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough, position_rate
 from apportion.bits.rounding.lesson import Lesson, batch_of
 from apportion.bits.rounding.looks import Looks, Tuned, kept_in
 from apportion.core.device import free_bytes
@@ -59,7 +60,7 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
     """
     start = {path: item for path, item in rounded.items() if isinstance(item, GridWeight)}
     assert len(start) == len(rounded), "tuning was asked for weights that are not on the grid"
-    make, learned = what_fits(staged, start, lesson.codes)
+    make, learned = what_fits(staged, start, lesson.codes, lesson.steps)
     size = min(batch_of(staged, lesson.windows), len(lesson.windows))
     descent = Descent(Latents(start, staged.originals, staged.placement.device, make), lesson.steps,
                       staged.compute_dtype, Micro(size))  # fmt: skip
@@ -94,14 +95,14 @@ def gradient_of(staged: StagedModel, lesson: Lesson) -> Gradient:
     return gradient
 
 
-def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool) -> tuple[Make, str]:
+def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool, steps: int) -> tuple[Make, str]:
     """What is learned, and why: codes need WEIGHT_BYTES of memory for each weight."""
     if not codes:
         return scales_alone, "scales"
     needed = WEIGHT_BYTES * sum(math.prod(item.shape) for item in start.values())
     free = int(MEMORY_SHARE * free_bytes(staged.placement.device))
     if needed <= free:
-        return StraightThrough, "codes and scales"
+        return partial(StraightThrough, position_rate=position_rate(steps)), "codes and scales"
     return scales_alone, f"scales: learning codes needs {needed:,} bytes, {free:,} may be taken"
 
 
