@@ -4,11 +4,15 @@
         --avg-bits 2.25,2.5,3 --uniform 2,3,4 --iterations 200 --out docs/results/autoround_NAME.json
 
 Runs in an environment of its own (`pip install auto-round==0.16.1` beside this package); it is no dependency.
-Average bits count codes alone, as ours do. Its weights are read back decoded and judged with the model's own head.
+Average bits count codes alone, as ours do; each row has the true ones, counted from the widths it gave. The players are
+ours: q, k and v, and gate and up, share a width. Calibration is the same file, read by AutoRound itself (documents of
+at least the window's tokens, cut to it). Its weights are read back decoded and judged with the model's own head. Rows
+that are there are not made again.
 """
 
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,14 @@ from command_line import own_command
 from judging import Judge
 
 from apportion.bits.perplexity import first_windows
-from apportion.core.artifact import Json, write_json
+from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.device import peak_memory, place
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
+from apportion.models.staged import StagedModel
 
-TITLE = "AutoRound 0.16.1 with AutoScheme: WikiText-2 and divergence from full precision"
+SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # players, as ours
+TITLE = "{}: AutoRound 0.16.1 with AutoScheme: WikiText-2 and divergence from full precision"
 
 
 def numbers(text: str) -> list[float]:
@@ -42,21 +48,24 @@ def options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--window-tokens", type=int, default=512)
     parser.add_argument("--text-windows", type=int, default=128)
+    parser.add_argument("--no-compile", action="store_true", help="do not compile its blocks")
+    parser.add_argument("--name", default="", help="what the model is called; the folder's name without it")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
-def rounded(asked: argparse.Namespace, scheme: Any) -> Any:
-    """AutoRound's model, its linears decoded."""
+def rounded(asked: argparse.Namespace, scheme: Any) -> tuple[Any, dict[str, int]]:
+    """AutoRound's model, its linears decoded, and the bits of each."""
     from auto_round import AutoRound
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peer = AutoRound(
         asked.model, scheme=scheme, tokenizer=load_tokenizer(asked.model), dataset=str(asked.calibration),
         iters=asked.iterations, nsamples=asked.samples, seqlen=asked.window_tokens, device_map=device,
+        **({"enable_torch_compile": False} if asked.no_compile else {}),
     )  # fmt: skip
-    found = peer.quantize()
-    return found[0] if isinstance(found, tuple) else found
+    model, config = peer.quantize()
+    return model, {path: int(one["bits"]) for path, one in config.items() if one.get("bits")}
 
 
 def schemes(asked: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -70,10 +79,36 @@ def schemes(asked: argparse.Namespace) -> list[tuple[str, Any]]:
     uniform = [(f"uniform w{bits:.0f}g{asked.group_size}", width(bits)) for bits in asked.uniform]
     choices = tuple(width(bits) for bits in asked.widths)
     mixed = [
-        (f"AutoScheme, {bits:g} bits", AutoScheme(avg_bits=bits, options=choices, ignore_scale_zp_bits=True))
+        (
+            f"AutoScheme, {bits:g} bits",
+            AutoScheme(avg_bits=bits, options=choices, shared_layers=SHARED, ignore_scale_zp_bits=True),
+        )
         for bits in asked.avg_bits
     ]
     return uniform + mixed
+
+
+def judged(asked: argparse.Namespace, judge: Judge, scheme: Any) -> Json:
+    """One row: what it rounded, in place of our model's linears, judged."""
+    staged, began = judge.staged, time.monotonic()
+    peer, bits = rounded(asked, scheme)
+    seconds = round(time.monotonic() - began, 1)
+    for path in staged.originals:
+        weight = peer.get_submodule(path).weight.detach()
+        staged.model.get_submodule(path).weight.data = weight.to(staged.own_weight(path))
+    changed = sum(not torch.equal(staged.model.get_submodule(p).weight, staged.own_weight(p)) for p in staged.originals)
+    found = judge.judge()
+    staged.restore()
+    told = {"linears_changed": changed, "linears": len(staged.originals), "seconds": seconds}
+    return {**found, **true_bits(staged, bits), **told, "peak_memory_bytes": peak_memory()}
+
+
+def true_bits(staged: StagedModel, bits: dict[str, int]) -> Json:
+    """Average bits of the codes over our players' weights, and how many linears have each width."""
+    sizes = {path: weight.numel() for path, weight in staged.originals.items()}
+    average = sum(bits[path] * size for path, size in sizes.items()) / sum(sizes.values())
+    counts = Counter(bits[path] for path in sizes)
+    return {"avg_bits": average, "widths": ", ".join(f"{counts[width]} x {width}" for width in sorted(counts))}
 
 
 def main() -> None:
@@ -81,21 +116,15 @@ def main() -> None:
     staged, tokenizer = load_staged(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
     test = first_windows(tokenizer, asked.text, window_tokens=asked.window_tokens, windows=asked.text_windows)
     judge = Judge(staged, test)
-    rows: list[Json] = [{"plan": "full precision", **judge.judge()}]
+    rows: list[Json] = read_json(asked.out)["rows"] if asked.out.exists() else []
+    rows = rows or [{"plan": "full precision", **judge.judge()}]
+    title = TITLE.format(asked.name or Path(asked.model).name)
     for name, scheme in schemes(asked):
-        began = time.monotonic()
-        peer = rounded(asked, scheme)
-        for path in staged.originals:
-            weight = peer.get_submodule(path).weight.detach()
-            staged.model.get_submodule(path).weight.data = weight.to(staged.own_weight(path))
-        changed = sum(
-            not torch.equal(staged.model.get_submodule(p).weight, staged.own_weight(p)) for p in staged.originals
-        )
-        row = {"plan": name, **judge.judge(), "linears_changed": changed, "seconds": round(time.monotonic() - began, 1)}
-        staged.restore()
-        rows.append({**row, "peak_memory_bytes": peak_memory()})
+        if any(row["plan"] == name for row in rows):
+            continue
+        rows.append({"plan": name, **judged(asked, judge, scheme)})
         print(rows[-1], flush=True)
-        write_json(asked.out, {"title": TITLE, "command": own_command(), "rows": rows})
+        write_json(asked.out, {"title": title, "command": own_command(), "rows": rows})
 
 
 if __name__ == "__main__":

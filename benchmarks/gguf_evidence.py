@@ -6,8 +6,9 @@
 `make results` makes the tables from the saved JSON.
 
 The mixes' types are those that `llama-quantize` (ik-llama-cpp-python's binary, with an importance matrix) chooses for
-the very file; its type q6_0, which llama.cpp does not have, is replaced by Q5_1 as llama.cpp does. Weights of mixes and
-of ours are encoded by the same ggml with the same importance, so a mix here is the file that llama.cpp would write.
+the very file; its types that llama.cpp does not have are replaced by what llama.cpp has in their place (`THEIRS`).
+Weights of mixes and of ours are encoded by the same ggml with the same importance, so a mix here is the file that
+llama.cpp would write.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,16 @@ from apportion.bits.plan.search import relaxed
 from apportion.bits.rounding.ggml import quantize
 from apportion.core.artifact import digest_of, plain
 from apportion.core.device import place
-from apportion.formats.ggml import GgmlWeight, ggml_width
+from apportion.formats.ggml import GgmlWeight, ggml_width, resolve
 from apportion.formats.gguf_file import TensorEntry, file_bytes
 from apportion.models.gguf.load import staged_file
 from apportion.models.gguf.source import FileSource, GgufFile
 from apportion.models.text import Windows
 
 MIXES = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M")
+IQ_MIXES = ("IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_M", "IQ4_XS")
+THEIRS = {"Q6_0": "Q5_1", "IQ4_K": "Q4_K", "IQ5_K": "Q5_K"}
+ALIKE = ("Q3_K", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # of all matrices, as their columns allow
 WINDOW = 512
 
 
@@ -70,7 +75,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     np.savez_compressed(
         out / "tokens.npz", **{name: windows.numpy().astype(np.int32) for name, windows in texts.items()}
     )
-    (out / "mixes.json").write_text(json.dumps({name: mix_types(arguments, name) for name in MIXES}))
+    (out / "mixes.json").write_text(json.dumps({name: mix_types(arguments, name) for name in MIXES + IQ_MIXES}))
     print({name: tuple(windows.shape) for name, windows in texts.items()})
 
 
@@ -81,40 +86,60 @@ def mix_types(arguments: argparse.Namespace, mix: str) -> dict[str, str]:
         "--imatrix",
         arguments.imatrix,
         "--dry-run",
+        "--allow-requantize",
         arguments.bf16,
         "x.gguf",
         mix,
         "1",
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace", check=False)
-    found, name = {}, ""
+    own = GgufFile(arguments.bf16)  # a matrix that has its type already is not converted, nor named
+    found, name = {name: own.types[name] for name, shape in own.shapes.items() if len(shape) > 1}, ""
     for line in (done.stdout + done.stderr).splitlines():
         if match := re.match(r"\[ *\d+/ *\d+\]\s+(\S+) - ", line):
             name = match[1]
         if match := re.search(r"converting to (\w+)", line):
             kind = match[1].upper()
-            found[name] = "Q5_1" if kind == "Q6_0" else kind
-    assert found, "llama-quantize named no types"
+            found[name] = THEIRS.get(kind, kind)
+    assert name, "llama-quantize named no types"
     return found
 
 
-class RoundedFile(GgufFile):
-    """A quantized file's weights as a bfloat16 checkpoint has them: the reference of every figure here."""
+class Held(GgufFile):
+    """A file whose tensors may all be decoded at once and kept."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.held: dict[str, Tensor] = {}
+
+    def hold(self, threads: int | None) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            self.held = dict(zip(self.types, pool.map(self.decoded, self.types), strict=True))
 
     def weight(self, name: str) -> Tensor:
-        found = super().weight(name)
+        return self.held[name] if name in self.held else self.decoded(name)
+
+    def decoded(self, name: str) -> Tensor:
+        return super().weight(name)
+
+
+class RoundedFile(Held):
+    """A quantized file's weights as a bfloat16 checkpoint has them: the reference of every figure here."""
+
+    def decoded(self, name: str) -> Tensor:
+        found = super().decoded(name)
         return found.to(torch.bfloat16) if found.dim() > 1 else found
 
 
-class OffGrid(GgufFile):
+class OffGrid(Held):
     """A quantized file's weights, each moved by uniform noise within its step: a reference of no grid.
 
     Weights of a file in Q4_1 or Q5_0 lie on grids that other ggml types hold exactly, mixes and ours alike; a model
     that was trained has no such grid.
     """
 
-    def weight(self, name: str) -> Tensor:
-        found = super().weight(name).float()
+    def decoded(self, name: str) -> Tensor:
+        found = super().decoded(name).float()
         levels = 2 ** int(match[1]) - 1 if (match := re.match(r"I?Q(\d)", self.types[name])) else 0
         if not levels:
             return found
@@ -124,9 +149,11 @@ class OffGrid(GgufFile):
         return (groups + step * (noise - 0.5)).view(found.shape)
 
 
-def opened(path: Path, request: FileRequest, *, off_grid: bool = False) -> Workshop:
+def opened(path: Path, request: FileRequest, *, off_grid: bool = False, in_memory: bool = False) -> Workshop:
     """The model in bfloat16, as the Hugging Face folder made of this file has it; or moved off its grid."""
     file = OffGrid(path) if off_grid else RoundedFile(path)
+    if in_memory:
+        file.hold(request.threads)
     return Workshop(staged_file(file, place(request.device, request.dtype)), None, FileSource(file), request)
 
 
@@ -162,7 +189,8 @@ class Bench:
         encoded: dict[tuple[str, str], GgmlWeight] = self.bank.encoded  # type: ignore[assignment]
         if (name, kind) not in encoded:
             weight = self.shop.source.weight(name).float()
-            encoded[name, kind] = quantize(weight, ggml_width(kind), self.shop.importance.get(name))
+            threads = self.shop.request.threads
+            encoded[name, kind] = quantize(weight, ggml_width(kind), self.shop.importance.get(name), threads=threads)
         self.bank.parameters[name].data = self.bank.decoded(name, kind).to(self.shop.staged.compute_dtype)
 
     def bytes_of(self, types: Mapping[str, str]) -> int:
@@ -200,19 +228,31 @@ def run(arguments: argparse.Namespace) -> None:
         marks |= earlier["seconds"]  # of the run that did the work
     games = shop.game(), FileGame(shop.bank, shop.text.finals)
     for mix in arguments.mixes.split(","):
-        if mix in result["sizes"]:
+        if mix in result["sizes"] or over(began, arguments):
             continue
-        one, plan = one_size(bench, games, mix, {name: mixes[mix][name] for name in shop.ladders.names})
+        types = {name: mixes[mix][name] for name in shop.ladders.names}
+        if bench.bytes_of(types) < shop.ladders.costs.smallest():
+            print(f"{mix}: {bench.bytes_of(types):,} bytes, less than the smallest file of these types", flush=True)
+            continue
+        one, plan = one_size(bench, games, mix, types)
         result["sizes"][mix] = plain(one)
         if arguments.write:
             assert write_file(shop, plan, arguments.write / f"{arguments.name}-{mix}.gguf") <= plan.max_bytes
         log(mix, {k: v["text"]["kl_mean"]["mean"] for k, v in result["sizes"][mix]["found"].items()})
         save(arguments, result)
-    result["uniform"] = uniform_types(bench) if arguments.uniform else {}
+    result["uniform"] = {}
+    for kind in ALIKE if arguments.uniform and not over(began, arguments) else ():
+        result["uniform"][kind] = uniform_type(bench, kind)
+        save(arguments, result)
     result["costs"] = {"tensors": shop.ladders.names, "types": shop.ladders.types, "kl": np.round(fisher.costs, 8)}
     marks["all"] = time.monotonic() - began
     save(arguments, result)
     log("done", marks)
+
+
+def over(began: float, arguments: argparse.Namespace) -> bool:
+    """Whether no more is begun."""
+    return time.monotonic() - began > 60 * arguments.minutes
 
 
 def workshop(arguments: argparse.Namespace, calibration: Tensor) -> Workshop:
@@ -229,7 +269,7 @@ def workshop(arguments: argparse.Namespace, calibration: Tensor) -> Workshop:
         device=arguments.device,
         dtype=arguments.dtype,
     )
-    shop = opened(arguments.gguf, request, off_grid=arguments.off_grid)
+    shop = opened(arguments.gguf, request, off_grid=arguments.off_grid, in_memory=arguments.in_memory)
     split, length = arguments.search_windows, arguments.tokens
     rest = calibration[split + FINALS * split :]
     costs = rest[arguments.importance :][: -(-arguments.sequences // (WINDOW // arguments.sequence_tokens))]
@@ -251,7 +291,8 @@ def kept(shop: Workshop, arguments: argparse.Namespace) -> None:
         shop.__dict__["importance"], encoded, seconds = torch.load(path, weights_only=False)
     else:
         encoded, seconds = encode_all(shop.source, shop.ladders, shop.importance, arguments.threads)
-        torch.save((shop.importance, encoded, seconds), path)
+        if not arguments.in_memory:
+            torch.save((shop.importance, encoded, seconds), path)
     shop.__dict__["bank"] = GgufBank(
         shop.staged, shop.source, shop.ladders, encoded, seconds, arguments.decoded_gb << 30
     )
@@ -302,16 +343,12 @@ def one_size(
     return found, plan
 
 
-def uniform_types(bench: Bench) -> dict[str, Any]:
+def uniform_type(bench: Bench, kind: str) -> dict[str, Any]:
     """A type for all matrices alike, as far as their columns allow."""
-    found = {}
-    for kind in ("IQ4_NL", "Q4_1", "Q5_0", "Q8_0"):
-        types = dict.fromkeys(bench.shop.ladders.names, kind)
-        found[kind] = {
-            "bytes": bench.bytes_of(types),
-            "found": {text: summarize(one) for text, one in bench.measured(types, ("text",)).items()},
-        }
-    return found
+    types = {name: resolve(kind, bench.shop.source.shapes[name][1]) for name in bench.shop.ladders.names}
+    found = {text: summarize(one) for text, one in bench.measured(types, ("text",)).items()}
+    log(f"all {kind}", {text: one.kl_mean.mean for text, one in found.items()})
+    return {"bytes": bench.bytes_of(types), "types": dict(Counter(types.values())), "found": found}
 
 
 def log(what: str, values: Mapping[str, float]) -> None:
@@ -347,6 +384,8 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--uniform", action="store_true", help="a type for all matrices alike, too")
     two.add_argument("--sequence-tokens", type=int, default=128)
     two.add_argument("--mixes", default=",".join(MIXES))
+    two.add_argument("--in-memory", action="store_true", help="decode the file once; encoded matrices are not saved")
+    two.add_argument("--minutes", type=float, default=1e9, help="after which no more is begun")
     for name, default in (("search-windows", 16), ("importance", 128), ("sequences", 32), ("evaluations", 24)):
         two.add_argument(f"--{name}", type=int, default=default)
     two.set_defaults(step=run)

@@ -8,17 +8,19 @@ import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from command_line import own_command
+from gguf_evidence import OffGrid
 from jaxtyping import Int
 from torch import Tensor
 
 from apportion.bits.divergence import divergence_of, reference_of, summarize
-from apportion.core.device import place
+from apportion.core.device import Placement, place
 from apportion.formats.gguf_file import Field, TensorEntry, write
-from apportion.models.gguf.load import is_gguf, load_gguf
+from apportion.models.gguf.load import is_gguf, load_gguf, staged_file
 from apportion.models.gguf.source import GgufFile
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
@@ -58,7 +60,8 @@ def in_llama_cpp(
     for row in windows:
         theirs = torch.from_numpy(runner.logits(row.tolist())).log_softmax(-1)[:-1]
         with torch.inference_mode():
-            p = original.model(input_ids=row[None]).logits[0, :-1].float().log_softmax(-1)
+            there = row[None].to(original.placement.device)
+            p = original.model(input_ids=there).logits[0, :-1].float().log_softmax(-1).cpu()
         kl.append(float((p.exp() * (p - theirs)).sum(-1).mean()))
         nll.append(float(-theirs.gather(-1, row[1:, None]).mean()))
     return runner, float(np.mean(kl)), float(np.exp(np.mean(nll)))
@@ -74,19 +77,21 @@ def continued(runner: LlamaCpp, tokenizer: object, prompt: str, count: int) -> s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reference", help="folder of the original")
+    parser.add_argument("reference", help="folder of the original (with --off-grid: only its tokenizer is used)")
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=256)
     parser.add_argument("--out", type=Path, help="where the figures are saved")
     parser.add_argument("--continue-tokens", type=int, default=16)
+    parser.add_argument("--off-grid", type=Path, help="the original: this quantized file, moved off its grid")
+    parser.add_argument("--device", default="cpu", help="of the original and of our figures")
     asked = parser.parse_args()
-    cpu = place("cpu", "float32")
+    placement = place(asked.device, "float32")
     tokenizer = load_tokenizer(asked.reference)
     windows = windows_of(asked.text, tokenizer, asked.window_tokens)[: asked.windows]
-    original = load_gguf(Path(asked.reference), cpu) if is_gguf(asked.reference) else load_staged(asked.reference, cpu)
-    own = summarize(divergence_of(reference_of(original, windows), load_gguf(asked.gguf, cpu)))
+    original = opened(asked, placement)
+    own = summarize(divergence_of(reference_of(original, windows), load_gguf(asked.gguf, placement)))
     runner, kl, perplexity = in_llama_cpp(asked.gguf, original, windows)
     with TemporaryDirectory() as folder:
         other, decoded_kl, decoded_perplexity = in_llama_cpp(
@@ -95,18 +100,34 @@ def main() -> None:
         other.close()
     found = {
         "command": own_command(),
+        "file": asked.gguf.stem,
         "tokens": own.tokens,
         "kl": {"ours": own.kl_mean.mean, "llama.cpp": kl, "llama.cpp, weights decoded to f32": decoded_kl},
         "perplexity": {
             "ours": own.perplexity, "llama.cpp": perplexity, "llama.cpp, weights decoded to f32": decoded_perplexity
         },
         "original_perplexity": own.reference_perplexity,
+        "continuations": [],
     }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, asked.out)
+    print(json.dumps(found, indent=1), flush=True)
     for prompt in PROMPTS:
-        print(repr(continued(runner, tokenizer, prompt, asked.continue_tokens)))
+        found["continuations"].append(continued(runner, tokenizer, prompt, asked.continue_tokens))
+        print(repr(found["continuations"][-1]), flush=True)
+    save(found, asked.out)
+
+
+def opened(asked: argparse.Namespace, placement: Placement) -> StagedModel:
+    """The original."""
+    if asked.off_grid:
+        return staged_file(OffGrid(asked.off_grid), placement)
+    path = Path(asked.reference)
+    return load_gguf(path, placement) if is_gguf(asked.reference) else load_staged(asked.reference, placement)
+
+
+def save(found: dict[str, Any], out: Path | None) -> None:
+    if out:
+        out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

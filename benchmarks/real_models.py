@@ -3,7 +3,7 @@
     python benchmarks/real_models.py smollm2-135m=/models/smollm2-135m/hf --calibration c4-sample.jsonl
         --text wikitext2-test-raw.txt --work /tmp/work --out docs/results
 
-Uniform plans at every width, and for every budget the plan of each method (`auto`: players linears, widths 2, 3, 4),
+Uniform plans at every width, and for every budget the plan of each method (`auto`: players linears, widths as asked),
 written with nearest, gptq, gptq with scales tuned and gptq with codes and scales learned. One file a model,
 `real_<model>.json`, written after every row; rows that are there are not made again. The paper's own comparison
 (blocks, widths 2 and 4, M = 100) on the same models is benchmarks/gpu_compare.py.
@@ -11,7 +11,7 @@ written with nearest, gptq, gptq with scales tuned and gptq with codes and scale
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,14 +25,17 @@ from apportion.bits.plan import budget_from_bits, search
 from apportion.bits.quantize import QuantizeRequest, open_model
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
-from apportion.bits.rounding import lesson_of, round_plan, rounding_named, tune
+from apportion.bits.rounding import Lesson, lesson_of, round_plan, rounding_named, tune
 from apportion.core.artifact import Json, read_json, write_json
 from apportion.core.device import peak_memory
 from apportion.core.errors import ApportionError
 from apportion.formats import GridWeight, Packed, Width, grid_width
 
 TITLE = "{}: WikiText-2 and divergence from full precision, by rounding, budget and method"
-BUDGETS = (2.25, 2.5, 3.0, 3.5)
+
+
+WIDTHS = [2, 3, 4]
+BUDGETS = [2.25, 2.5, 3.0, 3.5]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Model:
 
     def __init__(self, name: str, folder: str, asked: argparse.Namespace) -> None:
         self.name, self.asked, self.path = name, asked, asked.out / f"real_{name}.json"
+        self.lessons: dict[Writing, Lesson] = {}
         recipe = Recipe(
             calibration=asked.calibration,
             players="linears",
@@ -65,6 +69,8 @@ class Model:
             windows=asked.windows,
             window_tokens=asked.window_tokens,
             group_size=asked.group_size,
+            widths=tuple(asked.widths),
+            rounding=asked.measured,
         )
         self.quantizer: Quantizer = open_model(folder, recipe, QuantizeRequest(avg_bits=3.0))
         staged = self.quantizer.staged
@@ -96,12 +102,19 @@ class Model:
         packed: dict[str, Packed] = round_plan(staged, rounding, widths, text)
         told: Json = {}
         if writing.steps:
-            lesson = lesson_of(staged, quantizer.tuning_text, writing.steps, codes=writing.codes)
-            tuned = tune(staged, packed, lesson)
+            tuned = tune(staged, packed, self.lesson(writing))
             packed = dict(tuned.packed)
             told = {"learned": tuned.learned, "best_step": tuned.steps, "codes_changed": tuned.moved}
         with staged.in_place(packed):
-            return {**self.judge.judge(), "bits_with_scales": stored_bits(packed), **told}
+            bits = average_bits(staged.originals, widths)
+            return {**self.judge.judge(), "avg_bits": bits, "bits_with_scales": stored_bits(packed), **told}
+
+    def lesson(self, writing: Writing) -> Lesson:
+        """What a writing learns from: the same for every plan, so the model writes its own text once."""
+        if writing not in self.lessons:
+            text = self.quantizer.tuning_text
+            self.lessons[writing] = lesson_of(self.quantizer.staged, text, writing.steps, codes=writing.codes)
+        return self.lessons[writing]
 
     def uniform(self) -> None:
         """All linears at one width."""
@@ -117,17 +130,27 @@ class Model:
         for bits, assignment in self.plans():
             widths = widths_by_path(self.quantizer.staged, self.quantizer.costs, assignment)
             for writing in self.asked.writings:
-                key = {"plan": f"auto, {bits} bits", "written": writing.name}
+                key = {"plan": f"auto, {bits:g} bits{self.other_widths()}", "written": writing.name}
                 self.add(key, lambda widths=widths, writing=writing: self.write(widths, writing))
 
+    def other_widths(self) -> str:
+        """What the row says of widths that are not the usual ones."""
+        return "" if self.asked.widths == WIDTHS else f" of {','.join(map(str, self.asked.widths))}"
+
     def plans(self) -> Iterator[tuple[float, Assignment]]:
-        """The plan that a search with nearest finds for each budget: one game serves all."""
+        """The plan that a search with one rounding finds for each budget: one game serves all."""
         quantizer, folder = self.quantizer, self.asked.work / self.name
         with quantizer.game(folder, resume=True) as game:
             samples = sample(game, folder, quantizer.orders())
-            budgets = [budget_from_bits(quantizer.costs, bits) for bits in BUDGETS]
+            budgets = [budget_from_bits(quantizer.costs, bits) for bits in self.asked.avg_bits]
             found, _ = search(game, samples, budgets, evaluations=self.asked.evaluations, seed=quantizer.recipe.seed)
-        yield from ((bits, one.assignment) for bits, one in zip(BUDGETS, found, strict=True))
+        yield from ((bits, one.assignment) for bits, one in zip(self.asked.avg_bits, found, strict=True))
+
+
+def average_bits(originals: Mapping[str, torch.Tensor], widths: Mapping[str, Width]) -> float:
+    """Bits of a code, by weight."""
+    sizes = {path: weight.numel() for path, weight in originals.items()}
+    return sum(widths[path].bits * size for path, size in sizes.items()) / sum(sizes.values())
 
 
 def stored_bits(packed: dict[str, Packed]) -> float:
@@ -150,7 +173,10 @@ def main() -> None:
     parser.add_argument("--text-windows", type=int, default=128)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--bits", type=lambda text: [int(part) for part in text.split(",")], default=[2, 3, 4])
+    parser.add_argument("--widths", type=lambda text: [int(part) for part in text.split(",")], default=WIDTHS)
+    parser.add_argument("--avg-bits", type=lambda text: [float(part) for part in text.split(",")], default=BUDGETS)
     parser.add_argument("--steps", type=int, default=200, help="of tuning")
+    parser.add_argument("--measured", default="gptq", help="the rounding that plans are searched with")
     parser.add_argument("--evaluations", type=int, default=1000, help="0: uniform plans alone")
     parser.add_argument("--only", default="", help="names of writings, separated by semicolons")
     asked = parser.parse_args()
@@ -160,9 +186,9 @@ def main() -> None:
         name, folder = item.split("=", 1)
         model = Model(name, folder, asked)
         model.add({"plan": "full precision"}, model.judge.judge)
-        model.uniform()
         if asked.evaluations:
             model.searched()
+        model.uniform()
         del model
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
 

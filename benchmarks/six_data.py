@@ -1,4 +1,4 @@
-"""Seven question sets and the corpus of all their passages, as `six.py` asks them.
+"""Seven question sets and the corpus of all their passages, as `six_sets.py` asks them.
 
     python benchmarks/six_data.py --qa DIR --corpora DIR --recorded FILE.parquet --out DIR
 

@@ -32,5 +32,5 @@ def preferring(router: Router, name: str) -> Router:
     tiers = tuple(
         replace(tier, gate=replace(tier.gate, gain=tier.gate.gain + 9 * (tier.name == name))) for tier in router.tiers
     )
-    assert router.guard
-    return replace(router, tiers=tiers, guard=replace(router.guard, any=router.guard.any.opened()))
+    guard = router.guard and replace(router.guard, any=router.guard.any.opened())
+    return replace(router, tiers=tiers, guard=guard)

@@ -1,6 +1,9 @@
-"""GGUF files beside llama.cpp's standard mixes at the same bytes, from `gguf_<model>.json` of benchmarks/gguf_evidence.py."""
+"""GGUF files beside llama.cpp's standard mixes at the same bytes, from `gguf_<model>.json` of benchmarks/gguf_evidence.py.
 
-from collections.abc import Mapping
+For docs/results.md with intervals, for docs/gguf.md in short; and the same files in llama.cpp, from `gguf_llama_cpp*.json`.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tables import markdown
@@ -11,14 +14,21 @@ OFF_GRID = (
     "No finer weights of this model were at hand than a file of 4 to 8 bits, whose grid other types hold exactly. The "
     "reference is that file with each weight moved by uniform noise within its step: another, worse model, with no grid."
 )
+SHORT = {"text": "WikiText-2", "chat": "conversations"}
+GOAL = 0.2  # mean KL below the mix's by at least that share
 HEAD = ["size of", "bytes", "mix: mean KL", "ours: mean KL", "change", "99.9 %: mix, ours", "same top: mix, ours"]
 
 
 def gguf_part(files: Mapping[str, Json]) -> list[str]:
     """A table for every model and text that was measured."""
-    found = {name: item for name, item in files.items() if name.startswith("gguf_") and "command" in item}
-    tables = [line for name, item in found.items() if "sizes" in item for line in model_part(name, item)]
+    tables = [line for name, item in evidence(files).items() for line in model_part(name, item)]
     return ["## GGUF files at the sizes of llama.cpp's mixes", "", *tables] if tables else []
+
+
+def evidence(files: Mapping[str, Json]) -> dict[str, Json]:
+    """The files with sizes of mixes, whose command is known; the IQ mixes' last."""
+    names = [name for name, one in files.items() if name.startswith("gguf_") and "command" in one and "sizes" in one]
+    return {name: files[name] for name in sorted(names, key=lambda name: (name.startswith("gguf_iq_"), name))}
 
 
 def model_part(name: str, result: Json) -> list[str]:
@@ -32,6 +42,8 @@ def model_part(name: str, result: Json) -> list[str]:
             tokens = next(iter(sizes.values()))["found"]["mix"][text]["tokens"]
             lines += [f"{called} ({tokens:,} tokens; 95 % interval over windows):", ""]
             lines += [*markdown(HEAD, [row(mix, one, text) for mix, one in sizes.items()]), ""]
+    if result.get("uniform"):
+        lines += ["One type for all matrices, as far as their columns allow (WikiText-2):", "", *alike(result), ""]
     return [*lines, f"Made by `{result['command']}` (`docs/results/{name}.json`).", ""]
 
 
@@ -51,3 +63,87 @@ def row(mix: str, one: Json, text: str) -> list[str]:
         f"{theirs['kl_999']:.2f}, {own['kl_999']:.2f}",
         f"{theirs['same_top']['mean']:.1%}, {own['same_top']['mean']:.1%}",
     ]
+
+
+def alike(result: Json) -> list[str]:
+    """A type for all matrices."""
+    rows = [
+        [kind, f"{one['bytes']:,}", f"{one['found']['text']['kl_mean']['mean']:.4f}"]
+        for kind, one in sorted(result["uniform"].items(), key=lambda item: item[1]["bytes"])
+    ]
+    return markdown(["type", "bytes", "mean KL"], rows)
+
+
+def gains(files: Mapping[str, Json]) -> list[str]:
+    """Mean KL of mixes and of ours, a row for every model and text; then what was asked for and came of it."""
+    found = evidence(files)
+    if not found:
+        return ["*not run*"]
+    mixes = list(dict.fromkeys(mix for one in found.values() for mix in one["sizes"]))
+    lines = []
+    for group in ([mix for mix in mixes if mix[0] == "Q"], [mix for mix in mixes if mix[0] == "I"]):
+        rows = [
+            [f"{one['model']}, {SHORT[text]}", *(gain(one["sizes"].get(mix), text) for mix in group)]
+            for one in found.values()
+            for text in SHORT
+            if any(text in size["found"]["mix"] for mix, size in one["sizes"].items() if mix in group)
+        ]
+        lines += [*markdown(["model, text", *group], rows), ""] if rows else []
+    return [*lines, verdict(found)]
+
+
+def gain(size: Json | None, text: str) -> str:
+    """A cell."""
+    if size is None or text not in size["found"]["mix"]:
+        return "not run"
+    mix, ours = (size["found"][name][text]["kl_mean"]["mean"] for name in ("mix", "ours"))
+    return f"{mix:.4f} → **{ours:.4f}** ({ours / mix - 1:+.0%})"
+
+
+def measured(found: Mapping[str, Json]) -> Iterator[tuple[str, Json, Json]]:
+    """Every model, size and text, with both files' figures."""
+    for one in found.values():
+        for mix, size in one["sizes"].items():
+            for text, theirs in size["found"]["mix"].items():
+                yield f"{one['model']} at {mix} ({SHORT[text]})", theirs, size["found"]["ours"][text]
+
+
+def verdict(found: Mapping[str, Json]) -> str:
+    """How many sizes reach the goal, and all that do not do as well as the mix."""
+    every = list(measured(found))
+    reached = sum(ours["kl_mean"]["mean"] <= (1 - GOAL) * mix["kl_mean"]["mean"] for _, mix, ours in every)
+    worse = [name for name, mix, ours in every if ours["kl_mean"]["mean"] > mix["kl_mean"]["mean"]]
+    high = [
+        f"{name}: {mix['kl_999']:.2f}, ours {ours['kl_999']:.2f}, {mix['tokens']:,} tokens"
+        for name, mix, ours in every
+        if ours["kl_999"] > mix["kl_999"]
+    ]
+    top = [name for name, mix, ours in every if ours["same_top"]["mean"] < mix["same_top"]["mean"]]
+    return (
+        f"Of {len(every)} pairs of files, ours has a mean KL at least {GOAL:.0%} lower in {reached}; higher: "
+        f"{', '.join(worse) or 'none'}. 99.9 % KL higher: {'; '.join(high) or 'none'}. Same most likely token less often: "
+        f"{', '.join(top) or 'none'}."
+    )
+
+
+def agreement(files: Mapping[str, Json]) -> list[str]:
+    """Our figures of a file, and those of llama.cpp running it on the same tokens."""
+    found = [one for name, one in sorted(files.items()) if name.startswith("gguf_llama_cpp")]
+    if not found:
+        return ["*not run*"]
+    names = ("ours", "llama.cpp", "llama.cpp, weights decoded to f32")
+    rows = [
+        [one.get("file", "smol-q5"), f"{one['tokens']:,}", f"{one['original_perplexity']:.3f}"]
+        + [f"{one['perplexity'][name]:.3f}, {one['kl'][name]:.5f}{beside(one, name)}" for name in names]
+        for one in found
+    ]
+    head = ["file", "tokens", "perplexity of the original", *(f"{name}: perplexity, mean KL" for name in names)]
+    return [*markdown(head, rows), "", *(f"Made by `{one['command']}`.  " for one in found)]
+
+
+def beside(one: Json, name: str) -> str:
+    """How far perplexity and KL are from ours."""
+    if name == "ours":
+        return ""
+    parts = (one[figure][name] / one[figure]["ours"] - 1 for figure in ("perplexity", "kl"))
+    return " ({:+.2%}, {:+.2%})".format(*parts)

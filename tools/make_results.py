@@ -318,6 +318,7 @@ def text_of(value: Any) -> str:
 
 
 def main() -> None:
+    from gguf_tables import agreement, gains
     from readme_tables import fill
     from route_tables import route_part
     from serving_tables import serving
@@ -329,7 +330,8 @@ def main() -> None:
     fill(root.parent / "README.md", files)
     fill(root / "serving.md", files, {"serving": serving})
     fill(root / "models.md", files, {"whole files": whole_files})
-    print(f"{root / 'results.md'}, the tables of README.md, serving.md and models.md: from {len(files)} files")
+    fill(root / "gguf.md", files, {"gains": gains, "llama.cpp": agreement})
+    print(f"{root / 'results.md'}, the tables of README.md, serving.md, models.md and gguf.md: from {len(files)} files")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _HOMES = {
     "Samples": "bits.game",
     "Sensitivity": "bits.plan",
     "Setup": "route.ask",
+    "Share": "models.mixture",
     "Weights": "route.router",
     "allocate": "bits.plan",
     "answer": "route.answer",

@@ -11,10 +11,13 @@ import pytest
 from apportion.core.errors import ArtifactError, InputError
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.profile.profile import Profile
-from apportion.route.router.file import save_router
+from apportion.route.router.file import load_router, save_router
+from apportion.route.router.price import Price
+from apportion.route.router.router import Router
+from apportion.route.router.utility import scale_of
 from apportion.serve import following, relearning
 from apportion.serve.decision_log import read_decisions
-from apportion.serve.relearning import as_profile, relearn
+from apportion.serve.relearning import as_profile, joined, relearn, utilities
 from tests.integration.serving import ASKED, serving
 from tests.integration.upstream_stub import Stub
 from tests.routings import knowing_router, routing, static_router
@@ -66,6 +69,64 @@ def test_feedback_that_shows_the_way_replaces_a_router_that_does_not_know_it(
 
 
 real = relearning.train_router
+PRICE = Price(input=1.0, cached=0.5, output=4.0)
+
+
+def _apart(profile: Profile) -> Profile:
+    """The same with a tenth of all tokens generated and half of them cached."""
+    return replace(profile, completion_tokens=profile.tokens / 10, cached_tokens=profile.tokens / 2)
+
+
+def _priced(router: Router, base: Profile) -> Router:
+    return replace(router, scale=scale_of(base, PRICE))
+
+
+def test_a_logged_answer_is_charged_as_its_tokens_were(tmp_path: Path) -> None:
+    base = _apart(needs_profile(200, seed=1))
+    (record,) = _records(base.select(np.arange(1)), ["cot"], [1.0])
+    record |= {"prompt_tokens": 90, "completion_tokens": 60, "wasted_tokens": 50}
+    rows = as_profile([record], base)
+    assert rows.completion_tokens is not None
+    assert rows.cached_tokens is not None
+    assert (rows.tokens[0, 2], rows.completion_tokens[0, 2]) == (100, 40)  # two thirds were kept, of either kind
+    near = relearning.neighbours([record], base)[0]
+    assert rows.completion_tokens[0, 3] == pytest.approx(base.tokens[near, 3].mean() / 10)
+    cached = min(base.tokens[near, 2].mean() / 2, 60)  # no more than the answer's prompt
+    assert rows.cached_tokens[0, 2] == pytest.approx(cached)
+    router = _priced(static_router("cot"), base)
+    (found,), _ = utilities(router, [record], base)
+    bill = (60 - cached) * 1.0 + cached * 0.5 + 40 * 4.0
+    assert found == pytest.approx(1.0 - 0.05 * bill / router.scale.tokens)
+    both = joined(base, rows)
+    assert both.completion_tokens is not None
+    assert both.completion_tokens[-1, 2] == 40
+    assert joined(needs_profile(200, seed=1), rows).completion_tokens is None
+
+
+def test_a_router_with_prices_learns_from_feedback_and_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, asked = _apart(needs_profile(400, seed=1)), needs_profile(240, seed=2)
+    monkeypatch.setattr(relearning, "read_profile", lambda path: base)
+    monkeypatch.setattr(relearning, "train_router", lambda profile, **how: real(profile, QUICK, **how))
+    save_router(tmp_path / "router", _priced(static_router("direct"), base), {})
+    scores = [float(asked.quality[row, row % 4]) for row in range(asked.n)]
+    found = relearn(
+        _records(asked, [STRATEGIES[row % 4] for row in range(asked.n)], scores), tmp_path, tmp_path / "router"
+    )
+    assert found.better
+    relearning.save(tmp_path / "router-1", found)
+    assert load_router(tmp_path / "router-1").scale.price == PRICE
+
+
+def test_a_router_with_prices_needs_a_profile_that_tells_tokens_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = needs_profile(60, seed=1)
+    monkeypatch.setattr(relearning, "read_profile", lambda path: base)
+    save_router(tmp_path / "router", _priced(static_router("direct"), _apart(base)), {})
+    with pytest.raises(InputError, match="does not hold prompt and completion tokens apart"):
+        relearn([], tmp_path, tmp_path / "router")
 
 
 def test_too_little_feedback_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactMismatchError, InputError
 from apportion.models.load import load_staged
-from apportion.models.text import load_calibration, unseen_windows, windows_of
+from apportion.models.text import load_calibration
 
 Make = Callable[..., Path]
 CPU = place("cpu", "float32")
@@ -68,7 +68,7 @@ def test_tuning_leaves_a_quarter_of_the_text_for_judging_finalists(checkpoint: M
     varied = numbers(tmp_path / "varied.txt", 600)
     table = open_model(str(checkpoint(blocks=2)), small(varied))
     taught = table.tuning_text
-    left = unseen_windows(windows_of(varied, table.tokenizer, 24), taught, windows=10**6, seed=0)
+    left = table.mixture.unseen(taught, 10**6, seed=0)
     assert len(left) > 0
     assert len(left) >= len(taught) / 4
 

@@ -1,15 +1,15 @@
 """The program equals brute force, never exceeds a budget, and is never worse with more."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.bits.plan.allocate import allocate, brute_force
+from apportion.bits.plan.allocate import allocate, plan_of
 from apportion.bits.plan.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
-from apportion.bits.plan.plan import plan_from
+from apportion.bits.plan.plan import Plan, plan_from
 from apportion.bits.plan.sensitivity import Sensitivity, choices_of
 from apportion.core.artifact import plain
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError
@@ -44,6 +44,14 @@ def test_equals_brute_force_on_three_widths(seed, players, share):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_brute_force_on_fourteen_blocks(seed):
     check_against_brute_force(random_sensitivity(seed, 14, (2, 4)), 0.3 + 0.2 * seed)
+
+
+def brute_force(found: Sensitivity, budget: Budget) -> Plan:
+    """The same optimum by looking at every assignment within the budget."""
+    costs = found.costs
+    everything = product(range(len(costs.widths)), repeat=len(costs.players))
+    fitting = (item for item in everything if costs.spent(item) <= budget.player_bytes)
+    return plan_of(found, budget, min(fitting, key=found.predict))
 
 
 def check_against_brute_force(found: Sensitivity, share: float) -> None:

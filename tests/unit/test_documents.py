@@ -10,8 +10,8 @@ import torch
 
 from apportion.core.errors import InputError
 from apportion.models.documents import read_documents
-from apportion.models.text import Windows, calibrate, load_calibration, mixed, read_text, save_calibration, windows_of
-from tests.tiny_models import make_text, make_tokenizer
+from apportion.models.text import Windows, calibrate, load_calibration, read_text, save_calibration, windows_of
+from tests.tiny_models import make_tokenizer
 
 ROWS = [{"text": "one, two"}, {"text": 'three "four"\nfive'}]
 CHAT = [{"role": "user", "content": "How many nets?"}, {"role": "assistant", "content": "Three nets."}]
@@ -82,7 +82,7 @@ def test_conversations_are_put_through_the_models_template(tmp_path: Path) -> No
     path.write_text(json.dumps({"messages": CHAT}) + "\n" + json.dumps({"conversations": shared}) + "\n")
     assert read_documents(path)[0] == read_documents(path)[1]
     one = "<bos>[user] How many nets?\n[assistant] Three nets.\n"
-    assert read_text(path, tokenizer()) == f"{one}\n\n{one}"
+    assert read_text(path, tokenizer()) == one + one  # nothing between them that the model would never see
     with pytest.raises(InputError, match="holds conversations, and the model's tokenizer has no chat template"):
         read_text(path, tokenizer(template=None))
     with pytest.raises(InputError, match="the chat template refuses a conversation of user, assistant: no"):
@@ -96,6 +96,10 @@ def test_every_window_begins_as_it_is_asked_for(text_file: Path) -> None:
     assert (plain != own.bos_token_id).all()
     assert torch.equal(marked[:, 1:].flatten()[:200], plain.flatten()[:200])
     assert torch.equal(windows_of(text_file, own, 24), plain)  # as this tokenizer itself does
+    text_file = text_file.parent / "begun.txt"
+    text_file.write_text("<bos>the smith mends nets. " * 40)
+    once = windows_of(text_file, own, 24, bos=True)[0]
+    assert (once[:2] == own.bos_token_id).tolist() == [True, False]  # not doubled where the text has it
     own.bos_token = None
     with pytest.raises(InputError, match="no beginning-of-text token"):
         windows_of(text_file, own, 24, bos=True)
@@ -108,17 +112,3 @@ def test_what_a_window_begins_with_is_kept_with_it(text_file: Path, tmp_path: Pa
     assert load_calibration(tmp_path / "windows.safetensors").bos is False
     save_calibration(Windows(found.windows, "test"), tmp_path / "windows.safetensors")
     assert load_calibration(tmp_path / "windows.safetensors").bos is None
-
-
-def test_several_files_have_their_shares(tmp_path: Path) -> None:
-    own = make_tokenizer()
-    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
-    first.write_text(make_text(600))
-    second.write_text("another text of other words, " * 500)
-    found = mixed({first: 3, second: 1}, own, windows=8, window_tokens=24, seed=0)
-    assert found.windows.shape == (8, 24)
-    assert found.source == "6 of a.txt, 2 of b.txt"
-    pools = [set(map(tuple, windows_of(path, own, 24).tolist())) for path in (first, second)]
-    assert [sum(tuple(row) in pool for row in found.windows.tolist()) for pool in pools] == [6, 2]
-    with pytest.raises(InputError, match="expected positive ones"):
-        mixed({first: 1, second: 0}, own, windows=8, window_tokens=24, seed=0)

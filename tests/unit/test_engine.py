@@ -11,6 +11,7 @@ from apportion.core.errors import ServiceError
 from apportion.route.llm import engine as engine_module
 from apportion.route.llm.engine import Engine, queue_of, sees_all, take_family
 from apportion.route.llm.generate import Row, generate
+from apportion.route.llm.passes import Recorded
 from tests.integration.tiny_model import make_tiny_model
 
 ENDS = frozenset([2])
@@ -48,6 +49,66 @@ def test_tokens_and_probabilities_are_those_of_each_row_alone(model: Any, slots:
     again = rows(beginning=beginning)
     engine.run(again)  # over memory that holds the last run
     assert [row.tokens for row in again] == [row.tokens for row in together]
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_steps_read_later_give_the_same_tokens(model: Any, ahead: int) -> None:
+    """Some rows end by an end token, so that steps are begun for rows that have ended; slots are reused and moved."""
+    engine, asked = Engine(model, end_ids=frozenset(range(0, 400, 7)), pad_id=0, slots=3), rows(17)
+    at_once = rows(17)
+    engine.run(at_once)
+    assert any(row.stopped for row in at_once)
+    assert not all(row.stopped for row in at_once)
+    engine._ahead = ahead
+    engine.run(asked)
+    assert [row.tokens for row in asked] == [row.tokens for row in at_once]
+    assert [row.logprobs for row in asked] == [pytest.approx(row.logprobs, abs=1e-4) for row in at_once]
+
+
+class Replayed:
+    """Stands for a CUDA graph: runs the step again, into the same tensors."""
+
+    def __init__(self, run: Any, best: torch.Tensor, logits: torch.Tensor) -> None:
+        self.run, self.best, self.logits = run, best, logits
+
+    def replay(self) -> None:
+        for held, new in zip((self.best, self.logits), self.run(), strict=True):
+            held.copy_(new)
+
+
+def test_recorded_steps_are_of_fixed_lengths_and_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = Engine(model, end_ids=ENDS, pad_id=0, slots=16), rows(20)
+    passes = engine._passes
+
+    def record(memory: Any, count: int, length: int) -> Recorded:
+        kept = memory.ids.clone(), memory.positions.clone()
+        best, logits = passes.step(memory, count, length)
+        memory.ids.copy_(kept[0])  # recording a graph does not run it
+        memory.positions.copy_(kept[1])
+        return Recorded(Replayed(lambda: passes.step(memory, count, length), best, logits), best, logits)
+
+    monkeypatch.setattr(passes, "_record", record)
+    engine.how.graph = True
+    engine.run(asked)
+    assert [row.tokens for row in asked] == alone(model, rows(20))
+    assert engine.how.replayed_steps > engine.how.recorded > 0
+    assert engine._memory is not None
+    assert {key[0] for key in engine._memory.steps} <= {1, 4, 16}
+
+
+def test_why_a_step_could_not_be_recorded_is_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = Engine(model, end_ids=ENDS, pad_id=0, slots=4), rows()
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(engine._passes, "_record", refuse)
+    engine.how.graph = True
+    engine.run(asked)
+    assert [row.tokens for row in asked] == alone(model, rows())
+    assert not engine.how.graph
+    assert engine.how.reason.endswith("operation not permitted when stream is capturing")
+    assert (engine.how.replayed_steps, engine.how.plain_steps > 20) == (0, True)
 
 
 def test_a_common_beginning_is_computed_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apportion.bits.rounding.ggml import Ggml, quantize
-from apportion.bits.rounding.moments import Moments
+from apportion.bits.rounding.ggml import decode, quantize
 from apportion.core.errors import InputError
 from apportion.formats.ggml import GGUF, PLAIN, TYPES, block_of, ggml_width, matrix_bytes, resolve
 from apportion.formats.packed import Packed, shape_bytes
@@ -54,11 +53,22 @@ def test_error_falls_with_the_bits(name: str) -> None:
     assert 0.1 < float(error) * 2 ** ggml_width(name).bits < 4
 
 
-def test_rounding_takes_the_diagonal_as_importance() -> None:
+@pytest.mark.parametrize("name", TYPES)
+def test_ggml_decodes_to_the_bit_what_gguf_does(name: str) -> None:
+    weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
+    found = quantize(weight, ggml_width(name), torch.rand(512) + 0.1)
+    assert torch.equal(decode(found), found.dequantize(torch.float32))
+
+
+def test_an_importance_of_columns_moves_the_codes() -> None:
     weight, importance = torch.randn(8, 256), torch.rand(256) + 0.01
-    found = Ggml().round(weight, ggml_width("Q4_K"), Moments(torch.diag(importance), None, 100))
-    assert torch.equal(found.stored, quantize(weight, ggml_width("Q4_K"), importance).stored)
+    found = quantize(weight, ggml_width("Q4_K"), importance)
     assert not torch.equal(found.stored, quantize(weight, ggml_width("Q4_K")).stored)
+    error = [
+        ((one.dequantize(torch.float32) - weight) ** 2 * importance).sum()
+        for one in (found, quantize(weight, ggml_width("Q4_K")))
+    ]
+    assert error[0] < error[1]
 
 
 def test_refusals_name_type_and_columns() -> None:

@@ -17,6 +17,11 @@ def figures(kl: float) -> dict[str, Any]:
     return {"tokens": 510, "kl_mean": interval, "kl_999": 10 * kl, "same_top": {"mean": 0.9}}
 
 
+def sized(mix: float, ours: float, texts: tuple[str, ...] = ("text",)) -> dict[str, Any]:
+    found = {name: {text: figures(kl) for text in texts} for name, kl in (("mix", mix), ("ours", ours))}
+    return {"bytes": {"mix": 1234, "ours": 1234}, "found": found}
+
+
 def evidence(texts: tuple[str, ...], *options: str, ours: int = 1234) -> dict[str, Any]:
     found = {name: {text: figures(kl) for text in texts} for name, kl in (("mix", 0.2), ("ours", 0.05))}
     sizes = {"Q2_K": {"bytes": {"mix": 1234, "ours": ours}, "found": found}}
@@ -41,3 +46,47 @@ def test_a_reference_off_its_grid_is_said(tables: ModuleType) -> None:
 
 def test_a_file_that_is_smaller_than_the_mix_says_so(tables: ModuleType) -> None:
     assert "| 1,234 (ours 1,000) |" in "\n".join(tables.gguf_part({"gguf_tiny": evidence(("text",), ours=1000)}))
+
+
+def test_a_type_for_all_is_listed_by_bytes(tables: ModuleType) -> None:
+    one = evidence(("text",))
+    kinds = {"Q8_0": (900, 0.001), "Q4_K": (500, 0.02)}
+    one["uniform"] = {kind: {"bytes": size, "found": {"text": figures(kl)}} for kind, (size, kl) in kinds.items()}
+    page = "\n".join(tables.gguf_part({"gguf_tiny": one}))
+    assert page.index("| Q4_K | 500 | 0.0200 |") < page.index("| Q8_0 | 900 | 0.0010 |")
+
+
+def test_gains_have_a_row_for_every_model_and_text_and_a_table_for_iq_mixes(tables: ModuleType) -> None:
+    tiny = evidence(("text", "chat"))
+    iq = {"model": "tiny, IQ", "command": "python x.py", "sizes": {"IQ3_M": sized(0.1, 0.09)}}
+    lines = tables.gains({"gguf_tiny": tiny, "gguf_iq_tiny": iq})
+    assert "| tiny, WikiText-2 | 0.2000 → **0.0500** (-75%) |" in lines
+    assert "| tiny, conversations | 0.2000 → **0.0500** (-75%) |" in lines
+    assert "| model, text | IQ3_M |" in lines
+    assert "| tiny, IQ, WikiText-2 | 0.1000 → **0.0900** (-10%) |" in lines
+    assert "at least 20% lower in 2; higher: none." in lines[-1]
+    assert lines[-1].startswith("Of 3 pairs")
+
+
+def test_a_file_behind_its_mix_is_named(tables: ModuleType) -> None:
+    one = {"model": "tiny", "command": "python x.py", "sizes": {"Q2_K": sized(0.1, 0.2)}}
+    said = tables.gains({"gguf_tiny": one})[-1]
+    assert "higher: tiny at Q2_K (WikiText-2)." in said
+    assert "99.9 % KL higher: tiny at Q2_K (WikiText-2): 1.00, ours 2.00, 510 tokens." in said
+    assert tables.gains({}) == ["*not run*"]
+
+
+def test_a_size_that_one_model_lacks_is_said(tables: ModuleType) -> None:
+    other = {"model": "other", "command": "python x.py", "sizes": {"Q4_K_M": sized(0.1, 0.05)}}
+    lines = tables.gains({"gguf_a": evidence(("text",)), "gguf_b": other})
+    assert "| other, WikiText-2 | not run | 0.1000 → **0.0500** (-50%) |" in lines
+
+
+def test_llama_cpp_stands_beside_our_figures(tables: ModuleType) -> None:
+    figure = {"ours": 1.0, "llama.cpp": 1.05, "llama.cpp, weights decoded to f32": 1.001}
+    one = {"command": "python y.py", "file": "tiny-Q2_K", "tokens": 510, "original_perplexity": 30.0}
+    lines = tables.agreement({"gguf_llama_cpp_tiny": {**one, "kl": figure, "perplexity": figure}})
+    assert any(line.startswith("| tiny-Q2_K | 510 | 30.000 | 1.000, 1.00000 |") for line in lines)
+    assert "(+5.00%, +5.00%)" in lines[2]
+    assert "(+0.10%, +0.10%)" in lines[2]
+    assert tables.agreement({}) == ["*not run*"]

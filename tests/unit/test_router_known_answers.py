@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from route_decision import measure
 
 from apportion.core.errors import InputError
 from apportion.route.evaluation.contest import Oracle, Routed, RouterStatic, play
@@ -144,3 +145,9 @@ def test_two_strategies_restrict_the_choice() -> None:
     assert chosen <= {"cot", "rag+cot"}
     assert all(tier.temperatures[1] is None for tier in router.tiers)  # reasoning is no choice here
     assert router.scale.strategy == "rag+cot"
+
+
+def test_a_router_of_an_earlier_version_without_a_guard_is_timed_at_its_tiers() -> None:
+    earlier = replace(informed().router, guard=None)
+    found = measure(preferring(earlier, "full"), 5)
+    assert (found["decisions"], found["decided_by_static"]) == (5, 0)

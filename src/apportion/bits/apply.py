@@ -58,7 +58,8 @@ def apply(
         resume: a complete folder of the same plan, rounding and text is read, an unfinished one written again.
 
     Returns:
-        The JSON of the command: avg_bits, bytes, format, rounding, tuned, plan, out.
+        The JSON of the command: avg_bits, bytes, format, rounding, bos (of the text, where one is used), tuned, plan,
+        out.
 
     Raises:
         ArtifactMismatchError: the plan was made for another model, or the folder from something else.
@@ -133,17 +134,13 @@ def write_plan(
     quantizer = Quantizer(staged, tokenizer, recipe)
     if recipe.tune:
         require_windows(quantizer.tuning_text)
-    texts = {
-        "text": quantizer.rounding_text if backend.needs_hessian else None,
-        "tuned on": quantizer.tuning_text if recipe.tune else None,
-    }
     asked = {
         "kind": "apply",
         "plan": digest_of(plan),
         "model": staged.digest,
         "apply_rounding": backend.name,
         "tune": [recipe.tune or 0, recipe.codes],
-        **{name: Windows(text, "").digest if text is not None else None for name, text in texts.items()},
+        **texts_of(quantizer),
     }
     if finished(out, asked, resume=resume):
         return dict(read_manifest(out)["result"])
@@ -163,6 +160,7 @@ def write_plan(
         "format": form.name,
         "servers": servers_of(form, vocabulary),
         **proof,
+        "bos": bos_of(quantizer),
         "tuned": weights.tuned,
         "plan": plan.by_name(),
         "vocabulary": dict(plan.vocabulary),
@@ -175,6 +173,18 @@ def write_plan(
     )
     shutil.rmtree(out / WORK, ignore_errors=True)
     return result
+
+
+def texts_of(quantizer: Quantizer) -> Json:
+    """What a plan is written with, by digest: the text of moments, and that of tuning; None where neither is used."""
+    moments, tune = quantizer.applied.needs_hessian, quantizer.recipe.tune
+    texts = {"text": quantizer.rounding_text if moments else None, "tuned on": quantizer.tuning_text if tune else None}
+    return {name: Windows(text, "").digest if text is not None else None for name, text in texts.items()}
+
+
+def bos_of(quantizer: Quantizer) -> bool | None:
+    """Whether the windows a plan is written with begin with the beginning-of-text token; None where none are used."""
+    return quantizer.bos if quantizer.applied.needs_hessian or quantizer.recipe.tune else None
 
 
 def vocabulary_in(plan: Plan, staged: StagedModel, form: Format) -> Vocabulary:

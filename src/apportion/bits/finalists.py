@@ -22,7 +22,7 @@ from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed
-from apportion.models.text import Windows, sample_calibration, unseen_windows
+from apportion.models.text import Windows
 
 WRITTEN = "plan as written"
 JUDGES = 4  # finalists are few, so they can be told apart on more text than the search could afford
@@ -87,17 +87,16 @@ def judges_for(quantizer: Quantizer, used: Windows) -> Judges:
     of the same text, JUDGES times as many as the search had, as far as the text has others; where the model samples
     its own text, on as many new ones. A text too short for that is told.
     """
-    recipe, (count, length) = quantizer.recipe, used.windows.shape
+    recipe, count = quantizer.recipe, len(used.windows)
     if recipe.calibration is None:
-        seed = derived_seed(recipe.seed, "unseen")
-        own = sample_calibration(quantizer.staged, quantizer.tokenizer, windows=count, window_tokens=length, seed=seed)
+        own = quantizer.sampled(count, derived_seed(recipe.seed, "unseen"))
         return Judges(own, f"{count} windows sampled anew")
     users = {"tuning": quantizer.tuning_text} if recipe.tune else {}
     users |= {"rounding": quantizer.rounding_text} if quantizer.applied.needs_hessian else {}
     for left in range(len(users), -1, -1):
         names = list(users)[:left]
         seen = torch.cat([used.windows, *(users[name] for name in names)])
-        fresh = unseen_windows(quantizer.available, seen, windows=JUDGES * count, seed=recipe.seed)
+        fresh = quantizer.mixture.unseen(seen, JUDGES * count, recipe.seed)
         if len(fresh) >= max(2, count // JUDGES):
             told = f"{len(fresh)} windows unseen by {', '.join(['search', *names])}"
             others = ", ".join(list(users)[left:])

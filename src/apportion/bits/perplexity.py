@@ -1,6 +1,6 @@
 """Perplexity of a model on a text: one stream, non-overlapping windows, in reading order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from apportion.core.progress import progress
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
-from apportion.models.text import windows_of
+from apportion.models.text import prefix_of, windows_of
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,34 @@ class Perplexity:
 
     Attributes:
         nll: nats per token. tokens: predicted tokens. windows: NLL of each window.
+        bos: whether every window began with the beginning-of-text token; None where nobody said.
     """
 
     perplexity: float
     nll: float
     tokens: int
     windows: Float[NDArray[np.float64], " windows"]
+    bos: bool | None = None
 
 
 def first_windows(
-    tokenizer: Any, text: Path, *, window_tokens: int, windows: int | None = None, option: str = "--windows"
+    tokenizer: Any,
+    text: Path,
+    *,
+    window_tokens: int,
+    windows: int | None = None,
+    option: str = "--windows",
+    bos: bool | None = None,
 ) -> Int[Tensor, "windows tokens"]:
     """The first windows of a text in reading order; all of them if no number is given (by the option named).
+
+    Args:
+        bos: as `prefix_of` takes it.
 
     Raises:
         InputError: the text is shorter than one window, or has fewer windows than asked for.
     """
-    found = windows_of(text, tokenizer, window_tokens)
+    found = windows_of(text, tokenizer, window_tokens, bos=bos)
     if windows is not None and not 1 <= windows <= len(found):
         raise InputError(
             f"{option} {windows}: {text} has {len(found)} windows of {window_tokens} tokens",
@@ -56,6 +67,7 @@ def perplexity(
     *,
     window_tokens: int = 512,
     windows: int | None = None,
+    bos: bool | None = None,
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
@@ -63,8 +75,10 @@ def perplexity(
     """Perplexity of a checkpoint, full precision or quantized by this program.
 
     Args:
-        text: a .txt file as one string, or a .jsonl file with a `text` field.
-        window_tokens: tokens per window; the first of them predict nothing.
+        text: a file with texts or conversations, see `documents` for the forms that are read.
+        window_tokens: tokens per window; the first of each predicts nothing.
+        bos: whether every window begins with the beginning-of-text token (Gemma's perplexity explodes without); None:
+            where the tokenizer itself puts one before a text.
         windows: evaluate the first so many windows only.
 
     Returns:
@@ -80,9 +94,10 @@ def perplexity(
     >>> found.tokens, round(float(found.perplexity / np.exp(found.nll)), 6)
     (69, 1.0)
     """
-    staged = load_staged(model, place(device, dtype), trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    return perplexity_of(staged, first_windows(tokenizer, text, window_tokens=window_tokens, windows=windows))
+    placement, tokenizer = place(device, dtype), load_tokenizer(model, trust_remote_code=trust_remote_code)
+    taken = first_windows(tokenizer, text, window_tokens=window_tokens, windows=windows, bos=bos)
+    staged = load_staged(model, placement, trust_remote_code=trust_remote_code)
+    return replace(perplexity_of(staged, taken), bos=bool(prefix_of(tokenizer, bos)))
 
 
 def perplexity_of(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> Perplexity:

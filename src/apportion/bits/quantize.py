@@ -31,8 +31,9 @@ from apportion.core.artifact import (
 from apportion.core.device import free_bytes, peak_memory, place
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
-from apportion.models.identity import source_identity, text_identity
+from apportion.models.identity import source_identity
 from apportion.models.load import load_full
+from apportion.models.mixture import identity_of
 from apportion.models.vocabulary import names_of
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
@@ -80,8 +81,9 @@ def quantize(
     Returns:
         The JSON of the command: avg_bits, bytes, nll_fp, nll_high, nll_plan (nats per token on the calibration
         text, all measured), nll_judged (of the plan as written, on the windows that `judged_on` tells; None where
-        there was no choice among written plans), block_forwards, naive_block_forwards, evaluations, execution (how
-        values were measured, and what memory made it give up), seconds, plan, out, and more.
+        there was no choice among written plans), bos (whether the text's windows begin with that token),
+        block_forwards, naive_block_forwards, evaluations, execution (how values were measured, and what memory made
+        it give up), seconds, plan, out, and more.
 
     Raises:
         ApportionError: see `core.errors`; nothing half-written is taken for complete.
@@ -100,7 +102,7 @@ def quantize(
     recipe = (recipe or Recipe()).for_method(ask.method)
     ask.check(recipe)
     asked = {"kind": "quantize", "model_source": model, **asdict(ask), **asdict(recipe)}
-    asked |= {"model": source_identity(model), "text": text_identity(recipe.calibration)}
+    asked |= {"model": source_identity(model), "text": identity_of(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
         if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
             return dict(read_manifest(claimed)["result"])
@@ -116,6 +118,7 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
         run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
     quantizer = open_affordable(model, recipe, ask)
+    quantizer.require_text()
     offers = offers_for(quantizer, ask)
     if ask.method == "auto":
         require_evaluations(ask.evaluations, len(quantizer.costs.players), len(quantizer.costs.widths))

@@ -39,17 +39,9 @@ from apportion.core.output import output_folder
 from apportion.core.seeds import derived_seed
 from apportion.formats import Packed, Width
 from apportion.formats.width import require_groups
+from apportion.models.mixture import Mixture, read_mixture, shares_of
 from apportion.models.staged import StagedModel
-from apportion.models.text import (
-    Windows,
-    choose,
-    load_calibration,
-    prefix_of,
-    require_windows,
-    sample_calibration,
-    save_calibration,
-    windows_of,
-)
+from apportion.models.text import Windows, load_calibration, prefix_of, sample_calibration, save_calibration
 
 
 @dataclass(frozen=True)
@@ -101,25 +93,44 @@ class Quantizer:
     # --- texts -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def available(self) -> Int[Tensor, "all tokens"]:
-        """All windows of the calibration file, in reading order: tokenised once for all that choose from them."""
-        assert self.recipe.calibration is not None, "a model that samples its own text has no file"
-        self.tokenised += 1
-        return windows_of(self.recipe.calibration, self.tokenizer, self.recipe.window_tokens)
+    def mixture(self) -> Mixture:
+        """All windows of the calibration files: tokenised once for all that draw from them."""
+        recipe = self.recipe
+        assert recipe.calibration is not None, "a model that samples its own text has no file"
+        self.tokenised += len(shares_of(recipe.calibration))
+        return read_mixture(recipe.calibration, self.tokenizer, recipe.window_tokens, recipe.bos)
 
-    def chosen(self, count: int) -> Windows:
-        """So many windows of the file at random, or sampled by the model itself; the same for the same seed.
+    def require_text(self) -> None:
+        """Refuse a text that cannot be used before any long work.
 
         Raises:
-            InputError: the text has fewer.
+            InputError: conversations and no chat template, too few windows, no beginning-of-text token to begin with.
+        """
+        if self.recipe.calibration is None:
+            prefix_of(self.tokenizer, self.recipe.bos)
+        else:
+            self.mixture.draw(self.recipe.windows, self.recipe.seed)
+
+    def chosen(self, count: int) -> Windows:
+        """So many windows of the files at random, or sampled by the model itself; the same for the same seed.
+
+        Raises:
+            InputError: a text has fewer than its share.
         """
         recipe = self.recipe
-        if recipe.calibration is None:
-            length, seed = recipe.window_tokens, recipe.seed
-            return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed)
-        require_windows(self.available, count, recipe.calibration)
-        bos = bool(prefix_of(self.tokenizer))
-        return Windows(choose(self.available, count, recipe.seed), str(recipe.calibration), bos)
+        return self.sampled(count, recipe.seed) if recipe.calibration is None else self.mixture.draw(count, recipe.seed)
+
+    def sampled(self, count: int, seed: int) -> Windows:
+        """So many windows that the model writes itself."""
+        length, bos = self.recipe.window_tokens, self.recipe.bos
+        return sample_calibration(self.staged, self.tokenizer, windows=count, window_tokens=length, seed=seed, bos=bos)
+
+    @property
+    def bos(self) -> bool:
+        """Whether the windows of the calibration text begin with the beginning-of-text token."""
+        if self.recipe.calibration is not None:
+            return self.mixture.bos
+        return self.recipe.bos is not False and self.tokenizer.bos_token_id is not None
 
     @cached_property
     def rounding_text(self) -> Int[Tensor, "windows tokens"]:
@@ -127,7 +138,7 @@ class Quantizer:
         recipe = self.recipe
         if recipe.calibration is None:
             return self.chosen(min(recipe.rounding_windows, recipe.windows)).windows
-        return self.chosen(min(recipe.rounding_windows, len(self.available))).windows
+        return self.chosen(min(recipe.rounding_windows, self.mixture.most)).windows
 
     @cached_property
     def tuning_text(self) -> Int[Tensor, "windows tokens"]:
@@ -135,8 +146,9 @@ class Quantizer:
         recipe = self.recipe
         if recipe.calibration is None:
             return self.rounding_text[: recipe.tune_windows]
-        most = max(2, min(recipe.tune_windows, 3 * len(self.available) // 4))
-        return choose(self.available, min(most, len(self.available)), derived_seed(recipe.seed, "tuning"))
+        most = self.mixture.most
+        count = max(2, len(self.mixture.shares), min(recipe.tune_windows, 3 * most // 4))
+        return self.mixture.draw(min(count, most), derived_seed(recipe.seed, "tuning")).windows
 
     @cached_property
     def lesson(self) -> Lesson:
@@ -179,8 +191,10 @@ class Quantizer:
         keep = saved.exists() and log.exists() and bool(read_log(log)[0])
         if keep and recipe.calibration is None:
             found = load_calibration(saved)
-            asked = {"windows": recipe.windows, "window_tokens": recipe.window_tokens}
-            kept = dict(zip(asked, found.windows.shape, strict=True))
+            asked: Json = {"windows": recipe.windows, "window_tokens": recipe.window_tokens}
+            kept: Json = dict(zip(asked, found.windows.shape, strict=True))
+            if recipe.bos is not None:
+                asked, kept = {**asked, "bos": recipe.bos}, {**kept, "bos": found.bos}
             require_same(kept, asked, saved)
             return found
         found = self.chosen(recipe.windows)

@@ -1,13 +1,13 @@
 """What is asked of a quantization: everything that measured values and written weights depend on, besides the model."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from apportion.bits.game.players import require_kind
 from apportion.bits.rounding import ROUNDINGS, Choice, Rounding, require_tunable, rounding_named
 from apportion.core.errors import InputError, require_all
 from apportion.formats import COMPRESSED_TENSORS, Width, rising, width_named
 from apportion.formats.width import require_bits
+from apportion.models.mixture import Calibration, checks_of
 
 BLOCKS = (2, 4)  # the paper's widths, for blocks
 LINEARS = (2, 3, 4)  # of `--method auto`, for linears
@@ -27,8 +27,10 @@ class Recipe:
             quantized (`rounding.best_affordable`), nearest where methods are studied (samples, compare).
         group_size: columns that share a scale, for widths that do not say. strict: refuse linears whose columns it does
             not divide; without it they stay as they are, and the result names them.
-        calibration: a text file; None samples the windows from the model itself.
-        windows, window_tokens: how much calibration text.
+        calibration: a text file, or several (`Share`) that every draw of windows has its shares of; None samples the
+            windows from the model itself. windows, window_tokens: how much of it.
+        bos: whether every window of every text begins with the beginning-of-text token; None: where the tokenizer
+            itself puts one before a text (where the model samples its own: as it began).
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
         rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
@@ -46,7 +48,8 @@ class Recipe:
     rounding: str | None = None
     group_size: int = 64
     strict: bool = False
-    calibration: Path | None = None
+    calibration: Calibration = None
+    bos: bool | None = None
     windows: int = 32
     window_tokens: int = 512
     permutations: int = 100
@@ -130,7 +133,14 @@ class Recipe:
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--permutations", self.permutations, 0),
             lambda: at_least("--seed", self.seed, 0),
-            lambda: require_text(self.calibration),
+            *checks_of(
+                self.calibration,
+                {
+                    "--windows": self.windows,
+                    "--rounding-windows": self.rounding_windows,
+                    "--tune-windows": self.tune_windows,
+                },
+            ),
             lambda: require_tunable(applied.name, applied.format, self.tune or 0),
         )
 
@@ -188,8 +198,3 @@ def require_apart(recipe: Recipe) -> None:
             "block's experts as one, which then need equal widths",
             "leave it out, or write with --rounding or --apply-rounding quanto or hqq (read by apportion.load)",
         )
-
-
-def require_text(path: Path | None) -> None:
-    if path is not None and not path.is_file():
-        raise InputError(f"--calibration {path}: no such file", "give a .txt or .jsonl file, or leave it out")

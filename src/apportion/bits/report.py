@@ -7,6 +7,7 @@ import numpy as np
 from apportion.bits.plan import Plan, Sensitivity, plan_from, sensitivity_from
 from apportion.bits.plots import draw_bits, draw_frontier, draw_interactions
 from apportion.core.artifact import Json, read_json, write_bytes
+from apportion.models.text import told
 
 FILES = ("report/report.md", "report/frontier.png", "report/bits.png", "report/interactions.png")
 
@@ -33,7 +34,7 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
         f"{result['bytes']:,} bytes of weights on disk, {plan.player_bytes:,} of them in the {len(plan.costs.players)} "
         f"players ({result['stored_bits']:.2f} bits per weight with scales); {vocabulary_note(result)}. Mean NLL on "
-        f"the calibration text ({settings['calibration_source']}), nats per token:",
+        f"the calibration text ({settings['calibration_source']}{told(result.get('bos'))}), nats per token:",
         "",
         "| full precision | all at highest | this plan | all at lowest |",
         "|---|---|---|---|",

@@ -12,6 +12,7 @@ from apportion.cli.options import (
     ApplyRounding,
     AsJson,
     AvgBits,
+    Bos,
     Calibration,
     Device,
     EmbeddingBits,
@@ -32,7 +33,9 @@ from apportion.cli.options import (
     TuneWindows,
     WindowTokens,
     parse_bits,
+    parse_bos,
     parse_names,
+    read_texts,
     tuning,
     with_groups,
 )
@@ -112,6 +115,7 @@ def quantize(
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
     from apportion.bits.report import choice_note, tuning_note, vocabulary_note
+    from apportion.models.text import told
 
     resumed = result["resumed_evaluations"]
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
@@ -119,8 +123,8 @@ def quantize_text(result: dict[str, Any]) -> str:
         f"{result['out']}: {result['avg_bits']:.3f} bits on average ({result['stored_bits']:.3f} with scales), "
         f"{result['bytes']:,} bytes of weights, loaded by {' and '.join(result['servers'])}\n"
         f"{vocabulary_note(result)}\n"
-        f"NLL on {result['calibration']}: {result['nll_fp']:.4f} full precision, {result['nll_high']:.4f} all at the "
-        f"highest width, {result['nll_plan']:.4f} this plan\n"
+        f"NLL on {result['calibration']}{told(result['bos'])}: {result['nll_fp']:.4f} full precision, "
+        f"{result['nll_high']:.4f} all at the highest width, {result['nll_plan']:.4f} this plan\n"
         f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
         f"(naive: {result['naive_block_forwards']:,}), {result['seconds']:.0f} s\n"
         + (choice_note(result["choice"]) + "\n" if result["choice"] else "")
@@ -149,13 +153,16 @@ def samples(
     from apportion.bits.quantizer import take_samples
     from apportion.bits.recipe import require_tied
     from apportion.core.artifact import require_free
+    from apportion.models.text import told
 
     asked = recipe.recipe(apply_rounding=apply_rounding)
     require_tied(asked)
     require_free(out, resume=resume, kind="samples")
     taken = take_samples(open_model(model, asked, place.ask()), out, resume=resume)
+    bos = taken.windows.bos
     result = {"coalitions": len(taken.values), "nll_high": taken.nll_high, "nll_low": taken.nll_low, **taken.counts}
-    emit({**result, "out": str(out)}, as_json=as_json, text=f"{out}: {len(taken.values)} coalitions measured")
+    text = f"{out}: {len(taken.values)} coalitions measured on {len(taken.windows.windows)} windows{told(bos)}"
+    emit({**result, "bos": bos, "out": str(out)}, as_json=as_json, text=text)
 
 
 @app.command(rich_help_panel="Bits for layers, step by step")
@@ -216,6 +223,7 @@ def apply(
         typer.Option("--format", help="checkpoint (a folder), or gguf: one file of the same codes (Q4_0 and Q8_0)."),
     ] = "checkpoint",
     calibration: Calibration = None,
+    bos: Bos = "auto",
     rounding_windows: RoundingWindows = 128,
     tune: Tune = None,
     tune_scales: TuneScales = None,
@@ -236,11 +244,12 @@ def apply(
     from apportion.bits.plan import plan_from
     from apportion.bits.recipe import Recipe
     from apportion.core.artifact import read_json
+    from apportion.models.text import told
 
     require_format(form)
     loaded = plan_from(read_json(plan_file))
     text = Recipe(
-        calibration=calibration,
+        **read_texts(calibration, bos),
         rounding_windows=rounding_windows,
         window_tokens=window_tokens,
         tune_windows=tune_windows,
@@ -259,7 +268,8 @@ def apply(
         resume=resume,
     )
     what = "bytes" if form == "gguf" else "bytes of weights"
-    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} {what}")
+    windows = "" if result["bos"] is None else f"; windows of its text{told(result['bos'])}"
+    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} {what}{windows}")
 
 
 @app.command(rich_help_panel="Bits for layers")
@@ -270,20 +280,24 @@ def perplexity(
     *,
     window_tokens: WindowTokens = 512,
     windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
+    bos: Bos = "auto",
     place: PlaceOptions,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity of a checkpoint on a text: one stream, non-overlapping windows.
 
     Example: apportion perplexity ./model-3bit --text wikitext2-test.txt --window-tokens 512
+    Each window after a beginning-of-text token, or none: --bos always, --bos never (Gemma needs it).
     """
     from apportion.bits.perplexity import perplexity as run
+    from apportion.models.text import told
 
     found = run(
         model,
         text,
         window_tokens=window_tokens,
         windows=windows,
+        bos=parse_bos(bos),
         device=place.device,
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,
@@ -293,5 +307,7 @@ def perplexity(
         "nll": found.nll,
         "tokens": found.tokens,
         "windows": len(found.windows),
+        "bos": found.bos,
     }
-    emit(value, as_json=as_json, text=f"perplexity {found.perplexity:.3f} over {found.tokens:,} tokens")
+    over = f"{found.tokens:,} tokens in {len(found.windows)} windows{told(found.bos)}"
+    emit(value, as_json=as_json, text=f"perplexity {found.perplexity:.3f} over {over}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from apportion.cli.base import app, emit
-from apportion.cli.options import AsJson, PlaceOptions, Seed, WindowTokens, with_groups
+from apportion.cli.options import AsJson, Bos, PlaceOptions, Seed, WindowTokens, parse_bos, with_groups
 
 
 @app.command(rich_help_panel="Bits for layers")
@@ -19,6 +19,7 @@ def divergence(
     chat: Annotated[Path | None, typer.Option(help="Conversations: .jsonl with 'messages' on each line.")] = None,
     window_tokens: WindowTokens = 512,
     windows: Annotated[int | None, typer.Option(help="Only the first so many windows of each text.")] = None,
+    bos: Bos = "auto",
     seed: Seed = 0,
     place: PlaceOptions,
     out: Annotated[Path | None, typer.Option(help="Folder for divergence.json, a table and plots.")] = None,
@@ -36,6 +37,7 @@ def divergence(
         chat=chat,
         window_tokens=window_tokens,
         windows=windows,
+        bos=parse_bos(bos),
         device=place.device,
         dtype=place.dtype,
         trust_remote_code=place.trust_remote_code,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apportion.cli.options import read_texts
 from apportion.core.errors import InputError
 
 FORMATS = ("checkpoint", "gguf")
@@ -85,7 +86,7 @@ def quantize_file(
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
         bits_per_weight=file.bits_per_weight,
         types=types,
-        calibration=recipe.calibration,
+        **read_texts(recipe.calibration, recipe.bos),
         windows=max(1, tokens // recipe.window_tokens),
         window_tokens=recipe.window_tokens,
         sequences=file.sequences,
@@ -103,6 +104,8 @@ def quantize_file(
 
 def file_text(result: dict[str, Any]) -> str:
     """What a person sees when the file is written."""
+    from apportion.models.text import told
+
     found, seconds = result["divergence"], result["seconds"]
     whole = sum(seconds.values())
     types = ", ".join(f"{count} {kind}" for kind, count in sorted(result["types"].items(), key=lambda item: -item[1]))
@@ -110,7 +113,7 @@ def file_text(result: dict[str, Any]) -> str:
         f"{result['out']}: {result['bytes']:,} bytes of {result['max_bytes']:,}, {result['bits_per_weight']:.2f} bits "
         f"per weight; {types}\n"
         f"mean KL from the original {found['kl_mean']['mean']:.5f} nats, 99.9 % {found['kl_999']:.4f}, same top token "
-        f"{found['same_top']['mean']:.2%}, on {result['judged_on']}\n"
+        f"{found['same_top']['mean']:.2%}, on {result['judged_on']}{told(result['bos'])}\n"
         f"{result['evaluations']} plans measured; {whole:.0f} seconds: "
         + ", ".join(f"{step} {spent:.0f} ({spent / whole:.0%})" for step, spent in seconds.items())
         + f"\nreport: {result['out']}.apportion/report.md"

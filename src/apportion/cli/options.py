@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, require_all
 
 if TYPE_CHECKING:
     from apportion.bits.quantize import QuantizeRequest
     from apportion.bits.recipe import Recipe
+    from apportion.models.mixture import Share
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Local checkpoint folder, or hub name owner/name.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; refused if it holds something, unless --resume.")]
 OutFile = Annotated[Path, typer.Option(help="File to write.")]
-Text = Annotated[Path, typer.Option(help="Held-out text: .txt as one string, .jsonl with a 'text' field.")]
+Text = Annotated[Path, typer.Option(help="Held-out text: .txt as one string, .jsonl with 'text' or 'messages'.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AvgBits = Annotated[float | None, typer.Option(help="Budget as mean bits over the quantized weights.")]
@@ -35,7 +36,16 @@ ApplyRounding = Annotated[
     str | None, typer.Option(help="Rounding that plans are written with; --rounding if left out.")
 ]
 Calibration = Annotated[
-    Path | None, typer.Option(help=".txt or .jsonl with 'text'; without it the model samples its own text.")
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[=SHARE]",
+        help="Texts, or conversations ('messages'); several with shares: a.jsonl=2 and b.jsonl=1, an option each. "
+        "Without it the model samples its own text.",
+    ),
+]
+Bos = Annotated[
+    str,
+    typer.Option(help="Beginning-of-text token before every window: auto (as the tokenizer does), always or never."),
 ]
 RoundingWindows = Annotated[int, typer.Option(help="Windows of the text that gptq sees, at most.")]
 Tune = Annotated[
@@ -80,6 +90,7 @@ class RecipeOptions:
     ] = False
     group_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 64
     calibration: Calibration = None
+    bos: Bos = "auto"
     windows: Annotated[int, typer.Option(help="Calibration windows.")] = 32
     window_tokens: WindowTokens = 512
     permutations: Annotated[
@@ -95,8 +106,9 @@ class RecipeOptions:
         """
         from apportion.bits.recipe import Recipe
 
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "widths"}
-        return Recipe(widths=None if self.widths is None else parse_widths(self.widths), **own, **more)
+        own: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        own["widths"] = None if self.widths is None else parse_widths(self.widths)
+        return Recipe(**{**own, **read_texts(self.calibration, self.bos)}, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +146,52 @@ def parse_bits(option: str, text: str) -> tuple[int, ...]:
     if not all(part.isdigit() for part in parts):
         raise InputError(f"{option} {text}: expected bits with commas", "e.g. 8, or 4,8")
     return tuple(int(part) for part in parts)
+
+
+CONVENTIONS = {"auto": None, "always": True, "never": False}
+
+
+def parse_bos(text: str) -> bool | None:
+    """Whether windows begin with the beginning-of-text token; None: as the tokenizer does.
+
+    Raises:
+        InputError: another word.
+    """
+    if text not in CONVENTIONS:
+        raise InputError(f"--bos {text}: unknown", f"choose from {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[text]
+
+
+def parse_share(text: str) -> "Share":
+    """A file and its share, 1 where none is given; a file whose own name holds the sign is taken as it is.
+
+    Raises:
+        InputError: the share is no number.
+    """
+    from apportion.models.mixture import Share
+
+    name, sign, share = text.rpartition("=")
+    if not sign or Path(text).exists():
+        return Share(Path(text))
+    try:
+        return Share(Path(name), float(share))
+    except ValueError as error:
+        raise InputError(
+            f"--calibration {text}: expected a number after the last =", "e.g. a.jsonl=2, or a.jsonl alone"
+        ) from error
+
+
+def read_texts(calibration: list[str] | None, bos: str) -> dict[str, Any]:
+    """The recipe's fields `calibration` (one file as its path) and `bos`.
+
+    Raises:
+        InputError: shares that are no numbers, or an unknown convention, all at once.
+    """
+    found: list[Share] = []
+    given = calibration or []
+    require_all(lambda: parse_bos(bos), *(lambda item=item: found.append(parse_share(item)) for item in given))
+    alone = len(found) == 1 and found[0].share > 0
+    return {"calibration": found[0].path if alone else tuple(found) or None, "bos": parse_bos(bos)}
 
 
 def tuning(tune: int | None, tune_scales: int | None) -> dict[str, Any]:

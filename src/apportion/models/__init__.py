@@ -5,7 +5,7 @@
     windows_of(text, tokenizer, tokens)                          -> token windows of a text
 
 These names are what the package offers, loaded when they are first used; its other modules are its own business, but
-for `identity` (which model a folder holds), `staged` and `text`.
+for `identity` (which model a folder holds), `mixture`, `staged` and `text`.
 """
 
 from importlib import import_module

@@ -204,5 +204,14 @@ def conversation(messages: list[Any], role: str, content: str, where: str) -> Co
 
 
 def join(documents: list[Document], render: Callable[[Conversation], str]) -> str:
-    """All documents as one text, with blank lines between plain ones."""
-    return "\n\n".join(item if isinstance(item, str) else render(item) for item in documents)
+    """All documents as one text, with blank lines between plain ones; a template ends its conversations itself.
+
+    >>> join(["one", "two", ({"role": "user", "content": "three"},), "four"], lambda messages: "<three>")
+    'one\\n\\ntwo<three>four'
+    """
+    parts: list[str] = []
+    for before, item in zip([None, *documents], documents, strict=False):
+        if isinstance(before, str) and isinstance(item, str):
+            parts.append("\n\n")
+        parts.append(item if isinstance(item, str) else render(item))
+    return "".join(parts)

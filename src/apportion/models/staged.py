@@ -37,7 +37,8 @@ from apportion.models.origin import Origin, foreign, origin_of_model, own_weight
 from apportion.models.parameters import cast_parameters, parameter_digest
 from apportion.models.structure import Layout, find_layout
 
-HEAD_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}  # logits in flight: more gains nothing on CPU; a GPU waits for launches
+# logits in flight: more gains nothing on CPU; a GPU waits for launches, and may hold several processes
+HEAD_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 

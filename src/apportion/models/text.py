@@ -1,12 +1,11 @@
 """Text to token windows: from a file, or sampled from the model itself."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -41,7 +40,7 @@ class Windows:
 
 
 def read_text(path: Path, tokenizer: Any = None) -> str:
-    """A file's documents as one text, with blank lines between them; see `documents` for the forms that are read.
+    """A file's documents as one text, with blank lines between plain ones; see `documents` for the forms that are read.
 
     Args:
         tokenizer: whose chat template conversations are put through.
@@ -91,6 +90,8 @@ def encode(
         raise InputError(f"--window-tokens {window_tokens}: expected at least 2")
     prefix = prefix_of(tokenizer, bos)
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if prefix and ids[:1] == prefix:  # a chat template wrote it
+        ids = ids[1:]
     if len(ids) + len(prefix) < window_tokens:
         raise InputError(
             f"text {where}: {len(ids)} tokens, shorter than one window of {window_tokens}",
@@ -109,11 +110,22 @@ def prefix_of(tokenizer: Any, bos: bool | None = None) -> list[int]:
         InputError: it is asked for, and the tokenizer has none.
     """
     if bos and tokenizer.bos_token_id is None:
-        raise InputError("--bos: the tokenizer has no beginning-of-text token", "leave --bos out")
+        raise InputError("--bos always: the tokenizer has no beginning-of-text token", "use --bos auto or never")
     if bos is None:
         own = list(tokenizer("").input_ids)
         bos = bool(own) and own[0] == tokenizer.bos_token_id
     return [int(tokenizer.bos_token_id)] if bos else []
+
+
+def told(bos: bool | None) -> str:
+    """What windows begin with, as people read it; empty where nobody said.
+
+    >>> told(True), told(None)
+    (', each after a beginning-of-text token', '')
+    """
+    if bos is None:
+        return ""
+    return ", each after a beginning-of-text token" if bos else ", without a beginning-of-text token"
 
 
 def cut(prefix: list[int], ids: Int[Tensor, " stream"], window_tokens: int) -> Int[Tensor, "windows tokens"]:
@@ -148,43 +160,6 @@ def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, s
     return Windows(choose(available, windows, seed), str(path), bos=bool(prefix_of(tokenizer)))
 
 
-def mixed(shares: Mapping[Path, float], tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
-    """Windows of several files, each with its share of them, file by file.
-
-    Args:
-        shares: parts of the whole, of any sum: 3 to 1 is 0.75 to 0.25.
-
-    Raises:
-        InputError: a share that is not positive, more files than windows, or a file with too few windows.
-    """
-    if any(not share > 0 for share in shares.values()) or not 0 < len(shares) <= windows:
-        listed = ", ".join(f"{path} {share}" for path, share in shares.items())
-        raise InputError(f"shares {listed}: expected positive ones, and no more files than {windows} windows")
-    counts = parted(list(shares.values()), windows)
-    pairs = zip(shares, counts, strict=True)
-    found = [
-        calibrate(path, tokenizer, windows=n, window_tokens=window_tokens, seed=derived_seed(seed, str(path.name)))
-        for path, n in pairs
-    ]
-    source = ", ".join(f"{n} of {path.name}" for path, n in zip(shares, counts, strict=True))
-    return Windows(torch.cat([item.windows for item in found]), source, found[0].bos)
-
-
-def parted(shares: list[float], whole: int) -> list[int]:
-    """A whole number in parts nearest to the shares, none of them empty.
-
-    >>> parted([3, 1], 8), parted([1, 1, 100], 4)
-    ([6, 2], [1, 1, 2])
-    """
-    free = whole - len(shares)
-    exact = [free * share / sum(shares) for share in shares]
-    counts = [int(part) for part in exact]
-    order = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
-    for i in order[: free - sum(counts)]:
-        counts[i] += 1
-    return [count + 1 for count in counts]
-
-
 def windows_of(
     path: Path, tokenizer: Any, window_tokens: int, *, bos: bool | None = None
 ) -> Int[Tensor, "windows tokens"]:
@@ -205,29 +180,40 @@ def choose(available: Int[Tensor, "all tokens"], count: int, seed: int) -> Int[T
     return available[sorted(chosen.tolist())].contiguous()
 
 
-def unseen_windows(
-    available: Int[Tensor, "all tokens"], used: Int[Tensor, "used tokens"], *, windows: int, seed: int
-) -> Int[Tensor, "unseen tokens"]:
-    """At most so many windows, at random, that are not among those used; none if there are none."""
+def unseen_rows(available: Int[Tensor, "all tokens"], used: Int[Tensor, "used tokens"]) -> list[int]:
+    """Which windows are not among those used."""
     seen = set(map(tuple, used.tolist()))
-    left = [index for index, row in enumerate(available.tolist()) if tuple(row) not in seen]
-    chosen = stream(seed, "unseen").choice(left, size=min(windows, len(left)), replace=False) if left else np.zeros(0)
-    return available[sorted(map(int, chosen))].contiguous()
+    return [index for index, row in enumerate(available.tolist()) if tuple(row) not in seen]
+
+
+def some(rows: list[int], count: int, seed: int) -> list[int]:
+    """So many of some rows, at random, in reading order."""
+    chosen = stream(seed, "unseen").choice(rows, size=count, replace=False) if rows else ()
+    return sorted(map(int, chosen))
 
 
 @torch.inference_mode()
-def sample_calibration(staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
+def sample_calibration(
+    staged: StagedModel, tokenizer: Any, *, windows: int, window_tokens: int, seed: int, bos: bool | None = None
+) -> Windows:
     """Windows that the model writes itself: temperature 1, from its own beginning-of-text.
 
+    Args:
+        bos: False leaves the token that it began from out of the windows.
+
     Raises:
-        InputError: the tokenizer has neither a beginning- nor an end-of-text token to start from.
+        InputError: the tokenizer has neither a beginning- nor an end-of-text token to start from; or `bos`, and it
+            has no beginning-of-text token.
     """
+    prefix_of(tokenizer, bos)
+    hidden = int(bos is False)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise InputError("--calibration: missing, and the tokenizer has no beginning-of-text to sample from")
     prompt = torch.full((windows, 1), start, dtype=torch.long)
-    ids = written_on(staged, prompt, window_tokens, start, seed)
-    return Windows(ids, "sampled from the model itself", bos=start == tokenizer.bos_token_id)
+    ids = written_on(staged, prompt, window_tokens + hidden, start, seed)
+    begun = not hidden and start == tokenizer.bos_token_id
+    return Windows(ids[:, hidden:].contiguous(), "sampled from the model itself", bos=begun)
 
 
 @torch.inference_mode()

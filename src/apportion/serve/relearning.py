@@ -2,7 +2,9 @@
 
 A log says what one pipeline did for a question; what the other three would have done is estimated from the questions of
 the profile that are nearest by features. So a logged decision becomes a row of the profile: the pipeline taken has the
-score that people gave and the tokens it spent, the others have their neighbours' means.                          [ours]
+score that people gave and the tokens it spent, the others have their neighbours' means. A log does not say which of the
+tokens thrown away were generated, nor which prompts were cached: the former are parted as all of the decision's tokens
+are, the latter are the neighbours' mean; both matter to routers with prices alone.                               [ours]
 """
 
 from collections.abc import Sequence
@@ -62,15 +64,19 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
         The new router and how it compares; nothing is written.
 
     Raises:
-        InputError: fewer than 50 decisions have feedback and features, or the router was trained with prices.
+        InputError: fewer than 50 decisions have feedback and features, or the router was trained with prices and the
+            profile does not hold prompt and completion tokens apart.
         ArtifactError: a file cannot be read.
 
     Cost: one training, as long as that of the router in use; with a second decision where that has one.
     """
     base, used = read_profile(profile).only_complete(), load_router(router)
-    if used.scale.price is not None:
+    price = used.scale.price
+    if price is not None and base.completion_tokens is None:
         raise InputError(
-            f"--router {router}: was trained with prices, and refit counts tokens", "train it without them"
+            f"--router {router}: was trained with prices, and --profile {profile} does not hold prompt and completion "
+            "tokens apart",
+            "give the profile that it was trained on",
         )
     usable = [one for one in records if _usable(one)]
     if len(usable) < FEWEST:
@@ -81,7 +87,7 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
     held = [int(digest_of(one["id"])[:8], 16) % 100 < 100 * HELD_SHARE for one in usable]
     seen = [one for one, aside in zip(usable, held, strict=True) if not aside]
     rows = as_profile(seen, base)
-    trained = train_router(joined(base, rows), seed=seed, stages=2 if used.second else 1)
+    trained = train_router(joined(base, rows), seed=seed, stages=2 if used.second else 1, price=price)
     judged = [one for one, aside in zip(usable, held, strict=True) if aside]
     mine, routes = utilities(trained.router, judged, base)
     theirs, their_routes = utilities(used, judged, base)
@@ -111,6 +117,11 @@ def as_profile(records: Sequence[dict[str, Any]], base: Profile) -> Profile:
         column = STRATEGIES.index(one["route"])
         quality[row, column] = one["score"]
         tokens[row, column] = _answer_tokens(one)
+    generated = _means(base.completion_tokens, near)
+    if generated is not None:
+        for row, one in enumerate(records):
+            generated[row, STRATEGIES.index(one["route"])] = _answer_completion(one)
+    cached = _means(base.cached_tokens, near)
     return replace(
         rows,
         dataset=("feedback",) * len(records),
@@ -121,15 +132,20 @@ def as_profile(records: Sequence[dict[str, Any]], base: Profile) -> Profile:
         tokens=tokens,
         latency_ms=latency,
         features=features_of(records, base),
+        completion_tokens=generated,
+        cached_tokens=None if cached is None or generated is None else np.minimum(cached, tokens - generated),
     )
 
 
 def joined(first: Profile, second: Profile) -> Profile:
-    """Both profiles' questions, by the fields that learning reads; prices only where the log could tell them apart."""
+    """Both profiles' questions, by the fields that learning reads."""
     rows = first.select(np.concatenate([np.arange(first.n), np.zeros(second.n, dtype=np.int64)]))
 
     def stacked(name: str) -> Floats:
         return np.concatenate([getattr(first, name), getattr(second, name)])
+
+    apart = first.completion_tokens is not None and second.completion_tokens is not None
+    known = apart and first.cached_tokens is not None and second.cached_tokens is not None
 
     return replace(
         rows,
@@ -142,8 +158,8 @@ def joined(first: Profile, second: Profile) -> Profile:
         latency_ms=stacked("latency_ms"),
         retrieval_ms=stacked("retrieval_ms"),
         features=stacked("features"),
-        completion_tokens=None,
-        cached_tokens=None,
+        completion_tokens=stacked("completion_tokens") if apart else None,
+        cached_tokens=stacked("cached_tokens") if known else None,
         answers=(),
     )
 
@@ -160,7 +176,8 @@ def utilities(router: Router, records: Sequence[dict[str, Any]], base: Profile) 
         at = np.array([row for row, one in enumerate(asked) if one == weights])
         part = rows.select(at)
         choice = Routed(router).choose(part, weights)
-        found[at], columns[at] = play(part, choice).utility(weights, router.scale), choice.columns
+        played = play(part, choice, router.scale.price)
+        found[at], columns[at] = played.utility(weights, router.scale), choice.columns
     return found, [STRATEGIES[column] for column in columns]
 
 
@@ -190,3 +207,14 @@ def _usable(one: dict[str, Any]) -> bool:
 def _answer_tokens(one: dict[str, Any]) -> float:
     """Tokens of the answer alone; what was thrown away is counted where it is decided."""
     return float(one["prompt_tokens"] + one["completion_tokens"] - one["wasted_tokens"])
+
+
+def _answer_completion(one: dict[str, Any]) -> float:
+    """Those of them that were generated; what was thrown away is taken to have been made up like the whole."""
+    total = one["prompt_tokens"] + one["completion_tokens"]
+    return float(one["completion_tokens"] * _answer_tokens(one) / total) if total else 0.0
+
+
+def _means(values: Floats | None, near: NDArray[np.int64]) -> Floats | None:
+    """[n, 4] means of the neighbours' values; None where they were not recorded."""
+    return None if values is None else np.asarray(values[near].mean(axis=1))

@@ -45,7 +45,8 @@ from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
 from apportion.formats import Width
 from apportion.models.identity import source_identity, text_identity
-from apportion.models.text import Windows
+from apportion.models.mixture import identity_of
+from apportion.models.text import Windows, prefix_of
 
 CURVE = 15  # evenly spaced budgets of the excess; with 16 equal players, k = 15..1 demoted ones
 AVG_BITS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
@@ -136,7 +137,7 @@ def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = 
     recipe.check()
     ask.check(recipe)
     asked = {"kind": "compare", "model_source": model, **asdict(ask), **asdict(recipe)}
-    asked |= {"model": source_identity(model), "texts": [text_identity(recipe.calibration), text_identity(ask.text)]}
+    asked |= {"model": source_identity(model), "texts": [identity_of(recipe.calibration), text_identity(ask.text)]}
     with output_folder(Path(out), "compare", resume=resume, reads=[model]) as claimed:
         if finished(claimed, asked, resume=resume):
             read_manifest(claimed)
@@ -154,6 +155,7 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     quantizer = open_model(model, recipe, place)
     if "optimum" in ask.methods:
         require_exhaustible(len(quantizer.costs.players), quantizer.costs.widths)
+    quantizer.require_text()
     held_out = held_out_text(quantizer, ask)
     judging = judging_quantizer(quantizer)  # before the work, so that what this rounding refuses is refused now
     start(out, run["asked"])
@@ -184,8 +186,9 @@ def held_out_text(quantizer: Quantizer, ask: CompareRequest) -> Windows:
         window_tokens=quantizer.recipe.window_tokens,
         windows=ask.text_windows,
         option="--text-windows",
+        bos=quantizer.recipe.bos,
     )
-    return Windows(windows, str(ask.text))
+    return Windows(windows, str(ask.text), bool(prefix_of(quantizer.tokenizer, quantizer.recipe.bos)))
 
 
 def budgets_of(costs: Costs, ask: CompareRequest) -> list[Budget]:
@@ -241,6 +244,7 @@ class Judged:
     full_precision: np.ndarray
     rounding: str
     settings: Json = field(default_factory=dict)
+    bos: bool | None = None
 
 
 def judging_quantizer(quantizer: Quantizer) -> Quantizer:
@@ -264,7 +268,7 @@ def judge(quantizer: Quantizer, held_out: Windows, plans: list[Assignment], out:
         game = MeasuredGame(quantizer.bank, held_out, log, settings)
         game.values(plans)
     full = full_precision_nll(quantizer.staged, held_out)
-    return Judged(game.known, full, quantizer.rounding.name, settings)
+    return Judged(game.known, full, quantizer.rounding.name, settings, held_out.bos)
 
 
 def result_of(
@@ -287,6 +291,8 @@ def result_of(
         "text": judged.settings["calibration_source"],
         "text_digest": judged.settings["calibration"],
         "text_windows": ask.text_windows,
+        "text_bos": judged.bos,
+        "calibration_bos": samples.windows.bos,
         "window_tokens": recipe.window_tokens,
         "calibration_windows": recipe.windows,
         "permutations": recipe.permutations,

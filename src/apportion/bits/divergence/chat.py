@@ -3,23 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from apportion.core.errors import InputError
 from apportion.core.lines import Offenders, json_lines
-from apportion.models.text import cut, rendered
+from apportion.models.text import cut, encode, rendered
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def chat_windows(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, "windows tokens"]:
+def chat_windows(
+    path: Path, tokenizer: Any, window_tokens: int, bos: bool | None = None
+) -> Int[Tensor, "windows tokens"]:
     """Non-overlapping windows of conversations rendered one after another, in reading order.
 
     Args:
         path: one `{"messages": [{"role": ..., "content": ...}, ...]}` a line.
-        tokenizer: with a chat template; special tokens are the template's own.
+        tokenizer: with a chat template, whose special tokens stay. bos: as `prefix_of` takes it.
 
     Raises:
         InputError: no chat template, lines that are no conversation (all of them named), or too short a text.
@@ -30,14 +31,7 @@ def chat_windows(path: Path, tokenizer: Any, window_tokens: int) -> Int[Tensor, 
             "leave --chat out for a base model, or add chat_template.jinja to its folder",
         )
     text = "".join(rendered(tuple(messages), tokenizer, path) for messages in read_conversations(path))
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    prefix = [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []
-    if len(ids) < window_tokens:
-        raise InputError(
-            f"--chat {path}: {len(ids)} tokens, shorter than one window of {window_tokens}",
-            "give more conversations or a smaller --window-tokens",
-        )
-    return cut(prefix, torch.tensor(ids[len(prefix) :], dtype=torch.long), window_tokens)
+    return cut(*encode(text, tokenizer, window_tokens, str(path), bos), window_tokens)
 
 
 def read_conversations(path: Path) -> list[list[dict[str, str]]]:

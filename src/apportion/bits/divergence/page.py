@@ -5,6 +5,7 @@ from typing import Any
 
 from apportion.core.artifact import Json
 from apportion.core.figures import canvas, png
+from apportion.models.text import told
 
 HEAD = (
     "candidate", "bytes", "mean KL", "median", "99 %", "99.9 %", "same top", "change of right token", "perplexity"
@@ -16,8 +17,8 @@ def tables(result: Json) -> list[str]:
     lines: list[str] = []
     for name, text in result["texts"].items():
         lines += [
-            f"{name}: {text['tokens']:,} tokens of {text['source']} in windows of {text['window_tokens']}; reference "
-            f"perplexity {text['reference_perplexity']:.3f}",
+            f"{name}: {text['tokens']:,} tokens of {text['source']} in windows of {text['window_tokens']}"
+            f"{told(text.get('bos'))}; reference perplexity {text['reference_perplexity']:.3f}",
             "",
             "| " + " | ".join(HEAD) + " |",
             "|---" * len(HEAD) + "|",

@@ -21,7 +21,7 @@ from apportion.models.gguf.source import GgufFile
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer, local_folder, require_model
 from apportion.models.staged import StagedModel
-from apportion.models.text import windows_of
+from apportion.models.text import prefix_of, windows_of
 
 WEIGHTS = (".safetensors", ".gguf")
 
@@ -32,12 +32,14 @@ class Measurement:
 
     Attributes:
         text, chat: files; at least one. window_tokens: tokens per window. windows: at most so many of each, None: all.
+        bos: whether every window begins with the beginning-of-text token; None: as the reference's tokenizer does.
     """
 
     text: Path | None = None
     chat: Path | None = None
     window_tokens: int = 512
     windows: int | None = None
+    bos: bool | None = None
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
@@ -95,10 +97,11 @@ def compare(reference: str, candidates: Sequence[str], ask: Measurement, out: Pa
     texts = {name: first(windows, ask.windows) for name, windows in texts_of(ask, tokenizer).items()}
     references = {name: reference_of(staged, windows) for name, windows in texts.items()}
     found = [measured(name, references, tokenizer, placement, ask) for name in candidates]
+    begun = bool(prefix_of(tokenizer, ask.bos))
     result: Json = {
         "reference": reference,
         "exact": "all of the vocabulary, from the reference's hidden states after its last block",
-        "texts": {name: described(name, windows, found, ask) for name, windows in texts.items()},
+        "texts": {name: {**described(name, windows, found, ask), "bos": begun} for name, windows in texts.items()},
         "candidates": found,
         "placement": placement,
         "versions": versions("torch", "transformers", "gguf"),
@@ -143,9 +146,9 @@ def texts_of(ask: Measurement, tokenizer: Any) -> dict[str, Int[Tensor, "windows
     """Windows of the texts asked for, by name."""
     found = {}
     if ask.text is not None:
-        found["text"] = windows_of(ask.text, tokenizer, ask.window_tokens)
+        found["text"] = windows_of(ask.text, tokenizer, ask.window_tokens, bos=ask.bos)
     if ask.chat is not None:
-        found["chat"] = chat_windows(ask.chat, tokenizer, ask.window_tokens)
+        found["chat"] = chat_windows(ask.chat, tokenizer, ask.window_tokens, ask.bos)
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apportion.bits.apply import recipe_of, require_made_for
+from apportion.bits.apply import bos_of, recipe_of, require_made_for, texts_of
 from apportion.bits.game import widths_by_path
 from apportion.bits.gguf.quantize import require_out
 from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, QUANTIZATION_VERSION
@@ -63,7 +63,7 @@ def apply_gguf(
         rounding, recipe: as `apply` has them; the rounding must write our integer grid (nearest, gptq).
 
     Returns:
-        What is written as `result.json`: bytes, types, apply_rounding, plan, out.
+        What is written as `result.json`: bytes, types, apply_rounding, bos (as `apply`), plan, out.
 
     Raises:
         InputError: an architecture without a map, a plan of embedding or head, a rounding of another grid, groups that
@@ -90,16 +90,18 @@ def apply_gguf(
         require_grid(backend.name, backend.format is COMPRESSED_TENSORS, widths)
         recipe = recipe_of(plan, recipe or Recipe(), backend.name)
         asked: Json = {"kind": KIND, "plan": digest_of(plan), "model": staged.digest, "apply_rounding": backend.name}
-        asked |= {"tune": [recipe.tune or 0, recipe.codes]}
+        quantizer = Quantizer(staged, tokenizer, recipe)
+        asked |= {"tune": [recipe.tune or 0, recipe.codes], **texts_of(quantizer)}
         if finished(folder, asked, resume=resume):
             return read_json(folder / "result.json")
         start(folder, asked)
-        weights = in_blocks(source, Quantizer(staged, tokenizer, recipe).write(widths).packed)
+        weights = in_blocks(source, quantizer.write(widths).packed)
         size = write_grid(source, weights, plan, out)
         result = {
             "bytes": size,
             "types": dict(Counter(weight.width.name for weight in weights.values())),
             "apply_rounding": backend.name,
+            "bos": bos_of(quantizer),
             "plan": plan.by_name(),
             "out": str(out),
         }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apportion.bits.game import Assignment
 from apportion.bits.gguf.ladders import Ladders
-from apportion.bits.rounding.ggml import quantize
+from apportion.bits.rounding.ggml import decode, quantize
 from apportion.core.progress import progress
 from apportion.formats.ggml import GgmlWeight, ggml_width
 from apportion.models.gguf.source import Source
@@ -67,7 +67,7 @@ class GgufBank:
                 self._hold(key, weight)
 
     def _decode(self, key: tuple[str, str]) -> Tensor:
-        return self.source.restored(self.encoded[key].dequantize(torch.float32), key[0]).to(STORED)
+        return self.source.restored(decode(self.encoded[key]), key[0]).to(STORED)
 
     def _hold(self, key: tuple[str, str], weight: Tensor) -> Tensor:
         weight = weight.to(self.staged.placement.device)

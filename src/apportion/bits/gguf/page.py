@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 from apportion.core.artifact import Json
+from apportion.models.text import told
 
 
 def page(result: Json, plan: Json) -> str:
@@ -13,7 +14,7 @@ def page(result: Json, plan: Json) -> str:
         f"# {result['bytes']:,} bytes, {result['bits_per_weight']:.2f} bits per weight",
         "",
         f"Asked for at most {result['max_bytes']:,} bytes for the whole file. Divergence from the original on "
-        f"{result['judged_on']} ({result['calibration']}):",
+        f"{result['judged_on']} ({result['calibration']}{told(result.get('bos'))}):",
         "",
         "| mean KL | median | 99 % | 99.9 % | same top | change of right token | perplexity (original) |",
         "|---|---|---|---|---|---|---|",

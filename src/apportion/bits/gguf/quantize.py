@@ -32,7 +32,8 @@ from apportion.core.errors import ArtifactExistsError, InputError
 from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
-from apportion.models.identity import source_identity, text_identity
+from apportion.models.identity import source_identity
+from apportion.models.mixture import identity_of
 
 EVIDENCE = ".apportion"  # appended to the file's name
 KIND = "quantize gguf"  # of a run, as in its record
@@ -69,7 +70,7 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     request.check()
     folder = require_out(model, out)
     asked = {"kind": KIND, "model_source": model, **plain(request)}
-    asked |= {"model": source_identity(model), "text": text_identity(request.calibration)}
+    asked |= {"model": source_identity(model), "text": identity_of(request.calibration)}
     with output_folder(folder, KIND, resume=resume, reads=[model]):
         if finished(folder, asked, resume=resume, raisable=("evaluations",)):
             return read_json(folder / "result.json")
@@ -185,6 +186,7 @@ def described(shop: Workshop, plan: FilePlan, search: Json, size: int) -> Json:
         "reused": search.get("reused"),
         "judged_on": f"{len(shop.text.judged)} windows of the calibration text that nothing was chosen on",
         "calibration": Path(shop.text.measured.source).name,
+        "bos": shop.text.measured.bos,
         "plan_digest": plan.digest,
     }
 

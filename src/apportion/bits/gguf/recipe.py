@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apportion.bits.gguf.ladders import DEFAULT_TYPES, require_types
-from apportion.bits.recipe import at_least, require_text
+from apportion.bits.recipe import at_least
 from apportion.core.errors import InputError, require_all
+from apportion.models.mixture import Calibration, checks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class FileRequest:
     Attributes:
         max_bytes, bits_per_weight: the budget for the whole file; exactly one is given.
         types: what matrices may have; of those that a matrix's columns cannot hold, it gets llama.cpp's replacement.
-        calibration: a text file; None samples the windows from the model itself.
+        calibration, bos: as `Recipe` has them.
         windows, window_tokens: text on which plans are measured. importance_windows: text behind the importance.
         sequences, sequence_tokens: samples of the costs alone.
         evaluations: plans that are measured. judged_windows: text kept aside for the figures that are reported.
@@ -26,7 +27,8 @@ class FileRequest:
     max_bytes: int | None = None
     bits_per_weight: float | None = None
     types: tuple[str, ...] = DEFAULT_TYPES
-    calibration: Path | None = None
+    calibration: Calibration = None
+    bos: bool | None = None
     windows: int = 8
     window_tokens: int = 256
     importance_windows: int = 64
@@ -63,7 +65,7 @@ class FileRequest:
             lambda: at_least("--window-tokens", self.window_tokens, 2),
             lambda: at_least("--sequence-tokens", self.sequence_tokens, 2),
             lambda: at_least("--seed", self.seed, 0),
-            lambda: require_text(self.calibration),
+            *checks_of(self.calibration, {"--windows": self.windows}),
         )
 
     def _one_budget(self) -> None:

@@ -30,8 +30,9 @@ from apportion.formats.gguf_file import Field
 from apportion.models.gguf.load import is_gguf, load_gguf_tokenizer, staged_file
 from apportion.models.gguf.source import Source, file_source, folder_source
 from apportion.models.load import load_full
+from apportion.models.mixture import read_mixture, spread
 from apportion.models.staged import StagedModel
-from apportion.models.text import Windows, sample_calibration, windows_of
+from apportion.models.text import Windows, sample_calibration
 
 DIGEST = "apportion.plan_digest"
 FINALS = 2  # times the windows that plans are measured on
@@ -180,7 +181,7 @@ def open_workshop(model: str, request: FileRequest, placement: Placement | None 
 
 
 def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
-    """Windows of the calibration text at random, or sampled from the model itself.
+    """Windows of the calibration files at random, by their shares, or sampled from the model itself.
 
     Raises:
         InputError: the text has too few windows to keep any aside.
@@ -191,23 +192,26 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
     finals = FINALS * request.windows
     wanted = (request.judged_windows, request.windows, finals, request.importance_windows, cost_windows)
     if request.calibration is None:
-        available = sample_calibration(
+        whole = sample_calibration(
             staged,
             tokenizer,
             windows=request.judged_windows + request.windows + finals,
             window_tokens=length,
             seed=seed,
-        ).windows
-        source = "sampled from the model itself"
+            bos=request.bos,
+        )
+        counts = [len(whole.windows)]
     else:
-        available, source = windows_of(request.calibration, tokenizer, length), str(request.calibration)
+        mixture = read_mixture(request.calibration, tokenizer, length, request.bos)
+        whole, counts = mixture.draw(mixture.most, seed), mixture.counts(mixture.most)
+    available, source = whole.windows, whole.source
     if len(available) < request.judged_windows + request.windows:
         raise InputError(
             f"--calibration {source}: {len(available)} windows of {length} tokens, expected at least "
             f"{request.judged_windows + request.windows} (--judged-windows and --windows)",
             "give a longer text, fewer windows or smaller --window-tokens",
         )
-    order = stream(seed, "file text").permutation(len(available)).tolist()
+    order = spread(counts, stream(seed, "file text"))
     judged, rest = order[: wanted[0]], order[wanted[0] :]
     parts = []
     start = 0
@@ -216,8 +220,8 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
         start += count
     measured, last, importance, costs = (available[sorted(part)].contiguous() for part in parts)
     return Text(
-        measured=Windows(measured, source),
-        finals=Windows(last, source),
+        measured=Windows(measured, source, whole.bos),
+        finals=Windows(last, source, whole.bos),
         importance=importance,
         costs=costs,
         judged=available[sorted(judged)].contiguous(),

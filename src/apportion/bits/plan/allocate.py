@@ -5,9 +5,6 @@ y <= x_k, y <= x_l, y >= x_k + x_l - 1, at most one choice per player, and the b
 Source: CoopQ, section on allocation (there with two widths); any set of widths is ours.
 """
 
-from collections.abc import Iterator
-from itertools import product
-
 import numpy as np
 
 from apportion.bits.game import Assignment
@@ -144,17 +141,3 @@ def assignment_of(sensitivity: Sensitivity, taken: NDArray[np.bool_]) -> Assignm
     for player, column in sensitivity.choices[taken].tolist():
         columns[player] = column
     return tuple(columns)
-
-
-def every_assignment(sensitivity: Sensitivity, budget_bytes: int) -> Iterator[Assignment]:
-    """All assignments within a budget."""
-    costs = sensitivity.costs
-    for assignment in product(range(len(costs.widths)), repeat=len(costs.players)):
-        if costs.spent(assignment) <= budget_bytes:
-            yield assignment
-
-
-def brute_force(sensitivity: Sensitivity, budget: Budget) -> Plan:
-    """The same optimum by looking at every assignment: the reference that the program must equal."""
-    best = min(every_assignment(sensitivity, budget.player_bytes), key=sensitivity.predict)
-    return plan_of(sensitivity, budget, best)

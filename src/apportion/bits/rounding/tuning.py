@@ -13,7 +13,6 @@ that were tried, and is not done; benchmarks/learners.py has it, and the other w
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -60,7 +59,7 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
     """
     start = {path: item for path, item in rounded.items() if isinstance(item, GridWeight)}
     assert len(start) == len(rounded), "tuning was asked for weights that are not on the grid"
-    make, learned = what_fits(staged, start, lesson.codes, lesson.steps)
+    make, learned = what_fits(staged, start, lesson)
     size = min(batch_of(staged, lesson.windows), len(lesson.windows))
     descent = Descent(Latents(start, staged.originals, staged.placement.device, make), lesson.steps,
                       staged.compute_dtype, Micro(size))  # fmt: skip
@@ -95,14 +94,15 @@ def gradient_of(staged: StagedModel, lesson: Lesson) -> Gradient:
     return gradient
 
 
-def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], codes: bool, steps: int) -> tuple[Make, str]:
+def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson) -> tuple[Make, str]:
     """What is learned, and why: codes need WEIGHT_BYTES of memory for each weight."""
-    if not codes:
+    if not lesson.codes:
         return scales_alone, "scales"
     needed = WEIGHT_BYTES * sum(math.prod(item.shape) for item in start.values())
     free = int(MEMORY_SHARE * free_bytes(staged.placement.device))
     if needed <= free:
-        return partial(StraightThrough, position_rate=position_rate(steps)), "codes and scales"
+        rate = position_rate(max(1, lesson.steps))
+        return (lambda begin: StraightThrough(begin, rate)), "codes and scales"
     return scales_alone, f"scales: learning codes needs {needed:,} bytes, {free:,} may be taken"
 
 

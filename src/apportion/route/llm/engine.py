@@ -2,10 +2,13 @@
 
     rows --families by equal beginning, shortest first--> admit (one pass over the prompts) --> step, step, step ...
 
-A step is one token of every active sequence. A batch that does not fit is begun again with half the slots.
+A step is one token of every active sequence. On a GPU its results are read while the next one runs; a sequence that
+has ended then takes part in one step too many, which nobody reads.
+A batch that does not fit is begun again with half the slots.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import ServiceError
 from apportion.route.llm.generate import Row, choose, generate
-from apportion.route.llm.passes import Memory, Passes, recorded_length
+from apportion.route.llm.passes import Memory, NotRecordedError, Passes, recorded_length
 from apportion.route.llm.slots import SlotCache
 
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 32768}  # in one pass over prompts
@@ -32,6 +35,7 @@ class Generation:
         mode: "slots" (fixed memory), or "batches" (a cache that grows) for models that need their own kind.
         graph: whether steps are replayed as CUDA graphs. reason: of both choices.
         slots: sequences decoded together. halved: how often a batch did not fit, so that they became half as many.
+        recorded: most recorded steps held at a time. replayed_steps, plain_steps: steps from recordings and without.
     """
 
     mode: str
@@ -39,6 +43,19 @@ class Generation:
     reason: str
     slots: int
     halved: int = 0
+    recorded: int = 0
+    replayed_steps: int = 0
+    plain_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """A step that was begun: the rows of its slots, and its results on their way to the host."""
+
+    rows: list[tuple[int, Row]]
+    best: torch.Tensor
+    ready: torch.cuda.Event | None
+    logits: torch.Tensor
 
 
 class Engine:
@@ -53,6 +70,7 @@ class Engine:
         self._model, self._end_ids, self._pad_id = model, end_ids, pad_id
         self._passes = Passes(model, pad_id)
         self._memory: Memory | None = None
+        self._ahead = int(self._passes.device.type == "cuda")  # steps begun before the last one is read
         self.how = self._choose_mode(slots)
 
     def run(self, rows: Sequence[Row]) -> None:
@@ -118,14 +136,20 @@ class Engine:
         size = min(self.how.slots, len(queue))
         memory = self._room(size, max(len(row.prompt) + row.max_tokens for row in rows))
         active: list[Row | None] = [None] * size
+        ahead = 0 if any(row.temperature > 0 for row in rows) else self._ahead
+        unread: deque[_Unread] = deque()
         with torch.inference_mode():
-            while queue or any(active):
+            while queue or any(active) or unread:
                 free = [slot for slot, row in enumerate(active) if row is None]
                 if queue and len(free) >= min(len(queue), max(1, size // 4)):
                     self._admit(memory, active, free, queue)
-                elif free and not queue:
+                elif free and not queue and any(active):
                     active = self._narrow(memory, active)
-                self._step(memory, active)
+                working = any(active)
+                if working:
+                    unread.append(self._step(memory, active))
+                while len(unread) > (ahead if working else 0):
+                    self._read(memory, active, unread.popleft())
 
     def _room(self, slots: int, places: int) -> Memory:
         """The memory, made anew where it is too small; its recorded steps are then lost."""
@@ -152,42 +176,83 @@ class Engine:
         for slot, row in zip(free, taken, strict=False):
             row.started_s, row.shared_tokens = start, shared
             active[slot] = row
+        memory.put(free[: len(taken)], [row.prompt[-1] for row in taken], [len(row.prompt) - 1 for row in taken])
 
     def _narrow(self, memory: Memory, active: list[Row | None]) -> list[Row | None]:
         """Active rows moved together, where that makes the next steps smaller."""
         kept = [slot for slot, row in enumerate(active) if row is not None]
-        rows = 1 << (len(kept) - 1).bit_length() if self.how.graph else len(kept)
+        rows = recorded_rows(len(kept)) if self.how.graph else len(kept)
         if rows >= len(active):
             return active
-        memory.cache.move(kept, max(len(row.prompt) + len(row.tokens) for row in active if row is not None))
+        memory.move(kept, max(len(row.prompt) + row.issued for row in active if row is not None))
         return [active[slot] for slot in kept] + [None] * (rows - len(kept))
 
-    def _step(self, memory: Memory, active: list[Row | None]) -> None:
-        """One more token of every active row; rows that are done leave their slot."""
-        rows, device = len(active), self._passes.device
-        last = [(row.tokens or row.prompt)[-1] if row else self._pad_id for row in active]
-        at = [len(row.prompt) + len(row.tokens) - 1 if row else 0 for row in active]
-        memory.ids[:rows, 0] = torch.tensor(last, device=device)
-        memory.positions[:rows] = torch.tensor(at, device=device)
-        best, logits = self._forward(memory, rows, max(at) + 1)
-        slots = [slot for slot, row in enumerate(active) if row is not None]
-        working = [row for row in active if row is not None]
-        wanted = logits[slots] if any(row.temperature > 0 for row in working) else logits
-        for slot, row, chosen in zip(slots, working, choose(working, best.cpu()[:, slots], wanted), strict=True):
-            row.take(*chosen, self._end_ids)
-            if row.done:
+    def _step(self, memory: Memory, active: list[Row | None]) -> _Unread:
+        """One more token of every active row; rows whose last token this is leave their slot."""
+        working = [(slot, row) for slot, row in enumerate(active) if row is not None]
+        length = max(len(row.prompt) + row.issued for _, row in working)
+        best, logits = self._forward(memory, len(active), length)
+        read, ready = _to_host(best)
+        for slot, row in working:
+            row.issued += 1
+            if row.issued >= row.max_tokens:
                 active[slot] = None
+        return _Unread(working, read, ready, logits)
+
+    def _read(self, memory: Memory, active: list[Row | None], step: _Unread) -> None:
+        """Give the rows of a step their tokens; rows that have ended leave their slot."""
+        if step.ready is not None:
+            step.ready.synchronize()
+        going = [(slot, row) for slot, row in step.rows if not row.done]  # others ended in a step not read by then
+        slots, rows = [slot for slot, _ in going], [row for _, row in going]
+        sampled = any(row.temperature > 0 for row in rows)
+        chosen = choose(rows, step.best[:, slots], step.logits[slots] if sampled else step.logits)
+        for row, (token, logprob, margin) in zip(rows, chosen, strict=True):
+            row.take(token, logprob, margin, self._end_ids)
+        active[:] = [None if row is not None and row.done else row for row in active]
+        if sampled:
+            memory.put(slots, [one[0] for one in chosen], [len(row.prompt) + row.issued - 1 for row in rows])
 
     def _forward(self, memory: Memory, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.how.graph:
-            try:
-                return self._passes.replay(memory, rows, length)
-            except RuntimeError as error:
-                if no_room(error):
-                    raise
-                self.how.graph = False
-                self.how.reason = f"a step could not be recorded as a CUDA graph: {str(error).splitlines()[0]}"
-        return self._passes.step(memory, rows, length)
+        if not self.how.graph:
+            self.how.plain_steps += 1
+            return self._passes.step(memory, rows, length)
+        try:
+            done = self._passes.replay(memory, rows, length)
+        except NotRecordedError as error:
+            if no_room(error.cause):
+                raise error.cause from error
+            self.how.plain_steps += 1
+            self._unrecorded(error.cause)
+            return error.done
+        self.how.recorded = max(self.how.recorded, len(memory.steps))
+        self.how.replayed_steps += 1
+        return done
+
+    def _unrecorded(self, error: RuntimeError) -> None:
+        """Steps run plainly from here on; why is kept."""
+        self.how.graph = False
+        self.how.reason = f"a step could not be recorded as a CUDA graph: {str(error).splitlines()[0][:300]}"
+
+
+def _to_host(best: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and when it is there; the device is not waited for."""
+    if best.device.type != "cuda":
+        return best, None
+    host = torch.empty(best.shape, dtype=best.dtype, pin_memory=True)
+    host.copy_(best, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return host, ready
+
+
+def recorded_rows(rows: int) -> int:
+    """The fewest rows of at least so many that steps are recorded for: powers of four.
+
+    >>> recorded_rows(1), recorded_rows(5), recorded_rows(64)
+    (1, 16, 64)
+    """
+    return 1 << -(-(rows - 1).bit_length() // 2) * 2
 
 
 def sees_all(config: Any) -> bool:

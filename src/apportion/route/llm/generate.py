@@ -22,6 +22,7 @@ class Row:
         ends: whether new tokens hold a stop sequence; None where there is none.
         tokens: new ids, the end token included. logprobs: natural, under the unscaled distribution.
         margins: log-probability of the likeliest token minus that of the second, in nats.
+        issued: tokens whose steps were begun; ahead of `tokens` where results are read later.
         started_s: when its prompt was begun, by `time.perf_counter`. latency_ms: from then to its last token.
         shared_tokens: prompt tokens whose keys and values were computed once for several rows.
     """
@@ -35,6 +36,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     stopped: bool = False
+    issued: int = 0
     started_s: float = 0.0
     latency_ms: float = 0.0
     shared_tokens: int = 0
@@ -47,7 +49,7 @@ class Row:
     def restart(self) -> None:
         """Forget what was generated: its batch did not fit, and a smaller one begins again."""
         self.tokens, self.logprobs, self.margins = [], [], []
-        self.stopped, self.latency_ms, self.shared_tokens, self.stream = False, 0.0, 0, None
+        self.stopped, self.issued, self.latency_ms, self.shared_tokens, self.stream = False, 0, 0.0, 0, None
 
     def take(self, token: int, logprob: float, margin: float, end_ids: frozenset[int]) -> None:
         """Append one token, chosen just now."""
@@ -59,13 +61,14 @@ class Row:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """[3, rows] in float64 of logits [rows, vocabulary]: greedy token, its log-probability, its margin (nats)."""
+    """[3, rows] in float64 of logits [rows, vocabulary]: greedy token, its log-probability, its margin (nats).
+
+    Two maxima, since `topk` sorts on a GPU; of equal logits the first token is taken.
+    """
     logits = logits.float()
-    best = logits.topk(2, dim=-1)
-    logprob = best.values[:, 0] - logits.logsumexp(dim=-1)
-    return torch.stack(
-        [best.indices[:, 0].double(), logprob.double(), (best.values[:, 0] - best.values[:, 1]).double()]
-    )
+    best, token = logits.max(dim=-1)
+    second = logits.scatter(1, token[:, None], float("-inf")).amax(dim=-1)
+    return torch.stack([token.double(), (best - logits.logsumexp(dim=-1)).double(), (best - second).double()])
 
 
 def choose(rows: Sequence[Row], best: Tensor, logits: Tensor) -> list[tuple[int, float, float]]:

@@ -15,6 +15,7 @@ from apportion.route.llm.protocol import THINK_END, THINK_START, Completion, Req
 
 DEFAULT_CONTEXT = 2048  # for a configuration that does not say
 ROUNDS = 4  # batches in one call: as a sequence ends the next begins, so a longer queue keeps the batch full
+UNFINISHED = "\ufffd"  # what a part of a character is decoded to
 STOP_TOKENS = 24  # the last tokens, in which a stop sequence is sought
 
 
@@ -63,6 +64,7 @@ class LocalLLM:
         self._end_ids = _end_ids(model, tokenizer)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._engine = Engine(model, end_ids=self._end_ids, pad_id=pad_id, slots=batch_size)
+        self._pieces: dict[int, str] = {}  # of single tokens, as they were met
         self._special = _special_ids(tokenizer)
         self._think_start, self._think_end = (_token_id(tokenizer, mark) for mark in (THINK_START, THINK_END))
         self._lock = threading.Lock()
@@ -178,12 +180,21 @@ class LocalLLM:
     def _ends(self, stop: tuple[str, ...], opened: bool) -> Callable[[Sequence[int]], bool]:
         """Whether the last tokens hold a stop sequence, once thinking has ended."""
 
+        last = {text[-1] for text in stop if text}
+
         def ends(tokens: Sequence[int]) -> bool:
-            if self._is_thinking(tokens, opened):
+            if not self._may_end(tokens[-1], last) or self._is_thinking(tokens, opened):
                 return False
             return any(text in self._tokenizer.decode(tokens[-STOP_TOKENS:]) for text in stop)
 
         return ends
+
+    def _may_end(self, token: int, last: set[str]) -> bool:
+        """Whether a token's text can be the end of a stop sequence; spared is the decoding of all others."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._tokenizer.decode([token])
+        return not piece.strip() or UNFINISHED in piece or any(character in piece for character in last)
 
     def _completion(self, request: Request, prepared: _Prepared) -> Completion:
         row = prepared.row

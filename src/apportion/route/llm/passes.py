@@ -29,12 +29,40 @@ class Recorded:
 
 @dataclass(slots=True)
 class Memory:
-    """What a step reads and writes, at fixed addresses; recorded steps are by (rows, length)."""
+    """What a step reads and writes, at fixed addresses; recorded steps are by (rows, length).
+
+    A step leaves each slot's next token and position behind, so that steps can follow each other unread.
+    """
 
     cache: SlotCache
     ids: Tensor  # [slots, 1]
     positions: Tensor  # [slots]
     steps: dict[tuple[int, int], Recorded] = field(default_factory=dict)
+
+    def put(self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> None:
+        """The next token of some slots, and its place."""
+        at, new, places = torch.tensor([list(slots), list(tokens), list(positions)], device=self.ids.device)
+        self.ids[at, 0] = new
+        self.positions[at] = places
+
+    def move(self, kept: Sequence[int], length: int) -> None:
+        """Put the sequences of these slots, in this order, into the first slots."""
+        slots = torch.tensor(kept, device=self.ids.device)
+        self.cache.move(slots, length)
+        self.ids[: len(kept)] = self.ids[slots]
+        self.positions[: len(kept)] = self.positions[slots]
+
+
+class NotRecordedError(RuntimeError):
+    """A step ran, but could not be recorded.
+
+    Attributes:
+        done: its results. cause: what the recording said.
+    """
+
+    def __init__(self, done: tuple[Tensor, Tensor], cause: RuntimeError) -> None:
+        super().__init__(str(cause))
+        self.done, self.cause = done, cause
 
 
 class Passes:
@@ -90,31 +118,33 @@ class Passes:
         memory.cache.aim(rows, length, positions=positions)
         mask = step_mask(positions, length, self._dtype)
         logits = self._call(memory.ids[:rows], positions[:, None], mask, memory.cache)
-        return likeliest(logits), logits
+        best = likeliest(logits)
+        memory.ids[:rows, 0] = best[0].long()
+        positions.add_(1).clamp_(max=memory.cache.places - 1)  # slots that nobody reads go on too
+        return best, logits
 
     def replay(self, memory: Memory, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """`step` as a CUDA graph, recorded when it is first wanted.
+        """`step` as a CUDA graph; the first of its kind runs plainly, which sets up what kernels need, and is recorded.
 
         Raises:
-            RuntimeError: it cannot be recorded.
+            NotRecordedError: it cannot be recorded; it holds this step's results.
         """
         key = (rows, min(recorded_length(length), memory.cache.places))
         if key not in memory.steps:
-            memory.steps[key] = self._record(memory, *key)
+            done = self.step(memory, *key)
+            try:
+                memory.steps[key] = self._record(memory, *key)
+            except RuntimeError as error:
+                raise NotRecordedError(done, error) from error
+            return done
         step = memory.steps[key]
         step.graph.replay()
         return step.best, step.logits
 
     def _record(self, memory: Memory, rows: int, length: int) -> Recorded:
-        """Record a step; its first run, outside of the recording, sets up what kernels need."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.step(memory, rows, length)
-        torch.cuda.current_stream().wait_stream(side)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             best, logits = self.step(memory, rows, length)
         return Recorded(graph, best, logits)
 

@@ -62,18 +62,19 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
         while len(self.memory) < len(layers):
             key, value = layers[len(self.memory)]
             self.memory.append((self._empty(key), self._empty(value)))
+        slots = None if into is None else torch.tensor(into, device=layers[0][0].device)
         for pair, new_pair in zip(self.memory, layers, strict=True):
             for held, new in zip(pair, new_pair, strict=True):
-                if into is None:
+                if slots is None:
                     held[:, :, : new.shape[2]] = new
                 else:
-                    held[torch.tensor(into, device=held.device), :, : new.shape[2]] = new
+                    held[slots, :, : new.shape[2]] = new
 
-    def move(self, kept: Sequence[int], length: int) -> None:
+    def move(self, kept: Tensor, length: int) -> None:
         """Put the sequences of these slots, in this order, into the first slots."""
         for pair in self.memory:
             for held in pair:
-                held[: len(kept), :, :length] = held[torch.tensor(kept, device=held.device), :, :length]
+                held[: len(kept), :, :length] = held[kept, :, :length]
 
     def _empty(self, like: Tensor) -> Tensor:
         return like.new_zeros(self.slots, like.shape[1], self.places, like.shape[3])

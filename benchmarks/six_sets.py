@@ -1,11 +1,14 @@
 """Four pipelines of one real model on six question-answering benchmarks (and a seventh), with tokens and latency.
 
     python benchmarks/six_data.py --qa DIR --corpora DIR --recorded FILE.parquet --out DATA
-    python benchmarks/six.py run --data DATA --llm MODEL --work WORK [--batch 96] [--unloaded 70] [--limit N]
-    python benchmarks/six.py collect --data DATA --work WORK --llm NAME --out docs/results
+    python benchmarks/six_sets.py run --data DATA --llm MODEL --work WORK [--batch 96] [--unloaded 70] [--limit N]
+        [--shard 1/3] [--half judge] [--corpora six,six_gap] [--from LOG] [--label _3bit]
+    python benchmarks/six_sets.py collect --data DATA --work WORK --llm NAME --out docs/results [--label _3bit]
 
 `run` profiles on the full corpus, then on the one with gaps (answers that saw no passage are not asked for again);
-it goes on where it was cut. `collect` writes the profiles by half, without texts but with features and outcomes
+it goes on where it was cut. Shards are runs of their own, each with its log, at the same time on several GPUs; times
+are taken by those with `--unloaded`. `--from` begins with the answers, not the times, of another run's log.
+`collect` reads all logs of a label and writes the profiles by half, without texts but with features and outcomes
 (six_learn.parquet, six_judge.parquet, six_gap_*.parquet), and six.json: quality, tokens, latency and extraction
 failures by set and pipeline, and how often the answer stands in the passages.
 """
@@ -24,6 +27,7 @@ from apportion.core.artifact import plain, read_json, versions, write_json
 from apportion.core.log import AppendLog
 from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.extraction import FAILED
+from apportion.route.ask.pipelines import build_request
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup
 from apportion.route.ask.strategy import STRATEGIES
@@ -34,7 +38,7 @@ from apportion.route.profile.latency import fit_latency
 from apportion.route.profile.profile import Outcome
 from apportion.route.profile.questions import Question, read_questions
 from apportion.route.profile.records import ALONE, Measured, question_key
-from apportion.route.profile.run import run_profile
+from apportion.route.profile.run import run_profile, spread
 from apportion.route.profile.scoring import normalise
 
 CORPORA = {"six": "corpus", "six_gap": "corpus_gap"}
@@ -50,18 +54,23 @@ def open_index(data: Path, work: Path, corpus: str) -> Bm25Index:
 
 
 def run(given: argparse.Namespace) -> None:
-    questions = read_questions(given.data / "questions.jsonl", limit=given.limit)
+    questions = asked_of(given)
     llm = connect(
         LLMSettings(given.llm, given.model, batch_size=given.batch, device=given.device, concurrency=given.concurrency)
     )
     setups = {
         name: Setup(llm, open_index(given.data, given.work, corpus), load_prompts(given.prompts), K)
         for name, corpus in CORPORA.items()
+        if name in given.corpora.split(",")
     }
     for name, setup in setups.items():
-        out = given.work / f"{name}.parquet"
-        if name == "six_gap":
-            share_blind(questions, setups["six"], setup, given.work)
+        out = given.work / f"{file_name(name, given)}.parquet"
+        if name == "six_gap" and "six" in setups:
+            share_blind(questions, setups["six"], setup, given.work / f"{file_name('six', given)}.parquet.log", out)
+        elif given.begin:
+            take_answers(questions, setup, given.begin, out)
+        if given.unloaded:
+            warm(spread(questions, given.unloaded), setup)
         start = time.monotonic()
         report = run_profile(
             questions, setup, out, resume=True, unloaded=given.unloaded, on_preflight=lambda found: print(found)
@@ -69,17 +78,63 @@ def run(given: argparse.Namespace) -> None:
         asked = report.rows - report.resumed
         speed = {"answers": asked, "seconds": time.monotonic() - start, "generation": report.generation}
         print(name, json.dumps(plain(report.pipelines), indent=1), report.latency, speed, sep="\n", flush=True)
-        write_json(given.work / f"{name}_report.json", {**plain(report), "speed": speed})
+        begun = {"answers_of": read_log(given.begin)["header"]} if given.begin and name == "six" else {}
+        write_json(out.with_name(f"{out.stem}_report.json"), {**plain(report), "speed": speed, **begun})
 
 
-def share_blind(questions: Sequence[Question], full: Setup, gap: Setup, work: Path) -> None:
+def asked_of(given: argparse.Namespace) -> list[Question]:
+    """The questions of this run: of a half, of a shard."""
+    questions = list(read_questions(given.data / "questions.jsonl", limit=given.limit))
+    if given.half:
+        halves = read_json(given.data / "data.json")["halves"]
+        questions = [one for one in questions if halves[f"{one.dataset}/{one.id}"] == given.half]
+    shard, of = (int(part) for part in given.shard.split("/"))
+    if not 1 <= shard <= of:
+        raise SystemExit(f"--shard {given.shard}: expected 1/N to N/N")
+    return questions[shard - 1 :: of]
+
+
+def file_name(name: str, given: argparse.Namespace) -> str:
+    """What a profile and its log are called: corpus, label, shard."""
+    shard = "" if given.shard == "1/1" else "." + given.shard.replace("/", "-of-")
+    return f"{name}{given.label}{shard}"
+
+
+def warm(questions: Sequence[Question], setup: Setup) -> None:
+    """Single calls of every length, longest first, so that what is recorded at a length's first use is no part of
+    the times that are taken."""
+    asked = []
+    for one in questions:
+        found = setup.retriever.search(one.question, setup.k).passages
+        asked += [build_request(setup.prompts, name, one.question, found) for name in STRATEGIES]
+    for at, request in enumerate(sorted(asked, key=lambda one: -len(one.system + one.user))):
+        setup.llm.complete([request if at == 0 else replace(request, max_tokens=2)])
+
+
+def take_answers(questions: Sequence[Question], setup: Setup, begin: Path, out: Path) -> None:
+    """Begin a log with another run's answers to the same prompts on the same corpus; its times are left."""
+    path = out.with_name(out.name + ".log")
+    if path.exists():
+        return
+    found, wanted = read_log(begin), header(setup)
+    unlike = [name for name in ("corpus", "prompts", "k") if found["header"][name] != wanted[name]]
+    if unlike:
+        raise SystemExit(f"--from {begin}: made with other {', '.join(unlike)}")
+    keys = {question_key(one) for one in questions}
+    with AppendLog(path, wanted, resume=False) as log:
+        for record in found["records"]:
+            if record["question"] in keys and not record.get("error") and not record["strategy"].startswith(ALONE):
+                log.append(record)
+
+
+def share_blind(questions: Sequence[Question], full: Setup, gap: Setup, answered: Path, out: Path) -> None:
     """Begin the second profile's log with the answers of the first that saw no passage."""
-    path = work / "six_gap.parquet.log"
+    path = out.with_name(out.name + ".log")
     if path.exists():
         return
     by_key = {question_key(one): one for one in questions}
     with (
-        AppendLog(work / "six.parquet.log", header(full), resume=True) as done,
+        AppendLog(answered, header(full), resume=True) as done,
         AppendLog(path, header(gap), resume=False) as log,
     ):
         for record in done.records:
@@ -117,11 +172,11 @@ def collect(given: argparse.Namespace) -> None:
     questions = read_questions(given.data / "questions.jsonl")
     tables: dict[str, Any] = {}
     for name, corpus in CORPORA.items():
-        path = given.work / f"{name}.parquet.log"
-        if not path.is_file():
-            tables[name] = {"not_run": f"{path.name} is not there"}
+        paths = logs_of(f"{name}{given.label}", given.work)
+        if not paths:
+            tables[name] = {"not_run": f"no log {name}{given.label}*.parquet.log is there"}
             continue
-        index, log = open_index(given.data, given.work, corpus), read_log(path)
+        index, log = open_index(given.data, given.work, corpus), joined([read_log(path) for path in paths])
         llm: LLM = Recorded(given.llm or log["header"]["model"])
         measured = Measured()
         for record in log["records"]:
@@ -133,7 +188,9 @@ def collect(given: argparse.Namespace) -> None:
         source = replace(source, prompts=log["header"]["prompts"], corpus=log["header"]["corpus"])
         for half in ("learn", "judge"):
             chosen = [row for row in rows if data["halves"][f"{row.dataset}/{row.question_id}"] == half]
-            write_profile(given.out / f"{name}_{half}.parquet", [without_texts(row) for row in chosen], source)
+            if chosen:
+                out = given.out / f"{name}{given.label}_{half}.parquet"
+                write_profile(out, [without_texts(row) for row in chosen], source)
         tables[name] = {
             "questions_of_all": [len(whole), len(questions)],
             "timed_alone": len(measured.alone()),
@@ -141,16 +198,33 @@ def collect(given: argparse.Namespace) -> None:
             "all": by_pipeline(rows),
             "answer_in_top_k": dict(in_passages(questions, index)),
             "latency": str(model),
-            "report": read_report(given.work / f"{name}_report.json"),
+            "logs": [path.name for path in paths],
+            "reports": [read_report(path.with_name(path.name.split(".parquet")[0] + "_report.json")) for path in paths],
         }
     counted = {key: value for key, value in data.items() if key not in ("halves", "without_gold")}
     found = {"command": own_command(), "note": given.note, "model": given.llm, "data": counted, "k": K, **tables}
-    write_json(given.out / "six.json", {**found, "versions": versions("torch", "transformers", "tantivy")})
+    write_json(
+        given.out / f"six{given.label}.json", {**found, "versions": versions("torch", "transformers", "tantivy")}
+    )
+
+
+def logs_of(name: str, work: Path) -> list[Path]:
+    """The logs of a profile: of one run, or of its shards."""
+    return [*work.glob(f"{name}.parquet.log"), *sorted(work.glob(f"{name}.*-of-*.parquet.log"))]
+
+
+def joined(logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shards as one log; they must have been made from the same."""
+    headers = [log["header"] for log in logs]
+    if any(one != headers[0] for one in headers):
+        raise SystemExit(f"collect: shards of different models, corpora or prompts: {headers}")
+    return {"header": headers[0], "records": [record for log in logs for record in log["records"]]}
 
 
 def read_log(path: Path) -> dict[str, Any]:
     """Header and records, whatever they were made from."""
-    lines = [json.loads(line[9:]) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a last line without its end was being written
+    lines = [json.loads(line[9:]) for line in whole.split("\n")]
     return {"header": lines[0], "records": lines[1:]}
 
 
@@ -217,6 +291,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--note", default="", help="said in six.json, for example what cut a run")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--shard", default="1/1", help="this run's part of the questions, as 1/3")
+    parser.add_argument("--half", choices=("learn", "judge"), help="only the questions of a half")
+    parser.add_argument("--corpora", default=",".join(CORPORA))
+    parser.add_argument("--from", dest="begin", type=Path, help="log of another run whose answers are taken")
+    parser.add_argument("--label", default="", help="part of the files' names, to tell models apart")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     run(given) if given.step == "run" else collect(given)
