@@ -11,6 +11,17 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+BITS = Path(__file__).parents[1] / "src/apportion/bits"
+
+
+def checked_bits() -> list[str]:
+    """The modules of bits but the one of Triton's kernels: what the hook makes of those cannot be compiled."""
+    tops = [path.stem for path in BITS.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    rounding = [path.stem for path in (BITS / "rounding").glob("*.py") if path.stem != "kernels"]
+    names = [name for name in tops if name not in ("__init__", "rounding")]
+    return [f"apportion.bits.{name}" for name in names] + [f"apportion.bits.rounding.{name}" for name in rounding]
+
+
 try:
     import tests.checked  # noqa: F401  the hook below names it
 except ModuleNotFoundError as error:
@@ -18,7 +29,7 @@ except ModuleNotFoundError as error:
         raise
 else:
     ROOMS = ("llm", "index", "ask", "profile", "router", "evaluation")
-    install_import_hook(["apportion.bits", *(f"apportion.route.{room}" for room in ROOMS)], "tests.checked.checked")
+    install_import_hook([*checked_bits(), *(f"apportion.route.{room}" for room in ROOMS)], "tests.checked.checked")
 
 import torch
 

@@ -46,6 +46,16 @@ def test_recorded_steps_give_the_same_tokens(model: Any, slots: int) -> None:
     assert same >= len(alone) - 1
 
 
+def test_memory_made_anew_is_recorded_anew(model: Any) -> None:
+    """The pool of recorded steps ends with the last of them: a longer call drops them all."""
+    engine = Engine(model, end_ids=ENDS, pad_id=0, slots=8)
+    engine.run(rows())
+    longer = [Row([*range(5, 300)], 8) for _ in range(8)]
+    engine.run(longer)
+    assert engine.how.graph, engine.how.reason
+    assert engine.how.recorded > 0
+
+
 def test_memory_that_runs_out_halves_the_batch(model: Any) -> None:
     free, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, (total - free + 64e6) / total))

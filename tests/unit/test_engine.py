@@ -1,6 +1,7 @@
 """Sequences decoded in slots: the same tokens as one at a time, whatever shares a pass, also when memory is short."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -94,6 +95,24 @@ def test_recorded_steps_are_of_fixed_lengths_and_rows(model: Any, monkeypatch: p
     assert engine.how.replayed_steps > engine.how.recorded > 0
     assert engine._memory is not None
     assert {key[0] for key in engine._memory.steps} <= {1, 4, 16}
+
+
+def test_a_new_memory_records_into_a_pool_of_its_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    handles, used = iter(range(1, 9)), list[int]()
+
+    @contextmanager
+    def recording(_: Any, *, pool: int, capture_error_mode: str) -> Iterator[None]:
+        used.append(pool)
+        yield
+
+    for name, stand_in in (("graph_pool_handle", lambda: next(handles)), ("CUDAGraph", object), ("graph", recording)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    passes = Engine(model, end_ids=ENDS, pad_id=0, slots=2)._passes
+    first = passes.memory(2, 8)
+    for memory in (first, first, passes.memory(2, 16)):
+        passes.step(memory, 2, 4)
+        passes._record(memory, 2, 4)
+    assert used == [1, 1, 2]
 
 
 def test_why_a_step_could_not_be_recorded_is_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

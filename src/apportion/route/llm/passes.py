@@ -38,6 +38,7 @@ class Memory:
     ids: Tensor  # [slots, 1]
     positions: Tensor  # [slots]
     steps: dict[tuple[int, int], Recorded] = field(default_factory=dict)
+    pool: Any = None  # of all recorded steps; it ends with the last of them, so a new memory needs a new one
 
     def put(self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> None:
         """The next token of some slots, and its place."""
@@ -73,7 +74,6 @@ class Passes:
         self.device: torch.device = model.device
         self._dtype: torch.dtype = next(model.parameters()).dtype
         self._beginnings: OrderedDict[tuple[int, ...], Layers] = OrderedDict()
-        self._pool: Any = None
 
     def memory(self, slots: int, places: int) -> Memory:
         """Fresh memory; where steps are recorded, for the next of the lengths that they are recorded for."""
@@ -142,9 +142,9 @@ class Passes:
         return step.best, step.logits
 
     def _record(self, memory: Memory, rows: int, length: int) -> Recorded:
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        memory.pool = memory.pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=memory.pool, capture_error_mode="thread_local"):
             best, logits = self.step(memory, rows, length)
         return Recorded(graph, best, logits)
 
