@@ -11,17 +11,6 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-BITS = Path(__file__).parents[1] / "src/apportion/bits"
-
-
-def checked_bits() -> list[str]:
-    """The modules of bits but the one of Triton's kernels: what the hook makes of those cannot be compiled."""
-    tops = [path.stem for path in BITS.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
-    rounding = [path.stem for path in (BITS / "rounding").glob("*.py") if path.stem != "kernels"]
-    names = [name for name in tops if name not in ("__init__", "rounding")]
-    return [f"apportion.bits.{name}" for name in names] + [f"apportion.bits.rounding.{name}" for name in rounding]
-
-
 try:
     import tests.checked  # noqa: F401  the hook below names it
 except ModuleNotFoundError as error:
@@ -29,7 +18,12 @@ except ModuleNotFoundError as error:
         raise
 else:
     ROOMS = ("llm", "index", "ask", "profile", "router", "evaluation")
-    install_import_hook([*checked_bits(), *(f"apportion.route.{room}" for room in ROOMS)], "tests.checked.checked")
+    BITS = Path(__file__).parents[1] / "src/apportion/bits"
+    names = [path.stem for path in BITS.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    checked = [f"apportion.bits.{name}" for name in names if name not in ("__init__", "rounding")]
+    # not the kernels: what the hook makes of them Triton cannot compile
+    checked += [f"apportion.bits.rounding.{path.stem}" for path in BITS.glob("rounding/*.py") if path.stem != "kernels"]
+    install_import_hook([*checked, *(f"apportion.route.{room}" for room in ROOMS)], "tests.checked.checked")
 
 import torch
 
