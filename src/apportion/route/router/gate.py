@@ -24,7 +24,7 @@ from apportion.route.router.utility import Ints, Weights
 
 TOKEN_NODES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 LATENCY_NODES = (0.0, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
-CHOICE_REACH, GUARD_REACH = 2, 1  # nodes on either side whose evidence is pooled
+REACH = 1  # nodes on either side whose evidence is pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,13 @@ def guard_of(gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], cau
         worth = worth_of(stacked[:, others(rows, stacked.shape[1])])
         taken = np.take_along_axis(stacked[:, rows], worth.argmax(axis=0)[None, None], axis=0)[0]
         found[rows] = np.where(worth.max(axis=0) > 0, taken, 0.0)
-    own, (gain, error) = found.mean(axis=0), mean_and_error(pooled(found, GUARD_REACH))
+    own, (gain, error) = found.mean(axis=0), mean_and_error(pooled(found, REACH))
     return Gate(TOKEN_NODES, LATENCY_NODES[: own.shape[1]], np.where(own > 0, gain, own), error, caution)
 
 
 def worth_of(gains: Float[ndarray, "*ways n t l"]) -> Float[ndarray, "*ways t l"]:
     """The gain pooled over neighbouring nodes less one standard error."""
-    mean, error = mean_and_error(pooled(gains, CHOICE_REACH))
+    mean, error = mean_and_error(pooled(gains, REACH))
     return np.asarray(mean - error)
 
 
