@@ -41,7 +41,7 @@ from apportion.route.router.reader import mean_and_spread
 from apportion.route.router.router import Guard, Router, Tier
 from apportion.route.router.utility import Scale, cost, scale_of
 
-CAUTION = 1.0  # standard errors; with evidence pooled over nodes, noise opens 1 % of them (LOG)
+CAUTION = 1.0  # standard errors; with evidence pooled over nodes, noise opens 2 to 4 % (LOG)
 
 
 @dataclass(frozen=True, slots=True)
