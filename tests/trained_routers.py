@@ -30,7 +30,10 @@ def uninformed() -> Trained:
 def preferring(router: Router, name: str) -> Router:
     """The same router with one tier's held-out gains raised, so that it is the first choice everywhere."""
     tiers = tuple(
-        replace(tier, gate=replace(tier.gate, gain=tier.gate.gain + 9 * (tier.name == name))) for tier in router.tiers
+        replace(tier, gate=replace(tier.gate, gain=tier.gate.gain + 9, worth=tier.gate.worth + 9))
+        if tier.name == name and tier.gate.worth is not None
+        else tier
+        for tier in router.tiers
     )
     guard = router.guard and replace(router.guard, any=router.guard.any.opened())
     return replace(router, tiers=tiers, guard=guard)

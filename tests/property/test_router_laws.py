@@ -151,10 +151,16 @@ def test_latency_weights_need_a_router_that_knows_latency() -> None:
         router.decide({}, 0.1, 0.1)
 
 
-def test_a_saved_router_decides_as_the_live_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["network", "stump", "linear", "forest"])
+def test_a_saved_router_decides_as_the_live_one(tmp_path: Path, kind: str) -> None:
     trained = informed()
+    first = next(tier.name for tier in trained.router.tiers if tier.decider.kind == kind)
+    router = preferring(trained.router, first)
+    opened = replace(router.guard, any=replace(router.guard.any, caution=-1e9))
+    trained = replace(trained, router=replace(router, guard=opened))
     save_router(tmp_path / "router", trained.router, training_record(trained))
     loaded = load_router(tmp_path / "router")
+    assert loaded.tier_at(Weights(0.1)).name == trained.router.tier_at(Weights(0.1)).name == first
     profile = needs_profile(50, seed=6)
     for token in (0.0, 0.1, 1.0):
         live, saved = (

@@ -7,12 +7,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from apportion.core.seeds import derived_seed
 from apportion.route.ask.features import WORD_PREFIX, group_of, is_draft
 from apportion.route.ask.strategy import RAG, RAG_COT, USES_RAG
 from apportion.route.router.calibration import Calibration, calibrate_pooled
 from apportion.route.router.decider import Constant, Decider, allowed
 from apportion.route.router.draft import Drafted
 from apportion.route.router.folds import others
+from apportion.route.router.forest import fit_forest
 from apportion.route.router.learn_second import SecondLearned
 from apportion.route.router.lesson import Lesson
 from apportion.route.router.linear import best_penalty, fit_linear, held_out, outcomes
@@ -102,6 +104,22 @@ def stump(name: str, names: tuple[str, ...], lesson: Lesson) -> Candidate:
     return _judged(name, fit_stump(reader, read, costed), unseen, lesson, costed)
 
 
+def forest(name: str, names: tuple[str, ...], lesson: Lesson) -> Candidate:
+    """Shallow trees that predict quality and costs from these features."""
+    costed, reader = lesson.costed(names), Reader.of(lesson.profile, names)
+    read, n, seed = reader.read(lesson.profile), lesson.profile.n, derived_seed(lesson.seed, "forest") % 2**31
+    seen = [others(rows, n) for rows in lesson.held]
+    parts = [fit_forest(reader, read[rows], costed.select(rows), seed) for rows in seen]
+
+    def unseen(weights: Weights) -> Said:
+        scores = np.zeros((n, 4))
+        for rows, part in zip(lesson.held, parts, strict=True):
+            scores[rows] = part.scores(read[rows], weights)
+        return Said(scores)
+
+    return _judged(name, fit_forest(reader, read, costed, seed), unseen, lesson, costed)
+
+
 def constant(column: int, lesson: Lesson, name: str) -> Candidate:
     """Always one strategy: something for a second decision to start from."""
     decider = Constant(column, lesson.plain.columns)
@@ -158,5 +176,7 @@ def feature_sets(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         "linear_words": words if len(words) > len(asked) else (),
         "linear_lean": lean if len(lean) > len(asked) else (),
         "linear_full": plain if len(plain) > len(lean) else (),
+        "forest_question": asked,
+        "forest_lean": lean if len(lean) > len(asked) else (),
     }
     return {name: kept for name, kept in found.items() if kept}

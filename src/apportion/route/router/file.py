@@ -18,6 +18,7 @@ from apportion.core.artifact import (
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.router.decider import Constant, Decider
+from apportion.route.router.forest import Forest
 from apportion.route.router.gate import Gate
 from apportion.route.router.linear import Linear
 from apportion.route.router.policy import Layers, Policy
@@ -32,10 +33,11 @@ KIND = "apportion.router"
 ARRAYS = "router.safetensors"
 Arrays = dict[str, np.ndarray]
 GUARDS = ("any", "undrafted")
-BUILT: dict[str, type[Linear] | type[Stump]] = {"linear": Linear, "stump": Stump}
+BUILT: dict[str, type[Linear] | type[Stump] | type[Forest]] = {"linear": Linear, "stump": Stump, "forest": Forest}
 OWN = {
     "linear": ("means", "slopes"),
     "stump": ("feature", "threshold", "below", "above"),
+    "forest": ("feature", "threshold", "leaves"),
     "constant": ("column",),
 }
 
@@ -142,6 +144,8 @@ def _arrays(tier: Tier) -> Arrays:
     """Those of a tier; a decider that an earlier tier has already is not written twice."""
     decider = tier.decider
     found: Arrays = {"gain": tier.gate.gain, "error": tier.gate.error}
+    if tier.gate.worth is not None:
+        found["worth"] = tier.gate.worth
     if tier.name != owner(tier.name):
         return found
     found |= {"mean": decider.reader.mean, "spread": decider.reader.spread}
@@ -209,6 +213,7 @@ def _gate(described: Json, name: str, arrays: Arrays) -> Gate:
         gain=arrays[f"{name}.gain"],
         error=arrays[f"{name}.error"],
         caution=described["caution"],
+        worth=arrays.get(f"{name}.worth"),
     )
 
 

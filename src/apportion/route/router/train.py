@@ -23,6 +23,7 @@ from apportion.route.router.candidate import (
     Fit,
     constant,
     feature_sets,
+    forest,
     linear,
     looking,
     network,
@@ -40,7 +41,7 @@ from apportion.route.router.reader import mean_and_spread
 from apportion.route.router.router import Guard, Router, Tier
 from apportion.route.router.utility import Scale, cost, scale_of
 
-CAUTION = 1.64
+CAUTION = 1.0  # standard errors; with evidence pooled over nodes, noise opens 2 to 4 % (LOG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,9 @@ def fit_candidates(lesson: Lesson) -> list[Candidate]:
         found.append(network(ASKING, names[LEAN], lesson, drafted))
     if "rule" in names:
         found.append(stump("rule", names["rule"], lesson))
-    return found + [linear(name, kept, lesson) for name, kept in names.items() if name.startswith("linear_")]
+    for kind, fit in (("linear_", linear), ("forest_", forest)):
+        found += [fit(name, kept, lesson) for name, kept in names.items() if name.startswith(kind)]
+    return found
 
 
 def look_candidates(first: Sequence[Candidate], learned: SecondLearned, lesson: Lesson) -> list[Candidate]:
@@ -254,7 +257,7 @@ def _second_record(router: Router, learned: SecondLearned | None) -> SecondRecor
     """With the share of the nodes at which a tier that looks is the one to decide."""
     if learned is None or router.guard is None:
         return None
-    best = np.stack([tier.gate.gain - tier.gate.error for tier in router.tiers]).argmax(axis=0)
+    best = np.stack([tier.gate.worth for tier in router.tiers if tier.gate.worth is not None]).argmax(axis=0)
     looks = np.array([tier.looks for tier in router.tiers])[best]
     opened = router.guard.any.gain > router.guard.any.caution * router.guard.any.error
     return SecondRecord(learned.second.reader.names, learned.error, learned.variance, float((looks & opened).mean()))
