@@ -141,6 +141,17 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
     assert nothing.dequantize(torch.float32).isfinite().all()
 
 
+@pytest.mark.parametrize("below", [0.05, 0.5, 50.0])
+def test_a_hessian_that_rounding_left_indefinite_is_damped_more(below: float) -> None:
+    """Some inputs thousands of times larger than the others: seen in the last linears of Qwen2.5-1.5B's blocks."""
+    weight, moments = layer(11)
+    hessian = moments.hessian.clone()
+    hessian[7, 7] = -below * hessian.diagonal().mean()
+    found = Gptq().round(weight, grid_width(2, GROUP), Moments(hessian, None, 1))
+    assert found.dequantize(torch.float32).isfinite().all()
+    assert found.evidence["damping"] > max(below, *Gptq().dampings)
+
+
 def test_no_moments_are_refused() -> None:
     with pytest.raises(InputError, match="needs calibration text"):
         Gptq().round(torch.ones(4, GROUP), grid_width(2, GROUP))

@@ -31,6 +31,7 @@ from apportion.bits.rounding.refine import descend, fit_scales, row_error, sprea
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Width
 
 TINY = 1e-30
+WIDER_DAMPINGS = (0.1, 1.0, 10.0, 1000.0)  # tried in turn where the ladder's are not enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Gptq:
     """`--rounding gptq`.
 
     Attributes:
-        dampings: ladder of shares of the Hessian's mean diagonal; the one of least error is kept per linear.
+        dampings: ladder of shares of the Hessian's mean diagonal; the one of least error is kept per linear, and a
+            wider one where all of these are too small for the Hessian's own rounding errors (evidence: `damping`).
         activation_order: round the columns of largest second moment first.
         rounds, sweeps: of refinement (scales, then codes) after the loop; 0 rounds is plain GPTQ.
         correction, correction_damping: c and d (as a share of H's mean diagonal) of the target; 0 takes W itself.
@@ -80,14 +82,24 @@ class Gptq:
         return GridWeight.of(codes.to(torch.int8), scale.to(weight.dtype), width, evidence)
 
     def _best_loop(self, target: Tensor, scale: Tensor, moments: Moments, width: Width) -> tuple[float, Tensor]:
-        """The damping of least error, and its codes."""
+        """The damping of least error, and its codes; wider dampings where none of the ladder is enough.
+
+        A few inputs thousands of times larger than the others leave rounding errors in the Hessian that are larger
+        than a small damping: it is not positive definite then.
+        """
         hessian = moments.hessian.float()
         order = moments.once(("order", self.activation_order), lambda: column_order(hessian, self.activation_order))
         found = []
-        for damping in self.dampings:
-            factor = shared_factor(moments, hessian, damping, order, self.activation_order)
+        for damping in (*self.dampings, *WIDER_DAMPINGS):
+            if damping in WIDER_DAMPINGS and found:
+                break
+            try:
+                factor = shared_factor(moments, hessian, damping, order, self.activation_order)
+            except torch.linalg.LinAlgError:
+                continue
             codes = feed_back(target, scale, factor, width, order)
             found.append((error_share(target, codes, scale, hessian), damping, codes))
+        assert found, "a Hessian that no damping makes positive definite"
         _, damping, codes = min(found, key=lambda item: item[0])
         return damping, codes
 
