@@ -89,13 +89,13 @@ class Gptq:
         """
         hessian = moments.hessian.float()
         order = moments.once(("order", self.activation_order), lambda: column_order(hessian, self.activation_order))
-        found = []
+        found: list[tuple[float, float, Tensor]] = []
         for damping in (*self.dampings, *WIDER_DAMPINGS):
             if damping in WIDER_DAMPINGS and found:
                 break
             try:
                 factor = shared_factor(moments, hessian, damping, order, self.activation_order)
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 continue
             codes = feed_back(target, scale, factor, width, order)
             found.append((error_share(target, codes, scale, hessian), damping, codes))
