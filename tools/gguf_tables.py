@@ -28,9 +28,15 @@ def gguf_part(files: Mapping[str, Json]) -> list[str]:
 
 
 def evidence(files: Mapping[str, Json]) -> dict[str, Json]:
-    """The files with sizes of mixes, whose command is known; the IQ mixes' last."""
+    """The files with sizes of mixes, whose command is known; the IQ mixes' last. Sizes rise."""
     names = [name for name, one in files.items() if name.startswith("gguf_") and "command" in one and "sizes" in one]
-    return {name: files[name] for name in sorted(names, key=lambda name: (name.startswith("gguf_iq_"), name))}
+    names.sort(key=lambda name: (name.startswith("gguf_iq_"), name))
+    return {name: files[name] | {"sizes": rising(files[name]["sizes"])} for name in names}
+
+
+def rising(sizes: Mapping[str, Json]) -> dict[str, Json]:
+    """Sizes in the order of their mixes' bytes, whichever was run first."""
+    return dict(sorted(sizes.items(), key=lambda item: item[1]["bytes"]["mix"]))
 
 
 def model_part(name: str, result: Json) -> list[str]:

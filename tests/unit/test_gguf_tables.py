@@ -69,6 +69,16 @@ def test_gains_have_a_row_for_every_model_and_text_and_a_table_for_iq_mixes(tabl
     assert lines[-1].startswith("Of 3 pairs")
 
 
+def test_sizes_rise_whichever_was_run_first(tables: ModuleType) -> None:
+    sizes = {
+        mix: sized(0.2, 0.1) | {"bytes": {"mix": size, "ours": size}} for mix, size in (("IQ3_M", 90), ("IQ2_M", 80))
+    }
+    one = {"model": "tiny", "command": "python x.py", "sizes": sizes}
+    assert tables.gains({"gguf_iq_tiny": one})[0] == "| model, text | IQ2_M | IQ3_M |"
+    page = "\n".join(tables.gguf_part({"gguf_iq_tiny": one}))
+    assert page.index("| IQ2_M | 80 |") < page.index("| IQ3_M | 90 |")
+
+
 def test_a_file_behind_its_mix_is_named(tables: ModuleType) -> None:
     one = {"model": "tiny", "command": "python x.py", "sizes": {"Q2_K": sized(0.1, 0.2)}}
     said = tables.gains({"gguf_tiny": one})[-1]
