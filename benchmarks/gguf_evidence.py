@@ -215,9 +215,8 @@ def run(arguments: argparse.Namespace) -> None:
     fisher = kept_costs(shop, arguments)
     marks["costs alone"] = time.monotonic() - at
     log("costs alone", marks)
-    bench = Bench(
-        shop, {name: windows[: arguments.text_windows, : arguments.tokens] for name, windows in tokens.items()}
-    )
+    asked = [name for name in arguments.texts.split(",") if name in tokens]
+    bench = Bench(shop, {name: tokens[name][: arguments.text_windows, : arguments.tokens] for name in asked})
     result: dict[str, Any] = {
         "model": arguments.name, "command": own_command(), "types": shop.request.types, "seconds": marks,
         "costs_error": fisher.error, "sizes": {},
@@ -376,6 +375,7 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--device", default="auto")
     two.add_argument("--dtype", default="auto")
     two.add_argument("--write", type=Path, help="folder for our files")
+    two.add_argument("--texts", default="text,chat", help="that files are measured on")
     two.add_argument("--text-windows", type=int, default=64)
     two.add_argument("--tokens", type=int, default=WINDOW, help="of each window that plans and files are measured on")
     two.add_argument("--off-grid", action="store_true", help="the GGUF is quantized: move its weights off their grid")

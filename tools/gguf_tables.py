@@ -3,9 +3,10 @@
 For docs/results.md with intervals, for docs/gguf.md in short; and the same files in llama.cpp, from `gguf_llama_cpp*.json`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tables import markdown
 
 Json = dict[str, Any]
@@ -16,6 +17,7 @@ OFF_GRID = (
 )
 SHORT = {"text": "WikiText-2", "chat": "conversations"}
 GOAL = 0.2  # mean KL below the mix's by at least that share
+NEAR = 0.01  # of our figures, llama.cpp's
 HEAD = ["size of", "bytes", "mix: mean KL", "ours: mean KL", "change", "99.9 %: mix, ours", "same top: mix, ours"]
 
 
@@ -26,9 +28,15 @@ def gguf_part(files: Mapping[str, Json]) -> list[str]:
 
 
 def evidence(files: Mapping[str, Json]) -> dict[str, Json]:
-    """The files with sizes of mixes, whose command is known; the IQ mixes' last."""
+    """The files with sizes of mixes, whose command is known; the IQ mixes' last. Sizes rise."""
     names = [name for name, one in files.items() if name.startswith("gguf_") and "command" in one and "sizes" in one]
-    return {name: files[name] for name in sorted(names, key=lambda name: (name.startswith("gguf_iq_"), name))}
+    names.sort(key=lambda name: (name.startswith("gguf_iq_"), name))
+    return {name: files[name] | {"sizes": rising(files[name]["sizes"])} for name in names}
+
+
+def rising(sizes: Mapping[str, Json]) -> dict[str, Json]:
+    """Sizes in the order of their mixes' bytes, whichever was run first."""
+    return dict(sorted(sizes.items(), key=lambda item: item[1]["bytes"]["mix"]))
 
 
 def model_part(name: str, result: Json) -> list[str]:
@@ -108,10 +116,24 @@ def measured(found: Mapping[str, Json]) -> Iterator[tuple[str, Json, Json]]:
                 yield f"{one['model']} at {mix} ({SHORT[text]})", theirs, size["found"]["ours"][text]
 
 
+def below(mix: Json, ours: Json) -> bool:
+    """Whether a file is as far below its mix as was asked for."""
+    return bool(ours["kl_mean"]["mean"] <= (1 - GOAL) * mix["kl_mean"]["mean"])
+
+
+def reach(one: Json, text: str) -> str:
+    """How many of a model's sizes reach the goal on a text."""
+    pairs = [(size["found"]["mix"][text], size["found"]["ours"][text]) for size in one["sizes"].values()]
+    return f"{one['model']} {sum(below(*pair) for pair in pairs)} of {len(pairs)}"
+
+
 def verdict(found: Mapping[str, Json]) -> str:
     """How many sizes reach the goal, and all that do not do as well as the mix."""
     every = list(measured(found))
-    reached = sum(ours["kl_mean"]["mean"] <= (1 - GOAL) * mix["kl_mean"]["mean"] for _, mix, ours in every)
+    reached = sum(below(mix, ours) for _, mix, ours in every)
+    apart = [
+        change for one in found.values() for size in one["sizes"].values() for change in size["difference"].values()
+    ]
     worse = [name for name, mix, ours in every if ours["kl_mean"]["mean"] > mix["kl_mean"]["mean"]]
     high = [
         f"{name}: {mix['kl_999']:.2f}, ours {ours['kl_999']:.2f}, {mix['tokens']:,} tokens"
@@ -120,10 +142,38 @@ def verdict(found: Mapping[str, Json]) -> str:
     ]
     top = [name for name, mix, ours in every if ours["same_top"]["mean"] < mix["same_top"]["mean"]]
     return (
-        f"Of {len(every)} pairs of files, ours has a mean KL at least {GOAL:.0%} lower in {reached}; higher: "
-        f"{', '.join(worse) or 'none'}. 99.9 % KL higher: {'; '.join(high) or 'none'}. Same most likely token less often: "
+        f"Of {len(every)} pairs of files, ours has a mean KL at least {GOAL:.0%} lower in {reached} (sizes on WikiText-2: "
+        f"{'; '.join(reach(one, 'text') for one in found.values())}); higher: {', '.join(worse) or 'none'}. The 95 % "
+        f"interval of the difference, over the same windows, is all below zero in {sum(one['high'] < 0 for one in apart)}, "
+        f"all above in {sum(one['low'] > 0 for one in apart)}. 99.9 % KL higher: {'; '.join(high) or 'none'}. Same most likely token less often: "
         f"{', '.join(top) or 'none'}."
     )
+
+
+def against_alike(files: Mapping[str, Json]) -> list[str]:
+    """One type for all matrices beside ours at the same bytes, where ours has a smaller and a larger file."""
+    rows = []
+    for one in evidence(files).values():
+        ours = sorted(
+            (size["bytes"]["ours"], size["found"]["ours"]["text"]["kl_mean"]["mean"]) for size in one["sizes"].values()
+        )
+        for kind, other in sorted(one.get("uniform", {}).items(), key=lambda item: item[1]["bytes"]):
+            if ours[0][0] <= other["bytes"] <= ours[-1][0]:
+                kl, own = other["found"]["text"]["kl_mean"]["mean"], between(ours, other["bytes"])
+                rows.append(
+                    [one["model"], kind, f"{other['bytes']:,}", f"{kl:.4f}", f"{own:.4f}", f"{own / kl - 1:+.0%}"]
+                )
+    return markdown(["model", "type", "bytes", "mean KL", "ours", "change"], rows) if rows else ["*not run*"]
+
+
+def between(points: Sequence[tuple[int, float]], size: int) -> float:
+    """KL at a size between two of rising sizes: its logarithm falls in a straight line.
+
+    >>> round(between([(100, 0.4), (200, 0.1)], 150), 9)
+    0.2
+    """
+    sizes, kls = zip(*points, strict=True)
+    return float(np.exp(np.interp(size, sizes, np.log(kls))))
 
 
 def agreement(files: Mapping[str, Json]) -> list[str]:
@@ -138,7 +188,18 @@ def agreement(files: Mapping[str, Json]) -> list[str]:
         for one in found
     ]
     head = ["file", "tokens", "perplexity of the original", *(f"{name}: perplexity, mean KL" for name in names)]
-    return [*markdown(head, rows), "", *(f"Made by `{one['command']}`.  " for one in found)]
+    near = "; ".join(f"{name}: {agreeing(found, name)}" for name in names[1:])
+    asked = f"Within {NEAR:.0%} of ours, as asked for, of {len(found)} files: {near}."
+    return [*markdown(head, rows), "", asked, "", *(f"Made by `{one['command']}`.  " for one in found)]
+
+
+def agreeing(found: Sequence[Json], name: str) -> str:
+    """How many files have the perplexity, and how many the KL, that ours have."""
+    near = {
+        figure: sum(abs(one[figure][name] / one[figure]["ours"] - 1) <= NEAR for one in found)
+        for figure in ("perplexity", "kl")
+    }
+    return f"perplexity {near['perplexity']}, mean KL {near['kl']}"
 
 
 def beside(one: Json, name: str) -> str:

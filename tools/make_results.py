@@ -318,7 +318,7 @@ def text_of(value: Any) -> str:
 
 
 def main() -> None:
-    from gguf_tables import agreement, gains
+    from gguf_tables import against_alike, agreement, gains
     from readme_tables import fill
     from route_tables import route_part
     from serving_tables import serving
@@ -330,7 +330,7 @@ def main() -> None:
     fill(root.parent / "README.md", files)
     fill(root / "serving.md", files, {"serving": serving})
     fill(root / "models.md", files, {"whole files": whole_files})
-    fill(root / "gguf.md", files, {"gains": gains, "llama.cpp": agreement})
+    fill(root / "gguf.md", files, {"gains": gains, "alike": against_alike, "llama.cpp": agreement})
     print(f"{root / 'results.md'}, the tables of README.md, serving.md, models.md and gguf.md: from {len(files)} files")
 
 

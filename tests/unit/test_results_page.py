@@ -159,7 +159,7 @@ def renamed(value: object) -> object:
         found["widths"] = [f"w{bits}g{found.pop('group_size', 64)}" for bits in found["widths"]]
     for name in ("perplexity_uniform", "uniform"):
         if isinstance(found.get(name), dict):
-            found[name] = {f"w{bits}g64": value for bits, value in found[name].items()}
+            found[name] = {f"w{key}g64" if key.isdigit() else key: one for key, one in found[name].items()}
     return found
 
 
