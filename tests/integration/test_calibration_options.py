@@ -139,6 +139,15 @@ def test_a_model_that_samples_its_own_text_leaves_its_beginning_out_where_asked(
         assert bool((found.windows[:, 0] == BOS).all()) is begun
 
 
+def test_text_that_a_model_sampled_is_not_gone_on_with_under_another_convention(chatting: Path, tmp_path: Path) -> None:
+    place = QuantizeRequest(device="cpu")
+    take_samples(open_model(str(chatting), small(None, bos=False, permutations=1), place), tmp_path / "s")
+    for bos in (None, True):
+        again = open_model(str(chatting), small(None, bos=bos, permutations=1), place)
+        with pytest.raises(ArtifactMismatchError, match="bos"):
+            take_samples(again, tmp_path / "s", resume=True)
+
+
 def test_a_file_for_llama_cpp_is_searched_on_every_files_share(chatting: Path, chats: Path, text_file: Path) -> None:
     quantizer = open_model(str(chatting), small(text_file), QuantizeRequest(device="cpu"))
     request = FileRequest(

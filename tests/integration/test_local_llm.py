@@ -140,6 +140,21 @@ def test_a_stop_sequence_ends_the_answer_but_not_the_thinking(llm: LocalLLM) -> 
     assert ends([*tokens, *llm._tokenizer(middle)["input_ids"]])
 
 
+def test_a_stop_sequence_may_end_with_the_blank_that_the_next_word_begins_with(
+    llm: LocalLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama's tokenizer: a word holds the blank before it, and decoded alone it has lost it."""
+
+    class Words:
+        def decode(self, tokens: list[int]) -> str:
+            return "".join(f" {('Answer:', 'four')[token]}" for token in tokens).removeprefix(" ")
+
+    monkeypatch.setattr(llm, "_tokenizer", Words())
+    monkeypatch.setattr(llm, "_pieces", {})
+    ends = llm._ends(("Answer: ",), opened=False)
+    assert [ends([0]), ends([0, 1])] == [False, True]
+
+
 def test_examples_are_turns_before_the_question(llm: LocalLLM) -> None:
     text = llm._text(Request("What?", system="S", examples=(("one", "two"),)))
     assert text.index("user\none") < text.index("assistant\ntwo") < text.index("user\nWhat?")

@@ -1,5 +1,6 @@
 """Tuned plans through the whole line: what was tuned is what is saved, and loading it gives what was measured."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,13 @@ from apportion.bits.game.samples import WINDOWS
 from apportion.bits.plan import plan_from
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.recipe import Recipe
+from apportion.bits.report import tuning_note
+from apportion.bits.rounding import tuning
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactMismatchError, InputError
+from apportion.formats import grid_width
 from apportion.models.load import load_staged
 from apportion.models.text import load_calibration
 
@@ -81,6 +85,19 @@ def test_apply_tunes_as_quantize_does_and_says_so(checkpoint: Make, text_file: P
     again = apply(source, plan, tmp_path / "a", recipe=small(text_file), device="cpu")
     assert again["tuned"] == made["tuned"]
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "q" / "model.safetensors").read_bytes()
+
+
+def test_tuning_that_ended_early_is_told_with_the_plan(
+    checkpoint: Make, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = tuning.predictions_gradient
+    monkeypatch.setattr(tuning, "predictions_gradient", lambda *given: gradient(*given) * math.nan)
+    quantizer = open_model(str(checkpoint(blocks=2)), small(text_file), QuantizeRequest(device="cpu", dtype="float32"))
+    told = quantizer.write(dict.fromkeys(quantizer.staged.originals, grid_width(2, 32))).tuned
+    assert told is not None
+    assert told["diverged"] in range(1, told["asked"] + 1)
+    assert f"ended at step {told['diverged']}, where the loss was not finite" in tuning_note(told)
+    assert "ended" not in tuning_note({**told, "diverged": None})
 
 
 def test_tuning_is_refused_for_formats_without_plain_scales(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ def test_everything_wrong_with_texts_is_said_at_once(files: tuple[Path, Path]) -
         assert part in str(raised.value)
 
 
+def test_no_files_at_all_are_not_taken_for_text_of_the_models_own() -> None:
+    with pytest.raises(InputError, match="--calibration: no file in it"):
+        require_all(*checks_of((), {"--windows": 3}))
+
+
 @pytest.mark.parametrize("calibration", [None, Path(__file__), (Share(Path(__file__), 2.0),)])
 def test_what_is_right_is_let_through(calibration: Calibration) -> None:
     require_all(*checks_of(calibration, {"--windows": 1}))

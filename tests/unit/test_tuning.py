@@ -1,6 +1,7 @@
 """Tuned scales and learned codes: nearer to full precision, same bytes, never worse where the state is chosen."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,6 +195,44 @@ def test_a_killed_run_goes_on_from_its_last_look_to_the_same_weights(checkpoint,
     assert taken == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
     assert same_weights(whole.packed, again.packed)
     assert (whole.before, whole.after, whole.steps) == (again.before, again.after, again.steps)
+
+
+def test_a_killed_run_goes_on_where_other_memory_is_free_and_the_model_writes_other_words(
+    checkpoint, tmp_path, monkeypatch
+):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8, codes=True)
+    tune(staged, rounded, lesson, tmp_path)
+    words = torch.cat([lesson.windows[: -lesson.own], lesson.windows[-lesson.own :].flip(0)])
+    taken = steps_of(monkeypatch)
+    again = tune(staged, rounded, replace(lesson, windows=words), tmp_path)
+    assert (again.own, taken) == (lesson.own, [])
+    other = torch.cat([lesson.windows[: -lesson.own].flip(0), lesson.windows[-lesson.own :]])
+    tune(staged, rounded, replace(lesson, windows=other), tmp_path)
+    assert len(taken) == 8
+
+
+def test_scales_for_want_of_memory_go_on_where_another_amount_is_free(checkpoint, tmp_path, monkeypatch):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 4, codes=True)
+    monkeypatch.setattr(tuning, "free_bytes", lambda device: 1000)
+    tune(staged, rounded, lesson, tmp_path)
+    monkeypatch.setattr(tuning, "free_bytes", lambda device: 2000)
+    taken = steps_of(monkeypatch)
+    assert tune(staged, rounded, lesson, tmp_path).learned.endswith(" 1,200 may be taken")
+    assert taken == []
+
+
+def steps_of(monkeypatch) -> list[int]:
+    """The numbers of the steps that are taken from here on."""
+    taken, step = [], Descent.step
+
+    def counted(descent, *given):
+        taken.append(descent.done)
+        return step(descent, *given)
+
+    monkeypatch.setattr(Descent, "step", counted)
+    return taken
 
 
 def test_what_was_kept_for_other_weights_is_not_gone_on_from(checkpoint, tmp_path):

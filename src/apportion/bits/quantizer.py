@@ -52,7 +52,8 @@ class PlanWeights:
         packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after how
             many it was best; 0: none was better than untuned), `before` and `after` (cross-entropy to full precision on
             windows kept aside, nats per token), `learned` (codes and scales, or scales alone and why), `batch` (windows
-            at once), `moved` (share of the codes), `own` (windows that the model wrote itself to learn from).
+            at once), `moved` (share of the codes), `own` (windows that the model wrote itself to learn from),
+            `diverged` (the step at which the loss was not finite any more and tuning ended; None where it never was).
     """
 
     packed: Mapping[str, Packed]
@@ -193,8 +194,8 @@ class Quantizer:
             found = load_calibration(saved)
             asked: Json = {"windows": recipe.windows, "window_tokens": recipe.window_tokens}
             kept: Json = dict(zip(asked, found.windows.shape, strict=True))
-            if recipe.bos is not None:
-                asked, kept = {**asked, "bos": recipe.bos}, {**kept, "bos": found.bos}
+            if not (found.bos is recipe.bos is None):  # both where the run is older than the option
+                asked, kept = {**asked, "bos": self.bos}, {**kept, "bos": found.bos}
             require_same(kept, asked, saved)
             return found
         found = self.chosen(recipe.windows)
@@ -268,8 +269,8 @@ class Quantizer:
         if not (self.recipe.tune and tuned):
             return PlanWeights(packed)
         found = tune(self.staged, packed, self.lesson, self.kept_for(widths))
-        told = {name: getattr(found, name) for name in ("steps", "before", "after", "learned", "batch", "moved", "own")}
-        return PlanWeights(found.packed, {"asked": self.lesson.steps, **told})
+        names = ("steps", "before", "after", "learned", "batch", "moved", "own", "diverged")
+        return PlanWeights(found.packed, {"asked": self.lesson.steps, **{name: getattr(found, name) for name in names}})
 
     def kept_for(self, widths: Mapping[str, Width]) -> Path | None:
         """Where finished pieces of a plan's rounding and tuning are kept."""

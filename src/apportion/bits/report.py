@@ -116,14 +116,17 @@ def choice_note(choice: Json) -> str:
 def tuning_note(tuned: Json) -> str:
     """What tuning the written weights gained, or that it gained nothing."""
     learned = tuned["learned"].capitalize()
+    at = tuned.get("diverged")
+    ended = "" if at is None else f" It ended at step {at}, where the loss was not finite any more."
     if not tuned["steps"]:
         return (
-            f"{learned} were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as rounded."
+            f"{learned} were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as "
+            f"rounded.{ended}"
         )
     return (
         f"{learned} tuned, best after {tuned['steps']} of {tuned['asked']} steps: cross-entropy to full precision on "
         f"windows kept aside {tuned['before']:.4f} before, {tuned['after']:.4f} after. The loss of this plan above is "
-        "on text that tuning may have seen."
+        f"on text that tuning may have seen.{ended}"
     )
 
 

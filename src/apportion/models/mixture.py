@@ -57,6 +57,7 @@ def checks_of(calibration: Calibration, counts: dict[str, int]) -> list[Callable
     shares = shares_of(calibration)
     few = {name: count for name, count in counts.items() if 1 <= count < len(shares)}
     return [
+        *([] if shares or calibration is None else [require_some]),
         *(partial(require_share, one) for one in shares),
         *(partial(require_once, path) for path in twice([one.path.resolve() for one in shares])),
         *(partial(require_each, name, count, len(shares)) for name, count in few.items()),
@@ -73,6 +74,10 @@ def require_share(one: Share) -> None:
         raise InputError(f"--calibration {one.path}: no such file", "give a .txt or .jsonl file, or leave it out")
     if not (math.isfinite(one.share) and one.share > 0):
         raise InputError(f"--calibration {one.path}={one.share:g}: expected a share above 0", f"e.g. {one.path}=2")
+
+
+def require_some() -> None:
+    raise InputError("--calibration: no file in it", "give one, or None, and the model samples its own text")
 
 
 def require_once(path: Path) -> None:

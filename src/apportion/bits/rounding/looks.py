@@ -96,7 +96,12 @@ class Looks:
 
 
 def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson, learned: str) -> Kept:
-    """Where a tuning run keeps its state, and all that it depends on."""
+    """Where a tuning run keeps its state, and all that it depends on.
+
+    Not on the very words that the model wrote itself, nor on how much memory was free: both may differ when a killed
+    run goes on, and what it learned is as good.
+    """
+    given = lesson.windows[: len(lesson.windows) - lesson.own]
     digest = sha256()
     for path, item in start.items():
         digest.update(f"{path} {item.width.name}\n".encode())
@@ -106,7 +111,7 @@ def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], 
         "model": staged.digest,
         "placement": [staged.placement.device.split(":")[0], staged.placement.dtype],
         "start": digest.hexdigest(),
-        "windows": [Windows(windows, "").digest for windows in (lesson.windows, lesson.kept)],
-        "lesson": [lesson.steps, lesson.seed, learned],
+        "windows": [Windows(windows, "").digest for windows in (given, lesson.kept)],
+        "lesson": [lesson.steps, lesson.seed, lesson.own, learned.split(":")[0]],
     }
     return Kept(folder, depends)

@@ -181,9 +181,10 @@ class LocalLLM:
         """Whether the last tokens hold a stop sequence, once thinking has ended."""
 
         last = {text[-1] for text in stop if text}
+        blank = any(one.isspace() for one in last)  # decoded alone, a token may lose the blank that it begins with
 
         def ends(tokens: Sequence[int]) -> bool:
-            if not self._may_end(tokens[-1], last) or self._is_thinking(tokens, opened):
+            if not (blank or self._may_end(tokens[-1], last)) or self._is_thinking(tokens, opened):
                 return False
             return any(text in self._tokenizer.decode(tokens[-STOP_TOKENS:]) for text in stop)
 
