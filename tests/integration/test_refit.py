@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,21 @@ def _priced(router: Router, base: Profile) -> Router:
     return replace(router, scale=scale_of(base, PRICE))
 
 
+def test_routers_of_equal_choices_and_other_scales_gain_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, asked = needs_profile(200, seed=1), needs_profile(240, seed=2)
+    save_router(tmp_path / "router", static_router("rag+cot"), {})
+    used = load_router(tmp_path / "router")
+    larger = replace(used, scale=replace(used.scale, tokens=3 * used.scale.tokens))
+    monkeypatch.setattr(relearning, "read_profile", lambda path: base)
+    monkeypatch.setattr(relearning, "train_router", lambda profile, **how: SimpleNamespace(router=larger))
+    monkeypatch.setattr(relearning, "training_record", lambda trained: {})
+    records = _records(asked, ["rag+cot"] * asked.n, [0.5] * asked.n)
+    found = relearn(records, tmp_path / "profile.parquet", tmp_path / "router")
+    assert (found.gain.mean, found.agreeing, found.better) == (0.0, 1.0, False)
+
+
 def test_a_logged_answer_is_charged_as_its_tokens_were(tmp_path: Path) -> None:
     base = _apart(needs_profile(200, seed=1))
     (record,) = _records(base.select(np.arange(1)), ["cot"], [1.0])
@@ -94,7 +110,7 @@ def test_a_logged_answer_is_charged_as_its_tokens_were(tmp_path: Path) -> None:
     cached = min(base.tokens[near, 2].mean() / 2, 60)  # no more than the answer's prompt
     assert rows.cached_tokens[0, 2] == pytest.approx(cached)
     router = _priced(static_router("cot"), base)
-    (found,), _ = utilities(router, [record], base)
+    (found,), _ = utilities(router, [record], base, router.scale, timed=router.has_latency)
     bill = (60 - cached) * 1.0 + cached * 0.5 + 40 * 4.0
     assert found == pytest.approx(1.0 - 0.05 * bill / router.scale.tokens)
     both = joined(base, rows)

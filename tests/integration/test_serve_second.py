@@ -140,7 +140,7 @@ def test_refit_counts_both_decisions(world: World) -> None:
          "token_weight": weights.token, "latency_weight": 0.0}
         for name, features, column in rows
     ]  # fmt: skip
-    gained, routes = utilities(router, records, profile)
+    gained, routes = utilities(router, records, profile, router.scale, timed=router.has_latency)
     assert routes == [STRATEGIES[column] for column in choice.columns]
     of = {name: [gain for gain, route in zip(gained, routes, strict=True) if route == name] for name in set(routes)}
     assert max(of["rag+cot"]) < min(of["rag"]), "an answer that was looked at and thrown away is paid for"

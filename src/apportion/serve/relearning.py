@@ -26,7 +26,7 @@ from apportion.route.router.file import load_router, save_router
 from apportion.route.router.report import training_record
 from apportion.route.router.router import Router
 from apportion.route.router.train import train_router
-from apportion.route.router.utility import Weights
+from apportion.route.router.utility import Scale, Weights
 
 NEIGHBOURS = 15
 HELD_SHARE = 0.3
@@ -89,8 +89,9 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
     rows = as_profile(seen, base)
     trained = train_router(joined(base, rows), seed=seed, stages=2 if used.second else 1, price=price)
     judged = [one for one, aside in zip(usable, held, strict=True) if aside]
-    mine, routes = utilities(trained.router, judged, base)
-    theirs, their_routes = utilities(used, judged, base)
+    timed = used.has_latency and trained.router.has_latency
+    mine, routes = utilities(trained.router, judged, base, used.scale, timed=timed)
+    theirs, their_routes = utilities(used, judged, base, used.scale, timed=timed)
     gain = Bootstrap(len(judged), seed).interval(mine - theirs)
     return Relearned(
         router=trained.router,
@@ -164,20 +165,25 @@ def joined(first: Profile, second: Profile) -> Profile:
     )
 
 
-def utilities(router: Router, records: Sequence[dict[str, Any]], base: Profile) -> tuple[Floats, list[str]]:
+def utilities(
+    router: Router, records: Sequence[dict[str, Any]], base: Profile, scale: Scale, *, timed: bool
+) -> tuple[Floats, list[str]]:
     """[n] estimated utility of a router's choices, and the choices: the score where it chooses as was logged.
 
     What is done before the last call (a draft, a look) is counted as `evaluate-router` counts it.
+
+    Args:
+        scale: what costs are measured by: the same for routers that are compared. timed: latency costs something.
     """
     rows = as_profile(records, base)
-    asked = [Weights(one["token_weight"], one["latency_weight"] if router.has_latency else 0.0) for one in records]
+    asked = [Weights(one["token_weight"], one["latency_weight"] if timed else 0.0) for one in records]
     found, columns = np.zeros(len(records)), np.zeros(len(records), dtype=np.int64)
     for weights in sorted(set(asked)):
         at = np.array([row for row, one in enumerate(asked) if one == weights])
         part = rows.select(at)
         choice = Routed(router).choose(part, weights)
-        played = play(part, choice, router.scale.price)
-        found[at], columns[at] = played.utility(weights, router.scale), choice.columns
+        played = play(part, choice, scale.price)
+        found[at], columns[at] = played.utility(weights, scale), choice.columns
     return found, [STRATEGIES[column] for column in columns]
 
 
