@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from best_tables import best_part  # beside this script
+from claim_tables import REAL, claim_summary, claims_page, rounding_name
 from gguf_tables import gguf_part
+from peer_tables import learners_part, peer_part, rows_part
 from readme_tables import reference
 from real_tables import house_part, real_part
 from saved_widths import labels, level
@@ -24,9 +26,13 @@ MODELS = ("llama-mini", "qwen3-mini")
 ROUNDINGS = ("nearest", "gptq", "hqq", "quanto")
 ABLATIONS = ("permutations", "alpha", "antithetic", "calibration", "pruning")
 TRANSFERRED = ("coopq", "regression", "shapley", "one-at-a-time", "greedy")
-OURS = ("coopq", "shapley", "regression", "auto", "optimum", "random")
-CLAIM = (0.20, 0.80)
 NOT_RUN = "*not run*"
+ABOUT = (
+    "Perplexity at six budgets (average bits). **Bold**: best, the exhaustive optimum not competing. ≈: the 95 % bootstrap interval "
+    "of the paired difference to the best, over windows, holds zero. Excess: mean over 15 evenly spaced budgets of the "
+    "log-perplexity above all-highest, nats. Regret: mean over the same budgets of the calibration NLL above the "
+    "exhaustive optimum's, nats."
+)
 
 
 def load(folder: Path) -> dict[str, Json]:
@@ -49,9 +55,13 @@ def page(files: Mapping[str, Json]) -> str:
     ablations = {name: item for name, item in files.items() if name.startswith("ablation_")}
     best = {name for name in files if name.startswith("best_")}
     own = {name for name in files if name.startswith(("main_job_", "house_"))}
+    own |= {name for name in files if name.startswith(("real_", "autoround_", "learners_"))}
     others = {name: item for name, item in files.items() if name not in {*compares, *ablations, *best, *own}}
     main = [part for model in MODELS for rounding in ROUNDINGS for part in compare_part(compares, model, rounding)]
-    known = {f"compare_{model}_{rounding}" for model in MODELS for rounding in ROUNDINGS}
+    pretrained = [
+        line for name, item in compares.items() if item["model"] in REAL for line in compare_table(name, item)
+    ]
+    known = {f"compare_{model}_{rounding}" for model in (*MODELS, *REAL) for rounding in ROUNDINGS}
     further = [line for name, item in compares.items() if name not in known for line in compare_table(name, item)]
     lines = [
         "# Results",
@@ -60,19 +70,22 @@ def page(files: Mapping[str, Json]) -> str:
         "beside it.",
         "",
         *real_part(files),
-        *claim_part(compares),
+        *peer_part(files),
+        *rows_part(files),
+        *learners_part(files),
+        "## All methods on pretrained models",
+        "",
+        ABOUT,
+        "",
+        *(pretrained or [NOT_RUN, ""]),
+        *claim_summary(files),
         *house_part(files),
         *gguf_part(files),
         "## The main job on two cores, a mini model",
         "",
         *reference(files),
         "",
-        "## All methods, by model and rounding",
-        "",
-        "Perplexity at six budgets (average bits). **Bold**: best, the exhaustive optimum not competing. ≈: the 95 % "
-        "bootstrap interval of the paired difference to the best, over windows, holds zero. Excess: mean over 15 "
-        "evenly spaced budgets of the log-perplexity above all-highest, nats. Regret: mean over the same budgets of "
-        "the calibration NLL above the exhaustive optimum's, nats.",
+        "## All methods on the minis, by model and rounding",
         "",
         *main,
         *best_part(files),
@@ -134,89 +147,6 @@ def command_of(name: str, content: Json) -> list[str]:
     command = content.get("command")
     made = f"Made by `{command}`" if command else "The command was not saved"
     return [f"{made} (`docs/results/{name}.json`).", ""]
-
-
-def claim_part(compares: Mapping[str, Json]) -> list[str]:
-    """What the paper claims against what was seen."""
-    lines = [
-        "## The paper's claim, and what was seen here",
-        "",
-        f"CoopQ reports perplexity {CLAIM[0]:.0%} to {CLAIM[1]:.0%} below the best baseline, growing as bits tighten "
-        "(Gemma-2, Llama-3 and Qwen3 models of 2 to 9 billion parameters, average bits 2 to 4). Here: models of 31.5 "
-        "million parameters. The best baseline is the best of LLM-MQ, LIM, ZD and activation norm at that budget.",
-        "",
-    ]
-    usable = {name: item for name, item in compares.items() if "coopq" in item["methods"] and baselines(item)}
-    if not usable:
-        return [*lines, NOT_RUN, ""]
-    grid = next(iter(usable.values()))["avg_bits"]
-    rows = []
-    for item in usable.values():
-        if item["avg_bits"] == grid:
-            rows.append([item["model"], rounding_name(item), *(change(item, place) for place in range(len(grid)))])
-    head = ["model", "rounding", *(f"{bits:g}" for bits in grid)]
-    return [
-        *lines,
-        "CoopQ's perplexity against the best baseline's (negative = CoopQ lower), and which baseline that is:",
-        "",
-        *markdown(head, rows),
-        "",
-        *verdict(list(usable.values())),
-    ]
-
-
-def rounding_name(result: Json) -> str:
-    applied = result.get("apply_rounding", result["rounding"])
-    return str(result["rounding"]) if applied == result["rounding"] else f"{result['rounding']} on {applied}"
-
-
-def baselines(result: Json) -> list[str]:
-    """The paper's four baselines that were run."""
-    return [name for name in ("llm-mq", "lim", "zd", "activation") if name in result["methods"]]
-
-
-def best_baseline(result: Json, place: int) -> tuple[str, float]:
-    rows = {name: result["methods"][name]["budgets"][place]["perplexity"] for name in baselines(result)}
-    name = min(rows, key=lambda item: float(rows[item]))
-    return name, float(rows[name])
-
-
-def relative(result: Json, place: int, method: str = "coopq") -> float:
-    """A method's perplexity relative to the best baseline's, minus one."""
-    return float(result["methods"][method]["budgets"][place]["perplexity"]) / best_baseline(result, place)[1] - 1
-
-
-def change(result: Json, place: int) -> str:
-    return f"{relative(result, place):+.1%} ({best_baseline(result, place)[0]})"
-
-
-def verdict(results: Sequence[Json]) -> list[str]:
-    """How often the claim's range and its direction were seen; in words made from the numbers."""
-    cells = [relative(item, place) for item in results for place in range(len(item["avg_bits"]))]
-    inside = sum(cell <= -CLAIM[0] for cell in cells)
-    better = sum(cell < 0 for cell in cells)
-    lines = [
-        f"CoopQ is below the best baseline in {better} of {len(cells)} cells, and by 20 % or more in {inside}. Cells "
-        f"range from {min(cells):+.1%} to {max(cells):+.1%}.",
-        "",
-    ]
-    worst: list[str] = []
-    for item in results:
-        excess = {name: row["excess"]["mean"] for name, row in item["methods"].items() if row.get("excess")}
-        ahead = sorted(
-            (value, name) for name, value in excess.items() if name not in OURS and value < excess.get("coopq", 0)
-        )
-        if ahead:
-            named = ", ".join(f"{name} {value:.3f}" for value, name in ahead)
-            worst.append(f"- {item['model']}, {rounding_name(item)}: CoopQ's excess {excess['coopq']:.3f}; {named}.")
-    if worst:
-        lines += [
-            "Where the paper's ordering was not seen, by mean excess over the curve (lower is better):",
-            "",
-            *worst,
-            "",
-        ]
-    return lines
 
 
 def finer_part(compares: Mapping[str, Json]) -> list[str]:
@@ -327,11 +257,14 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent / "docs"
     files = load(root / "results")
     (root / "results.md").write_text(page(files) + "\n" + "\n".join(route_part(files)).rstrip() + "\n")
+    (root / "claims.md").write_text(claims_page(files))
     fill(root.parent / "README.md", files)
     fill(root / "serving.md", files, {"serving": serving})
     fill(root / "models.md", files, {"whole files": whole_files})
     fill(root / "gguf.md", files, {"gains": gains, "alike": against_alike, "llama.cpp": agreement})
-    print(f"{root / 'results.md'}, the tables of README.md, serving.md, models.md and gguf.md: from {len(files)} files")
+    print(
+        f"{root / 'results.md'}, claims.md, the tables of README.md, serving.md, models.md and gguf.md: from {len(files)} files"
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def comparison(coopq: float, lim: float) -> dict[str, object]:
 
 def test_nothing_saved_is_said(maker: ModuleType) -> None:
     text = maker.page({})
-    assert text.count(maker.NOT_RUN) == 5 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
+    assert text.count(maker.NOT_RUN) == 7 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
 
 
 def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(maker: ModuleType) -> None:
@@ -48,15 +48,18 @@ def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(make
     assert "| coopq | 50.00 | 0.500 | – | 0 |" in text
     assert "| lim | **40.00** | **0.400** | – | 0 |" in text
     assert "`apportion compare x`" in text
-    assert "+25.0% (lim)" in text
     assert "below the best baseline in 0 of 1 cells" in text
-    assert "CoopQ's excess 0.500; lim 0.400" in text
+    claims = maker.claims_page({"compare_llama-mini_nearest": comparison(50.0, 40.0)})
+    assert "+25.0% (lim)" in claims
+    assert "below the best baseline in 0 of 1 cells" in claims
+    assert "CoopQ's excess 0.500; lim 0.400" in claims
 
 
 def test_the_claim_is_counted_where_it_is_seen(maker: ModuleType) -> None:
     text = maker.page({"compare_llama-mini_nearest": comparison(30.0, 40.0)})
     assert "below the best baseline in 1 of 1 cells, and by 20 % or more in 1" in text
-    assert "Where the paper's ordering was not seen" not in text
+    claims = maker.claims_page({"compare_llama-mini_nearest": comparison(30.0, 40.0)})
+    assert "Where the paper's ordering was not seen" not in claims
 
 
 def test_finer_choices_are_put_beside_the_papers(maker: ModuleType) -> None:
@@ -156,7 +159,8 @@ def renamed(value: object) -> object:
         return value
     found = {key: renamed(item) for key, item in value.items()}
     if "widths" in found:
-        found["widths"] = [f"w{bits}g{found.pop('group_size', 64)}" for bits in found["widths"]]
+        size = found.pop("group_size", 64)
+        found["widths"] = [f"w{bits}g{size}" if isinstance(bits, int) else bits for bits in found["widths"]]
     for name in ("perplexity_uniform", "uniform"):
         if isinstance(found.get(name), dict):
             found[name] = {f"w{key}g64" if key.isdigit() else key: one for key, one in found[name].items()}
@@ -178,3 +182,15 @@ def test_widths_that_bits_do_not_tell_apart_go_by_their_names(maker: ModuleType)
     text = maker.page({"compare_llama-mini_nearest": result})
     assert "all w2g64 600.00, all w2g32 300.00, all Q4_K 38.00" in text
     assert "| blocks, w2g64,w2g32,Q4_K | coopq | 0.2744 |" in text
+
+
+def test_ours_stands_beside_autoround_at_equal_bits(maker: ModuleType) -> None:
+    row = {"kl": 0.4, "same_top": 0.6, "perplexity": 44.0, "seconds": 370.0, "avg_bits": 3.0, "widths": "210 x 3"}
+    peer = {"command": "python peer.py", "rows": [{**row, "plan": "AutoScheme, 3 bits"}]}
+    own = {**row, "kl": 0.3, "plan": "auto, 3 bits", "written": "gptq, codes and scales learned", "kl_99": 2.0}
+    files = {"autoround_smollm2-135m": peer, "real_smollm2-135m": {"command": "python ours.py", "rows": [own]}}
+    text = maker.page(files)
+    assert "| smollm2-135m | 3 | 0.400 | 0.300 | **-25%** |" in text
+    unequal = {**own, "avg_bits": 2.9}
+    files["real_smollm2-135m"] = {"command": "python ours.py", "rows": [unequal]}
+    assert "not equal: 3.000, 2.900" in maker.page(files)

@@ -1,0 +1,171 @@
+"""Pretrained models by rounding and budget, ours beside AutoRound's, and the ways to learn codes, from docs/results/."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tables import markdown
+
+Json = dict[str, Any]
+LEARNED = "gptq, codes and scales learned"
+EQUAL = 0.01  # average bits that differ by no more are called equal
+NOT_RUN = "*not run*"
+ABOUT = (
+    "Average bits are those of the codes; both store one scale of 16 bits for 64 weights, so 0.25 more. Both read the same file of C4 and "
+    "share widths alike; ours learns from more of it and from text that the model wrote (below). WikiText-2, 128 windows of 512 tokens, never used for a "
+    "choice; judged by the same code with the model's own head."
+)
+
+
+def named(files: Mapping[str, Json], prefix: str) -> dict[str, Json]:
+    """Files of one kind by model."""
+    return {name.removeprefix(prefix): item for name, item in sorted(files.items()) if name.startswith(prefix)}
+
+
+def told(name: str, item: Json) -> list[str]:
+    """Conditions and command."""
+    conditions = f"{item['conditions']} " if item.get("conditions") else ""
+    return [f"`docs/results/{name}.json`: {conditions}Made by `{item['command']}`.", ""]
+
+
+def budget_of(plan: str) -> str | None:
+    """The budget in a plan's name.
+
+    >>> budget_of("auto, 2.5 bits of 2,3,4,8"), budget_of("AutoScheme, 4 bits"), budget_of("uniform w3g64")
+    ('2.5', '4', None)
+    """
+    found = re.search(r", ([\d.]+) bits", plan)
+    return found[1] if found else None
+
+
+def by_budget(item: Json, written: str | None) -> dict[str, Json]:
+    """Searched plans by budget; those of a rounding, where rows have one."""
+    rows = [row for row in item.get("rows", ()) if written is None or row.get("written") == written]
+    return {bits: row for row in rows if (bits := budget_of(row["plan"])) and "kl" in row}
+
+
+def peer_part(files: Mapping[str, Json]) -> list[str]:
+    """Ours against AutoRound with AutoScheme."""
+    peers = named(files, "autoround_")
+    lines = ["### Ours against AutoRound at equal bits", ""]
+    if not peers:
+        return [*lines, NOT_RUN, ""]
+    rows = []
+    for model, item in peers.items():
+        ours = by_budget(files.get(f"real_{model}", {}), LEARNED)
+        theirs = by_budget(item, None)
+        budgets = sorted(set(theirs) | set(ours), key=float)
+        rows += [pair(model, bits, theirs.get(bits), ours.get(bits)) for bits in budgets]
+    head = [
+        "model", "average bits", "mean KL: AutoRound", "ours", "change", "same top token: AutoRound", "ours",
+        "perplexity: AutoRound", "ours", "AutoScheme's widths", "seconds: AutoRound, ours",
+    ]  # fmt: skip
+    lines += [ABOUT, "", *markdown(head, rows), ""]
+    for model, item in peers.items():
+        lines += told(f"autoround_{model}", item)
+        if f"real_{model}" in files:
+            lines += told(f"real_{model}", files[f"real_{model}"])
+    return lines
+
+
+def pair(model: str, budget: str, peer: Json | None, own: Json | None) -> list[str]:
+    """One budget."""
+    cells = [
+        [figure(row, form) for row in (peer, own)]
+        for form in ("kl:.3f", "same_top:.1%", "perplexity:.2f", "seconds:.0f")
+    ]
+    kl, top, perplexity, seconds = cells
+    change = f"**{own['kl'] / peer['kl'] - 1:+.0%}**" if peer and own else "–"
+    widths = peer["widths"] if peer else "–"
+    return [model, bits_of(budget, peer, own), *kl, change, *top, *perplexity, widths, ", ".join(seconds)]
+
+
+def bits_of(budget: str, peer: Json | None, own: Json | None) -> str:
+    """The budget, and the true bits where they are not equal."""
+    if peer and own and abs(peer["avg_bits"] - own["avg_bits"]) > EQUAL:
+        return f"{budget} (not equal: {peer['avg_bits']:.3f}, {own['avg_bits']:.3f})"
+    return budget
+
+
+def figure(row: Json | None, form: str) -> str:
+    name, spec = form.split(":")
+    return NOT_RUN if row is None else format(row[name], spec)
+
+
+def rows_part(files: Mapping[str, Json]) -> list[str]:
+    """What roundings and plans come to on pretrained models."""
+    lines = []
+    for model, item in named(files, "real_").items():
+        head = [
+            "plan",
+            "written with",
+            "bits with scales",
+            "mean KL",
+            "99 % KL",
+            "same top token",
+            "perplexity",
+            "seconds",
+        ]
+        lines += [
+            f"### {model}, by rounding and budget",
+            "",
+            *markdown(head, [real_row(row) for row in item["rows"]]),
+            "",
+        ]
+        lines += told(f"real_{model}", item)
+    return lines
+
+
+def real_row(row: Json) -> list[str]:
+    """One plan as it is written; what failed says so."""
+    if "failed" in row:
+        return [row["plan"], row.get("written", "–"), row["failed"], *["–"] * 5]
+    bits = f"{row['bits_with_scales']:.2f}" if "bits_with_scales" in row else "16"
+    figures = [f"{row['kl']:.3f}", f"{row['kl_99']:.2f}", f"{row['same_top']:.1%}", f"{row['perplexity']:.2f}"]
+    return [row["plan"], row.get("written", "–"), bits, *figures, f"{row['seconds']:.0f}"]
+
+
+def learners_part(files: Mapping[str, Json]) -> list[str]:
+    """Ways to learn codes, what lost included."""
+    lines = []
+    for name, item in sorted(files.items()):
+        if name.startswith("learners_"):
+            lines += [f"### {item['title']}", "", *learner_table(item["rows"]), "", *told(name, item)]
+    return lines
+
+
+def learner_table(rows: Sequence[Json]) -> list[str]:
+    """All rows, and the seconds whatever the company."""
+    head = [
+        "variant",
+        "steps",
+        "cross-entropy on windows aside",
+        "perplexity",
+        "mean KL",
+        "codes changed",
+        "seconds",
+        "memory",
+    ]
+    return markdown(head, [learner_row(row) for row in rows])
+
+
+def learner_row(row: Json) -> list[str]:
+    blocks = f"{row['block_steps']} a block" if row.get("block_steps") else ""
+    steps = " + ".join(part for part in (blocks, str(row.get("steps") or "")) if part)
+    company = {"seconds_beside_two_jobs": "beside two jobs", "seconds_beside_one_job": "beside one"}
+    seconds = [f"{row[key]:.0f} {said}" for key, said in company.items() if key in row]
+    before = (
+        f"{row['cross_entropy_before']:.3f} to {row['cross_entropy_after']:.3f}"
+        if "cross_entropy_before" in row
+        else "–"
+    )
+    return [
+        row["variant"],
+        steps or "–",
+        before,
+        f"{row['perplexity']:,.1f}",
+        f"{row['kl']:.3f}" if "kl" in row else "–",
+        f"{row['codes_changed']:.2%}" if "codes_changed" in row else "–",
+        *(seconds or ["–"]),
+        f"{row['memory_bytes'] / 1e9:.1f} GB" if "memory_bytes" in row else "–",
+    ]
