@@ -13,12 +13,12 @@ from torch import Tensor
 from apportion.bits.checkpoint import unquantized
 from apportion.bits.vocabulary import UNTOUCHED, Vocabulary
 from apportion.core.artifact import Json, plain
-from apportion.core.errors import ApportionError, ArtifactCorruptError
+from apportion.core.errors import ApportionError, ArtifactCorruptError, first_line
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.experts import LinearExperts
 from apportion.models.load import load
 from apportion.models.parameters import round_computed
-from apportion.models.pretrained import attention_for, first_line, model_class, quiet
+from apportion.models.pretrained import attention_for, model_class, quiet
 from apportion.models.source import open_source
 from apportion.models.staged import StagedModel
 

@@ -114,3 +114,12 @@ def require_package(module: str, package: str, extra: str) -> None:
 
 class ServiceError(ApportionError):
     """A language-model server did not answer as it must."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing.
+
+    >>> first_line(ValueError("no room\\nmore")), first_line(RuntimeError())
+    ('no room', 'RuntimeError')
+    """
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

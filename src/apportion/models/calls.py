@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from apportion.core.device import is_out_of_memory
-from apportion.core.errors import InputError, ModelStructureError
+from apportion.core.errors import InputError, ModelStructureError, first_line
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Rest = tuple[Any, ...] | None
@@ -52,7 +52,7 @@ def returns_of(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple[
         if is_out_of_memory(error):
             raise
         raise ModelStructureError(
-            f"the model's own forward pass fails on two tokens: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"the model's own forward pass fails on two tokens: {type(error).__name__}: {first_line(error)}",
             "try another version of transformers",
         ) from error
     finally:

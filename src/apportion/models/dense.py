@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apportion.core.device import Placement
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, first_line
 from apportion.formats.packed import Packed
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
@@ -22,7 +22,7 @@ from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
 from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
 from apportion.models.parameters import round_computed
-from apportion.models.pretrained import attention_for, first_line, local_folder, model_class, own_code, quiet
+from apportion.models.pretrained import attention_for, local_folder, model_class, own_code, quiet
 from apportion.models.source import Source, open_source
 
 

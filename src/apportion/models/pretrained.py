@@ -7,7 +7,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, first_line
 from apportion.core.progress import without_tqdm
 from apportion.models.source import OTHER_WEIGHTS
 
@@ -131,11 +131,6 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
         raise InputError(
             f"MODEL {model}: no tokenizer: {first_line(error)}", own_code(error) or "add tokenizer.json to it"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first; its kind where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def own_code(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.players import Assignment
+from apportion.core.errors import first_line
 from apportion.models.embedded import Embedded
 from apportion.models.staged import StagedModel
 
@@ -151,5 +152,5 @@ class ReplayEngine:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            self.failure = f"{key} cannot be recorded as a CUDA graph ({str(error).splitlines()[0]})"
+            self.failure = f"{key} cannot be recorded as a CUDA graph ({first_line(error)})"
         torch.cuda.current_stream().wait_stream(self.stream)

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.device import Placement
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, first_line
 from apportion.formats.ggml import gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.gguf.tensors import ROPE_FACTORS
-from apportion.models.pretrained import attention_for, first_line, quiet
+from apportion.models.pretrained import attention_for, quiet
 from apportion.models.staged import StagedModel
 
 SUFFIX = ".gguf"

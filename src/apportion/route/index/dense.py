@@ -21,7 +21,7 @@ from apportion.core.artifact import (
     write_bytes,
     write_manifest,
 )
-from apportion.core.errors import ArtifactMismatchError, InputError, MissingExtraError
+from apportion.core.errors import ArtifactMismatchError, InputError, MissingExtraError, first_line
 from apportion.core.progress import progress
 from apportion.models.identity import model_identity
 from apportion.route.index.bm25 import DEPTH, Bm25Index, Hits, check_k, while_it_changes
@@ -60,7 +60,7 @@ class SentenceEncoder:
         try:
             self._model = SentenceTransformer(model, device=device)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"--dense {model}: no embedding model there: {reason}", "name a folder or a Hub model"
             ) from error

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from apportion.core.device import free_memory, is_out_of_memory
-from apportion.core.errors import ServiceError
+from apportion.core.errors import ServiceError, first_line
 from apportion.route.llm.generate import Row, choose, generate
 from apportion.route.llm.passes import Memory, NotRecordedError, Passes, recorded_length
 from apportion.route.llm.slots import SlotCache
@@ -98,7 +98,7 @@ class Engine:
         if self.how.slots == 1:
             longest = max(len(row.prompt) + row.max_tokens for row in left)
             raise ServiceError(
-                f"--llm: a sequence of {longest} tokens does not fit into memory: {str(error).splitlines()[0]}",
+                f"--llm: a sequence of {longest} tokens does not fit into memory: {first_line(error)}",
                 "lower max_tokens or --k, or use a smaller model or another --device",
             ) from error
         self.how.slots, self.how.halved = self.how.slots // 2, self.how.halved + 1
@@ -217,6 +217,7 @@ class Engine:
         if not self.how.graph:
             self.how.plain_steps += 1
             return self._passes.step(memory, rows, length)
+        known = len(memory.steps)
         try:
             done = self._passes.replay(memory, rows, length)
         except NotRecordedError as error:
@@ -226,13 +227,16 @@ class Engine:
             self._unrecorded(error.cause)
             return error.done
         self.how.recorded = max(self.how.recorded, len(memory.steps))
-        self.how.replayed_steps += 1
+        if len(memory.steps) > known:  # the first of its kind ran plainly, and was recorded after it
+            self.how.plain_steps += 1
+        else:
+            self.how.replayed_steps += 1
         return done
 
     def _unrecorded(self, error: RuntimeError) -> None:
         """Steps run plainly from here on; why is kept."""
         self.how.graph = False
-        self.how.reason = f"a step could not be recorded as a CUDA graph: {str(error).splitlines()[0][:300]}"
+        self.how.reason = f"a step could not be recorded as a CUDA graph: {first_line(error)[:300]}"
 
 
 def _to_host(best: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
