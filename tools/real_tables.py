@@ -1,6 +1,6 @@
-"""Real models first: the tables of main jobs, and of the house before and after, from the JSON files in docs/results/."""
+"""Tables of main jobs, and of the house before and after, from the JSON files in docs/results/."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from tables import markdown
@@ -10,9 +10,10 @@ FIRST = "smollm2-135m"  # the model of the README's first screen
 CALLED = {"smollm2-135m": "SmolLM2-135M-Instruct"}
 
 
-def main_jobs(files: Mapping[str, Json]) -> dict[str, Json]:
-    """Saved main jobs by model."""
-    return {item["model"]: item for name, item in sorted(files.items()) if name.startswith("main_job_")}
+def main_jobs(files: Mapping[str, Json], models: Container[str] | None = None) -> dict[str, Json]:
+    """Saved main jobs by model; those of some models alone."""
+    jobs = {item["model"]: item for name, item in sorted(files.items()) if name.startswith("main_job_")}
+    return {model: job for model, job in jobs.items() if models is None or model in models}
 
 
 def figures(row: Json) -> list[str]:
@@ -65,17 +66,15 @@ def job_part(job: Json) -> list[str]:
     ]
 
 
-def real_part(files: Mapping[str, Json]) -> list[str]:
-    """Main jobs on real models."""
-    jobs = main_jobs(files)
+def real_part(jobs: Mapping[str, Json]) -> list[str]:
+    """Main jobs, each with its table."""
     if not jobs:
         return []
     told = (
         "What one command writes, loaded from its folder, beside one width for all linears at the same rounding. KL and perplexity on "
-        "WikiText-2 (windows as the command says), intervals over windows. The reference is the bf16 folder of "
-        "a dequantized 4 to 6 bit file, since that is how these models come here (the mixture is our own)."
+        "WikiText-2 (windows as the command says), intervals over windows."
     )
-    return ["## Real models", "", told, "", *(line for job in jobs.values() for line in job_part(job))]
+    return [told, "", *(line for job in jobs.values() for line in job_part(job))]
 
 
 LEARNERS = f"learners_{FIRST}_w2g64"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,8 @@ def comparison(coopq: float, lim: float) -> dict[str, object]:
 
 def test_nothing_saved_is_said(maker: ModuleType) -> None:
     text = maker.page({})
-    assert text.count(maker.NOT_RUN) == 7 + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
+    routing = "\n".join(maker.route_part({})).count(maker.NOT_RUN)
+    assert text.count(maker.NOT_RUN) == 7 + routing + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
 
 
 def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(maker: ModuleType) -> None:
@@ -60,6 +62,43 @@ def test_the_claim_is_counted_where_it_is_seen(maker: ModuleType) -> None:
     assert "below the best baseline in 1 of 1 cells, and by 20 % or more in 1" in text
     claims = maker.claims_page({"compare_llama-mini_nearest": comparison(30.0, 40.0)})
     assert "Where the paper's ordering was not seen" not in claims
+
+
+def test_a_measured_score_of_one_block_alone_is_held_against_the_claim(maker: ModuleType) -> None:
+    result = comparison(30.0, 40.0) | {"model": "smollm2-135m"}
+    methods: Any = result["methods"]
+    methods["one-at-a-time"] = {**methods["lim"], "budgets": [cell(24.0)]}
+    text = maker.claims_page({"compare_smollm2-135m_nearest": result})
+    assert "Pretrained models (smollm2-135m), nearest: the claim's size is seen" in text
+    assert "CoopQ's perplexity there is 30.0 to 30.0, full precision's 37.0" in text
+    assert "| smollm2-135m | nearest | -25.0% (lim) | -25.0% |" in text
+    assert "| smollm2-135m | nearest | +25.0% (one-at-a-time) | +25.0% |" in text
+    assert "smollm2-135m (gptq, hqq, quanto), gemma3-270m (all roundings)" in text
+
+
+def test_a_direction_without_the_size_is_called_so(maker: ModuleType) -> None:
+    text = maker.claims_page({"compare_smollm2-135m_gptq": comparison(37.0, 40.0) | {"model": "smollm2-135m"}})
+    assert "the claim's direction is seen, not its size" in text
+
+
+def test_equal_plans_are_called_so(maker: ModuleType) -> None:
+    result = comparison(40.0, 40.0)
+    methods: Any = result["methods"]
+    for row in methods.values():
+        row["budgets"][0]["plans"] = ["1001"]
+    text = maker.claims_page({"compare_llama-mini_nearest": result})
+    assert "| llama-mini | nearest | same plan (lim) | +0.0% |" in text
+
+
+def test_pretrained_models_come_before_the_minis(maker: ModuleType) -> None:
+    real = comparison(30.0, 40.0) | {"model": "smollm2-135m", "note": "greedy was left out"}
+    text = maker.page({"compare_llama-mini_nearest": comparison(30.0, 40.0), "compare_smollm2-135m_nearest": real})
+    parts = [
+        text.index(f"# {title}") for title in ("smollm2-135m, nearest", "Appendix: mini models", "llama-mini, nearest")
+    ]
+    assert parts == sorted(parts)
+    assert text.count("### smollm2-135m, nearest") == text.count("### llama-mini, nearest") == 1
+    assert "Greedy was left out." in text
 
 
 def test_finer_choices_are_put_beside_the_papers(maker: ModuleType) -> None:
@@ -138,7 +177,7 @@ def test_no_saved_result_names_a_folder_of_the_machine_it_was_made_on() -> None:
 
 def test_no_page_names_a_folder_of_a_machine() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    assert {path.name for path in pages} >= {"README.md", "results.md"}
+    assert {path.name for path in pages} >= {"README.md", "results.md", "claims.md"}
     lines = {path.name: iter(API.sub("", path.read_text()).splitlines()) for path in pages}
     assert {name: found for name, text in lines.items() if (found := elsewhere(text))} == {}
 
@@ -191,6 +230,8 @@ def test_ours_stands_beside_autoround_at_equal_bits(maker: ModuleType) -> None:
     files = {"autoround_smollm2-135m": peer, "real_smollm2-135m": {"command": "python ours.py", "rows": [own]}}
     text = maker.page(files)
     assert "| smollm2-135m | 3 | 0.400 | 0.300 | **-25%** |" in text
+    claims = maker.claims_page({**files, "compare_llama-mini_nearest": comparison(50.0, 40.0)})
+    assert "| smollm2-135m | AutoRound, 200 steps | – | – | – | 44.00 | – |" in claims
     unequal = {**own, "avg_bits": 2.9}
     files["real_smollm2-135m"] = {"command": "python ours.py", "rows": [unequal]}
     assert "not equal: 3.000, 2.900" in maker.page(files)
