@@ -100,15 +100,16 @@ def judged(asked: argparse.Namespace, judge: Judge, scheme: Any) -> Json:
     found = judge.judge()
     staged.restore()
     told = {"linears_changed": changed, "linears": len(staged.originals), "seconds": seconds}
-    return {**found, **true_bits(staged, bits), **told, "peak_memory_bytes": peak_memory()}
+    return {**found, **true_bits(staged, bits, asked.group_size), **told, "peak_memory_bytes": peak_memory()}
 
 
-def true_bits(staged: StagedModel, bits: dict[str, int]) -> Json:
-    """Average bits of the codes over our players' weights, and how many linears have each width."""
+def true_bits(staged: StagedModel, bits: dict[str, int], group_size: int) -> Json:
+    """Average bits of the codes, and with 16 bits of scale a group, over our players' weights; linears by width."""
     sizes = {path: weight.numel() for path, weight in staged.originals.items()}
     average = sum(bits[path] * size for path, size in sizes.items()) / sum(sizes.values())
     counts = Counter(bits[path] for path in sizes)
-    return {"avg_bits": average, "widths": ", ".join(f"{counts[width]} x {width}" for width in sorted(counts))}
+    told = ", ".join(f"{counts[width]} x {width}" for width in sorted(counts))
+    return {"avg_bits": average, "bits_with_scales": average + 16 / group_size, "widths": told}
 
 
 def main() -> None:

@@ -87,12 +87,12 @@ def run_job(asked: argparse.Namespace, model: str, folder: str, rounding: str, l
         status = f"stopped at its limit of {limit_s:.0f} s"
     print(f"{name}: {status} after {time.monotonic() - began:.0f} s", flush=True)
     if (work / "result.json").exists():
-        collect(work, asked.out, name, command)
+        collect(work, asked.out, model, name, command)
 
 
-def collect(work: Path, out: Path, name: str, command: list[str]) -> None:
-    """Copy the result with its command, and every coalition's values."""
-    result = json.loads((work / "result.json").read_text())
+def collect(work: Path, out: Path, model: str, name: str, command: list[str]) -> None:
+    """Copy the result with the model's name and its command, and every coalition's values."""
+    result = json.loads((work / "result.json").read_text()) | {"model": model}
     result["command"] = shown(["apportion", *command[3:]])
     (out / f"compare_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     for row_name, row in result["methods"].items():
