@@ -113,6 +113,9 @@ class StraightThrough:
 def position_rate(steps: int) -> float:
     """The rate of positions for so many steps: noise carries a position as far, whatever their number.
 
+    Evidence: SmolLM2-135M, 2 bits, 1,797 steps (.0033 by this rule): .003 came to perplexity 56.7, .01 in as long to
+    63.1.
+
     >>> position_rate(100), position_rate(800)
     (0.01, 0.005)
     """
