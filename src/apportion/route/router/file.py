@@ -163,8 +163,9 @@ def _described(tier: Tier) -> Json:
         "features": tier.names,
         "temperatures": tier.temperatures,
         "gate": {
-            "rule": "held-out gain over the best static strategy, exceeding caution standard errors; the guard "
-            "holds the same of choosing among the tiers, and where it is closed the best static strategy answers",
+            "rule": "held-out gain over the best static strategy, here and averaged with the neighbouring weights', "
+            "exceeding caution standard errors; the guard holds the same of choosing among the tiers, and where it is "
+            "closed the best static strategy answers",
             **_gate_described(tier.gate),
         },
     }
