@@ -77,7 +77,7 @@ class Blockwise:
         count = len(task.streams.given)
         descent = Descent(latents, self.steps, staged.compute_dtype, self.micro)
         for batch in batches(count, min(self.batch, count), self.steps, derived_seed(self.seed, "block", task.block)):
-            descent.step(task.gradient, batch)
+            descent.step(task, batch)
         learned = latents.found()
         return learned if task.error(learned) < task.error(start) else dict(start)
 
@@ -89,14 +89,20 @@ class BlockTask:
         self.staged, self.block, self.streams, self.embedded, self.calls = staged, block, streams, embedded, calls
         self.prefix = f"{staged.layout.prefix}.{block}."
 
-    def gradient(self, weights: dict[str, Tensor], chosen: Int[Tensor, " part"], share: float) -> Tensor:
-        """`descent.Gradient` of the relative error of the block's outputs."""
+    def inputs(self, chosen: Int[Tensor, " part"]) -> tuple[Tensor, ...]:
+        """What the block is given for these windows, and what it is to return."""
         chosen = chosen.to(self.streams.given.device)
-        args, kwargs = self.calls.of(len(chosen))[self.block]
+        self.calls.of(len(chosen))
+        return self.streams.given[chosen], self.streams.wanted[chosen]
+
+    def gradient(self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], share: float) -> Tensor:
+        """Of the relative error of the block's outputs."""
+        given, wanted = inputs
+        args, kwargs = self.calls.of(len(given))[self.block]
         put_in = {f"{path.removeprefix(self.prefix)}.weight": weight for path, weight in weights.items()}
-        out = functional_call(self.staged.blocks[self.block], put_in, (self.streams.given[chosen], *args), kwargs)
+        out = functional_call(self.staged.blocks[self.block], put_in, (given, *args), kwargs)
         out = out[0] if isinstance(out, tuple) else out
-        loss = relative_error(out, self.streams.wanted[chosen]) * share
+        loss = relative_error(out, wanted) * share
         (loss * LOSS_SCALE.get(self.staged.compute_dtype, 1.0)).backward()
         return loss.detach()
 

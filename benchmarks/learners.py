@@ -23,6 +23,7 @@ from torch import Tensor
 
 from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.descent import Descent, Micro, batches
+from apportion.bits.rounding.distil import Predictions
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
 from apportion.bits.rounding.lesson import Lesson, batch_of, parted, written_by
 from apportion.bits.rounding.looks import Looks
@@ -84,6 +85,8 @@ class Signed(StraightThrough):
 class Relaxed:
     """GSQ's: each code a distribution over itself and its neighbours, sampled by Gumbel noise, ever colder."""
 
+    steady = False  # colder with every step
+
     def __init__(self, start: Start, rate: float = 0.05, gain_rate: float = 0.01, sure: float = 3.0) -> None:
         self.start, self.rates = start, (rate, gain_rate)
         self.logits = torch.zeros(3, *start.codes.shape, device=start.codes.device)
@@ -115,6 +118,8 @@ class Relaxed:
 
 class Norms:
     """Gains of the blocks' norms, learned too: no bytes; but other tensors than the source's."""
+
+    steady = True
 
     def __init__(self, staged: StagedModel, rate: float) -> None:
         inside, self.rate, device = f"{staged.layout.prefix}.", rate, staged.placement.device
@@ -244,10 +249,10 @@ class Bench:
             "text_windows": len(lesson.windows) - lesson.own, "own_windows": lesson.own,
             "batch_tokens": size * self.text.shape[1],
         }  # fmt: skip
-        gradient, waiting = tuning.gradient_of(staged, lesson), [*LOOKS]
+        task, waiting = Predictions(staged, lesson), [*LOOKS]
         descent.began = time.monotonic()
         for step, batch in enumerate(batches(len(lesson.windows), size, variant.steps, 0), start=1):
-            loss = descent.step(gradient, batch)
+            loss = descent.step(task, batch)
             over = descent.progress
             if over < waiting[0]:
                 continue

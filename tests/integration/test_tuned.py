@@ -14,7 +14,7 @@ from apportion.bits.plan import plan_from
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.recipe import Recipe
 from apportion.bits.report import tuning_note
-from apportion.bits.rounding import tuning
+from apportion.bits.rounding import distil
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
@@ -90,8 +90,8 @@ def test_apply_tunes_as_quantize_does_and_says_so(checkpoint: Make, text_file: P
 def test_tuning_that_ended_early_is_told_with_the_plan(
     checkpoint: Make, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradient = tuning.predictions_gradient
-    monkeypatch.setattr(tuning, "predictions_gradient", lambda *given: gradient(*given) * math.nan)
+    gradient = distil.predictions_gradient
+    monkeypatch.setattr(distil, "predictions_gradient", lambda *given: gradient(*given) * math.nan)
     quantizer = open_model(str(checkpoint(blocks=2)), small(text_file), QuantizeRequest(device="cpu", dtype="float32"))
     told = quantizer.write(dict.fromkeys(quantizer.staged.originals, grid_width(2, 32))).tuned
     assert told is not None

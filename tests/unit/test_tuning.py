@@ -165,7 +165,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_model(checkpoint, monk
     path = next(iter(staged.originals))
     changed = staged.own_weight(path) * 0.5
     ours, theirs = (changed.clone().requires_grad_() for _ in range(2))
-    loss = distil.predictions_gradient(staged, {path: ours}, windows, teacher, 0.25)
+    loss = distil.predictions_gradient(staged, {path: ours}, *staged.begin(windows), teacher, 0.25)
     labels = staged.logits(teacher[:, :-1]).clone().softmax(-1)
     logits = functional_call(staged.model, {f"{path}.weight": theirs}, (windows,)).logits[:, :-1]
     wanted = -(labels * logits.log_softmax(-1)).sum(-1).mean() * 0.25
@@ -253,8 +253,8 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(checkpoi
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gradient(staged, weights, windows, *given)
 
-    gradient = tuning.predictions_gradient
-    monkeypatch.setattr(tuning, "predictions_gradient", small)
+    gradient = distil.predictions_gradient
+    monkeypatch.setattr(distil, "predictions_gradient", small)
     halved = tune(staged, rounded, lesson)
     assert whole.batch == len(lesson.windows)
     assert halved.batch <= 24
@@ -267,7 +267,7 @@ def test_a_device_too_small_for_one_window_is_a_clear_error(checkpoint, monkeypa
     def none(*given):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(tuning, "predictions_gradient", none)
+    monkeypatch.setattr(distil, "predictions_gradient", none)
     with pytest.raises(OutOfMemoryError, match="one window at a time"):
         tune(staged, rounded_to(staged, 2), lesson_of(staged, WINDOWS, 2))
 
@@ -281,8 +281,8 @@ def test_tuning_that_diverges_ends_with_the_best_state_and_says_where(checkpoint
         steps.append(gradient(*given))
         return steps[-1] * (math.nan if len(steps) > 5 else 1.0)
 
-    gradient = tuning.predictions_gradient
-    monkeypatch.setattr(tuning, "predictions_gradient", diverges)
+    gradient = distil.predictions_gradient
+    monkeypatch.setattr(distil, "predictions_gradient", diverges)
     tuned = tune(staged, rounded, lesson)
     assert tuned.diverged == 6
     assert len(steps) == 6

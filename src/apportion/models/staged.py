@@ -169,8 +169,17 @@ class StagedModel:
             for block in blocks:
                 del block.forward
 
+    @torch.no_grad()
+    def begin(
+        self, windows: Int[Tensor, "windows tokens"]
+    ) -> tuple[Float[Tensor, "windows tokens hidden"], tuple[Call, ...]]:
+        """Hidden states before block 0, and the call of every block, for all these windows at once.
+
+        Unlike those of `embed` they may take part in a backward pass, and nothing is kept or looked at.
+        """
+        return self._record(windows.to(self.placement.device))
+
     def _record(self, ids: Int[Tensor, "batch tokens"]) -> tuple[Tensor, tuple[Call, ...]]:
-        require_tokens(self.model, ids)
         seen: list[tuple[Tensor, Call]] = []
 
         def recorder(rest: Rest) -> Callable[..., Any]:
@@ -225,6 +234,7 @@ class StagedModel:
     @torch.inference_mode()
     def _embed(self, windows: Int[Tensor, "windows tokens"]) -> Embedded:
         self.embeddings += 1
+        require_tokens(self.model, windows)
         windows = windows.to(self.placement.device)
         batch = self._step(windows)
         parts: list[Tensor] = []
@@ -370,6 +380,7 @@ class StagedModel:
             ModelStructureError: they differ, so the structure is not what it seems.
         """
         part = windows[:1].to(self.placement.device)
+        require_tokens(self.model, part)
         require_causal(self.model, part, self._record(part)[1], self._record(part.flip(1))[1])
         own = float(self.model(input_ids=part, labels=part, use_cache=False).loss)
         if not np.isfinite(own):

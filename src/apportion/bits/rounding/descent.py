@@ -1,21 +1,37 @@
 """Steps of gradient descent on latent codes: rates that warm up and fall, batches that fit, smaller ones where not."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.rounding.latent import Latents
+from apportion.bits.rounding.recorded import Recorder
 from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import OutOfMemoryError
 
 WARM_STEPS = 10
 LOSS_SCALE = {torch.float16: 1024.0}  # gradients of single weights underflow in float16; Adam divides it out
-Gradient = Callable[[dict[str, Tensor], Int[Tensor, " part"], float], Tensor]
-"""Given weights (leaves that want a gradient), windows and their share of the batch: sends the gradient of their loss
-to the weights, and returns that loss times the share."""
+Inputs = tuple[Tensor, ...]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is descended, part of a batch by part."""
+
+    def inputs(self, chosen: Int[Tensor, " part"]) -> Inputs:
+        """All that a part's loss depends on besides the weights; of one shape for parts of one size."""
+        ...
+
+    def gradient(self, weights: dict[str, Tensor], inputs: Inputs, share: float) -> Tensor:
+        """Send the gradient of a part's loss times its share of the batch to the weights (leaves that want one).
+
+        Returns that loss times the share, and reads nothing back to the host where it is to be recorded.
+        """
+        ...
 
 
 @dataclass
@@ -47,8 +63,11 @@ class Descent:
         self.optimizers = [codes.optimizer() for codes in latents.codes]
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.done = 0
+        moving = [value for _, value, _ in self.values() if value.requires_grad]
+        steady = all(codes.steady for codes in latents.codes)
+        self.recorder = Recorder(moving) if steady and torch.device(self.device).type == "cuda" else None
 
-    def step(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
+    def step(self, task: Task, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """One step; the loss before it, left on the device (to read it is to wait for it).
 
         Raises:
@@ -59,18 +78,18 @@ class Descent:
             for group, rate in zip(optimizer.param_groups, given, strict=True):
                 group["lr"] = rate * share
             optimizer.zero_grad()
-        loss = self.loss(gradient, batch)
+        loss = self.loss(task, batch)
         for optimizer, codes in zip(self.optimizers, self.latents.codes, strict=True):
             optimizer.step()
             codes.confine()
         self.done += 1
         return loss
 
-    def loss(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
+    def loss(self, task: Task, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """The loss of a batch, its gradient where the optimizers look for it; in smaller parts if memory runs out."""
         while True:
             try:
-                return self.parts(gradient, batch)
+                return self.parts(task, batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -83,15 +102,29 @@ class Descent:
                 optimizer.zero_grad()
             self.micro.halve(self.device)
 
-    def parts(self, gradient: Gradient, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
-        """The loss of a batch, part by part."""
+    def parts(self, task: Task, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
+        """The loss of a batch, part by part; one that is no parts is recorded where it can be."""
+        pieces = batch.split(self.micro.windows)
+        if len(pieces) == 1 and self.recorder is not None:
+            return self.recorder.run(lambda inputs: self.sent(task, [(inputs, 1.0)]), task.inputs(batch))
+        return self.sent(task, ((task.inputs(piece), len(piece) / len(batch)) for piece in pieces))
+
+    def sent(self, task: Task, pieces: Iterable[tuple[Inputs, float]]) -> Float[Tensor, ""]:
+        """The loss of a batch, its gradient sent to all that moves."""
         with torch.enable_grad():
             decoded = self.latents.weights(self.dtype, self.progress)
             leaves = {path: weight.detach().requires_grad_() for path, weight in decoded.items()}
-            losses = [gradient(leaves, part, len(part) / len(batch)) for part in batch.split(self.micro.windows)]
+            losses = [task.gradient(leaves, inputs, share) for inputs, share in pieces]
             used = [path for path, leaf in leaves.items() if leaf.grad is not None]
             torch.autograd.backward([decoded[path] for path in used], [leaves[path].grad for path in used])
         return torch.stack(losses).sum()
+
+    @property
+    def execution(self) -> str:
+        """How steps are run, see `Tuned`."""
+        if self.recorder is None:
+            return "plain"
+        return f"plain: {self.recorder.failure}" if self.recorder.failure else "recorded"
 
     @property
     def progress(self) -> float:

@@ -5,8 +5,7 @@ are made in parts of at most LOGIT_BYTES, each with its own backward pass to the
 150 thousand, logits and their gradients would otherwise be most of the memory.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -14,16 +13,43 @@ from torch import Tensor
 from torch.func import functional_call
 
 from apportion.bits.rounding.descent import LOSS_SCALE
+from apportion.bits.rounding.lesson import Lesson
+from apportion.models.calls import Call
 from apportion.models.staged import StagedModel
 
 LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 1 << 29}  # float32 logits in flight, of which about four copies exist at once
 WEIGHT_BYTES = 32  # of learning one weight: position, its gradient, two moments of Adam; decoded, its gradient; copies
 
 
+class Predictions:
+    """`descent.Task` of a lesson: predict as full precision does.
+
+    What the blocks are called with besides hidden states is the same for all texts of one shape (`StagedModel.verify`
+    has seen to that), so it is kept.
+    """
+
+    def __init__(self, staged: StagedModel, lesson: Lesson) -> None:
+        self.staged, self.lesson = staged, lesson
+        self.calls: dict[int, tuple[Call, ...]] = {}
+
+    def inputs(self, chosen: Int[Tensor, " part"]) -> tuple[Tensor, ...]:
+        """Hidden states before block 0, and the teacher's after the last, of these windows."""
+        hidden, calls = self.staged.begin(self.lesson.windows[chosen])
+        self.calls.setdefault(len(chosen), calls)
+        teacher = self.lesson.teacher
+        return hidden, teacher[chosen.to(teacher.device)].to(hidden.device)
+
+    def gradient(self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], share: float) -> Tensor:
+        """See `predictions_gradient`."""
+        hidden, teacher = inputs
+        return predictions_gradient(self.staged, weights, hidden, self.calls[len(hidden)], teacher, share)
+
+
 def predictions_gradient(
     staged: StagedModel,
     weights: dict[str, Tensor],
-    windows: Int[Tensor, "windows tokens"],
+    begun: Float[Tensor, "windows tokens hidden"],
+    calls: Sequence[Call],
     teacher: Float[Tensor, "windows tokens hidden"],
     share: float,
 ) -> Tensor:
@@ -31,9 +57,10 @@ def predictions_gradient(
 
     Args:
         weights: by module path; leaves that want a gradient.
+        begun, calls: hidden states before block 0, and the call of every block (`StagedModel.begin`).
         teacher: full precision's hidden states after the last block.
     """
-    hidden = last_hidden(staged, weights, windows)[:, :-1].flatten(0, 1)
+    hidden = through_blocks(staged, weights, begun, calls)[:, :-1].flatten(0, 1)
     wanted = teacher[:, :-1].flatten(0, 1)
     leaf = hidden.detach().requires_grad_()
     total = torch.zeros((), device=hidden.device)
@@ -44,6 +71,24 @@ def predictions_gradient(
         total += loss * (share / len(leaf))
     hidden.backward(leaf.grad)
     return total
+
+
+def through_blocks(
+    staged: StagedModel,
+    weights: dict[str, Tensor],
+    hidden: Float[Tensor, "windows tokens hidden"],
+    calls: Sequence[Call],
+) -> Float[Tensor, "windows tokens hidden"]:
+    """Hidden states after the last block with these weights, differentiable."""
+    inside = f"{staged.layout.prefix}."
+    own: list[dict[str, Tensor]] = [{} for _ in calls]
+    for path, weight in weights.items():
+        block, _, name = path.removeprefix(inside).partition(".")
+        own[int(block)][f"{name}.weight"] = weight
+    for module, put, (args, kwargs) in zip(staged.blocks, own, calls, strict=True):
+        out = functional_call(module, put, (hidden, *args), kwargs)
+        hidden = out[0] if isinstance(out, tuple) else out
+    return hidden
 
 
 @torch.no_grad()
@@ -66,21 +111,3 @@ def parts(staged: StagedModel, tokens: int) -> Iterator[slice]:
     most = max(1, LOGIT_BYTES[torch.device(staged.placement.device).type] // (4 * vocabulary))
     for start in range(0, tokens, most):
         yield slice(start, start + most)
-
-
-def last_hidden(
-    staged: StagedModel, weights: dict[str, Tensor], windows: Int[Tensor, "windows tokens"]
-) -> Float[Tensor, "windows tokens hidden"]:
-    """Hidden states after the last block with these weights, differentiable; the head sees one token a window."""
-    seen: list[Tensor] = []
-
-    def keep(_: Any, __: Any, out: Any) -> None:
-        seen.append(out[0] if isinstance(out, tuple) else out)
-
-    handle = staged.blocks[-1].register_forward_hook(keep)
-    try:
-        put = {f"{path}.weight": weight for path, weight in weights.items()}
-        functional_call(staged.model, put, (windows,), {"use_cache": False, "logits_to_keep": 1})
-    finally:
-        handle.remove()
-    return seen[0]

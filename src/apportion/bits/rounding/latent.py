@@ -50,7 +50,13 @@ class Start:
 
 @runtime_checkable
 class Codes(Protocol):
-    """A way to learn codes and scales; `progress` goes from 0 to 1."""
+    """A way to learn codes and scales; `progress` goes from 0 to 1.
+
+    Attributes:
+        steady: what is decoded depends on nothing but what moves, so that a recorded step may be replayed.
+    """
+
+    steady: bool
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Over everything that moves; rates are set by `descend`, as shares of those given here."""
@@ -78,6 +84,8 @@ class StraightThrough:
     Args:
         start: what the rounding found. position_rate: 0 leaves the codes as they are and tunes scales alone.
     """
+
+    steady = True
 
     def __init__(self, start: Start, position_rate: float | None = None, gain_rate: float | None = None) -> None:
         position_rate = POSITION_RATE if position_rate is None else position_rate

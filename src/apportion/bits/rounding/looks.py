@@ -32,6 +32,7 @@ class Tuned:
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
         own: windows that the model wrote itself to learn from, beside the text's.
+        execution: `recorded` steps (a CUDA graph), `plain` ones, or why they were plain where they could be recorded.
         diverged: the look at which the loss was not finite any more, and tuning ended; None where it never was.
     """
 
@@ -43,6 +44,7 @@ class Tuned:
     batch: int = 0
     moved: float = 0.0
     own: int = 0
+    execution: str = "plain"
     diverged: int | None = None
 
 

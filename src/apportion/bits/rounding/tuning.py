@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from apportion.bits.rounding.choice import MEMORY_SHARE
-from apportion.bits.rounding.descent import Descent, Gradient, Micro, batches
-from apportion.bits.rounding.distil import WEIGHT_BYTES, predictions_gradient
+from apportion.bits.rounding.descent import Descent, Micro, batches
+from apportion.bits.rounding.distil import WEIGHT_BYTES, Predictions
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough, position_rate
 from apportion.bits.rounding.lesson import Lesson, batch_of
 from apportion.bits.rounding.looks import Looks, Tuned, kept_in
@@ -65,12 +63,12 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
                       staged.compute_dtype, Micro(size))  # fmt: skip
     kept = None if folder is None else kept_in(folder, staged, start, lesson, learned)
     look = Looks(staged, lesson, start, descent, kept)
-    gradient = gradient_of(staged, lesson)
+    task = Predictions(staged, lesson)
     with progress(TUNING, lesson.steps, f"steps of {learned.split(':')[0]}", done=descent.done) as advance:
         for step, batch in enumerate(batches(len(lesson.windows), size, lesson.steps, lesson.seed), start=1):
             if step <= descent.done:
                 continue
-            loss = descent.step(gradient, batch)
+            loss = descent.step(task, batch)
             advance()
             if step not in look.steps:
                 continue
@@ -80,18 +78,9 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
             look.take(step)
     best = look.best
     moved = moved_share(start, best.packed)
-    return replace(best, learned=learned, batch=descent.micro.windows, moved=moved, own=lesson.own)
-
-
-def gradient_of(staged: StagedModel, lesson: Lesson) -> Gradient:
-    """The gradient of the cross-entropy to full precision on the lesson's windows."""
-    device = staged.placement.device
-
-    def gradient(weights: dict[str, Tensor], chosen: Tensor, share: float) -> Tensor:
-        teacher = lesson.teacher[chosen.to(lesson.teacher.device)].to(device)
-        return predictions_gradient(staged, weights, lesson.windows[chosen].to(device), teacher, share)
-
-    return gradient
+    return replace(
+        best, learned=learned, batch=descent.micro.windows, moved=moved, own=lesson.own, execution=descent.execution
+    )
 
 
 def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson) -> tuple[Make, str]:

@@ -1,0 +1,73 @@
+"""A step's gradient as one CUDA graph.
+
+A block's forward and backward pass are some two hundred kernels of a few microseconds each; to launch them one by one
+takes the host several times longer than the device needs to run them. Recorded once, they are launched together.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from apportion.core.device import free_memory
+from apportion.core.errors import first_line
+
+Work = Callable[[tuple[Tensor, ...]], Tensor]
+
+
+class Recorder:
+    """Records work at its first run and replays it on other inputs of the same shapes.
+
+    Args:
+        values: whose gradients the work makes (each None before it).
+
+    Attributes:
+        failure: why nothing is recorded, for want of memory or because the model waits for the device; work then
+            runs plainly, with the same results.
+    """
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        self.values = values
+        self.failure = ""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: tuple[Tensor, ...] = ()
+        self.gradients: list[Tensor | None] = []
+        self.loss = torch.zeros(())
+
+    def run(self, work: Work, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The work's loss, left on the device; its gradients are those of the values."""
+        if self.graph is None and not self.failure:
+            self.record(work, inputs)
+        if self.graph is None or any(a.shape != b.shape for a, b in zip(self.inputs, inputs, strict=True)):
+            return work(inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        for value, gradient in zip(self.values, self.gradients, strict=True):
+            value.grad = gradient
+        return self.loss.clone()
+
+    def record(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
+        """Run once, so that libraries set themselves up outside of the recording; then record."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        own = tuple(item.clone() for item in inputs)
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                work(own)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.forget()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                loss = work(own)
+            self.graph, self.inputs, self.loss = graph, own, loss
+            self.gradients = [value.grad for value in self.values]
+        except RuntimeError as error:
+            self.failure = first_line(error)
+            del own, graph
+            free_memory(str(self.values[0].device))
+        self.forget()
+
+    def forget(self) -> None:
+        """No gradients: what is made next is stored, not added."""
+        for value in self.values:
+            value.grad = None

@@ -1,0 +1,54 @@
+"""Recorded steps of tuning are the plain ones (run where a CUDA device is)."""
+
+import pytest
+import torch
+
+from apportion.bits.rounding import distil, round_plan
+from apportion.bits.rounding.descent import Descent
+from apportion.bits.rounding.lesson import lesson_of
+from apportion.bits.rounding.nearest import Nearest
+from apportion.bits.rounding.tuning import tune
+from apportion.core.device import place
+from apportion.formats import grid_width
+from apportion.models.load import load_staged
+from tests.tiny_models import KINDS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+WINDOWS = torch.randint(2, 150, (96, 24), generator=torch.Generator().manual_seed(5))
+
+
+def tuned(model, steps=12):
+    staged = load_staged(model, place("cuda", "float32"))
+    rounded = round_plan(staged, Nearest(), dict.fromkeys(staged.originals, grid_width(2, 32)))
+    return tune(staged, rounded, lesson_of(staged, WINDOWS, steps, codes=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_learn_what_plain_ones_learn(checkpoint, kind, monkeypatch):
+    recorded = tuned(str(checkpoint(kind)))
+    assert recorded.execution == "recorded"
+    made = Descent.__init__
+
+    def plainly(descent, *given):
+        made(descent, *given)
+        descent.recorder = None
+
+    monkeypatch.setattr(Descent, "__init__", plainly)
+    plain = tuned(str(checkpoint(kind)))
+    assert plain.execution == "plain"
+    assert recorded.after == pytest.approx(plain.after, rel=1e-3)
+    assert recorded.after < recorded.before
+
+
+def test_a_step_that_waits_for_the_device_is_run_plainly_and_the_result_says_so(checkpoint, monkeypatch):
+    gradient = distil.predictions_gradient
+
+    def waits(staged, weights, hidden, *given):
+        float(hidden.sum())
+        return gradient(staged, weights, hidden, *given)
+
+    recorded = tuned(str(checkpoint("llama")))
+    monkeypatch.setattr(distil, "predictions_gradient", waits)
+    found = tuned(str(checkpoint("llama")))
+    assert found.execution.startswith("plain: ")
+    assert found.after == pytest.approx(recorded.after, rel=1e-3)
