@@ -211,6 +211,7 @@ VARIANTS = [
     Variant("signed offsets of own weights, blocks", blocks=200, steps=0, make=Signed, rounding="nearest"),
     Variant("signed offsets of gptq's codes", make=lambda start: Signed(start, own=False), steps=LONG),
     Variant("relaxed codes", make=Relaxed, steps=LONG),
+    Variant("straight-through, rate .002", make=straight(0.002), steps=2 * LONG),
     Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=LONG),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
@@ -267,7 +268,13 @@ class Bench:
             descent.began, began = descent.began + pause, began + pause
             if not waiting:
                 break
-        return {**row, **self.found(looks, start, time.monotonic() - began), "looks": seen, "steps": descent.done}
+        return {
+            **row,
+            **self.found(looks, start, time.monotonic() - began),
+            "looks": seen,
+            "steps": descent.done,
+            "execution": descent.execution,
+        }
 
     def found(self, looks: Looks, start: Mapping[str, GridWeight], seconds: float) -> Json:
         """The state that was best on the windows kept aside, judged."""

@@ -4,7 +4,8 @@
         --work WORK --out docs/results [options of apportion quantize]
 
 What `apportion quantize` writes is loaded from its folder and compared with full precision by `apportion divergence`;
-so is a folder of every uniform width with as many bits or fewer, written by `apportion apply` with the same rounding.
+so is a folder of every uniform width with as many bits or fewer, written by `apportion apply` with the same rounding
+(`--no-uniform`: none; what uniform plans came to on the windows kept aside is in the result).
 """
 
 import argparse
@@ -45,6 +46,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--text-windows", type=int, default=128)
     parser.add_argument("--text-tokens", type=int, default=512)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-uniform", action="store_true", help="write no folder of one width beside it")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -91,7 +93,7 @@ def main() -> None:
     result = quantize(str(asked.model), out, ask, recipe, resume=out.exists())
     plan = plan_from(read_json(out / "plan.json"))
     folders = {"auto": out}
-    for width, level in uniform_plans(plan).items():
+    for width, level in ({} if asked.no_uniform else uniform_plans(plan)).items():
         folder = asked.work / f"{name}-{width}"
         text = replace(recipe, tune=(result["tuned"] or {}).get("asked", 0))
         rounding = result["apply_rounding"]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from apportion.bits.rounding.distil import WEIGHT_BYTES
 
 STEPS = {"cuda": 200, "cpu": 60}  # of scales alone; of codes at least, and more as long as GPU_S seconds last
-GPU_S = 300
-# Seconds of a step of 8,192 tokens on an H100 of its own, estimated: launches, and for each weight. Measured in
-# company: .16 to .19 at 106 million weights, where this gives .13.
-STEP_S, WEIGHT_S = 0.1, 2.6e-10
+GPU_S = 180
+# Seconds of a recorded step of 8,192 tokens on an H200 of its own, estimated: whatever the size, and for each weight.
+# Measured: .056 at 106 million weights (.119 where the steps were not recorded).
+STEP_S, WEIGHT_S = 0.03, 2.6e-10
 SMALL_WEIGHTS = 40_000_000  # that two cores tune in less than an hour
 MEMORY_SHARE = 0.6  # of what is free may go to learning; the rest is for activations
 
@@ -50,9 +50,9 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
 
     Example:
         >>> best_affordable("cuda", 106_000_000, 70 << 30).tune
-        2350
+        3130
         >>> best_affordable("cuda", 1_300_000_000, 70 << 30)
-        Choice(rounding='gptq', tune=680, codes=True, reason='a GPU: 5 minutes a plan on an H100 alone, estimated')
+        Choice(rounding='gptq', tune=490, codes=True, reason='a GPU: 3 minutes a plan on an H100 alone, estimated')
         >>> best_affordable("cuda", 7_000_000_000, 60 << 30).reason
         'a GPU; learning 7,000,000,000 codes needs 224,000,000,000 bytes, 38,654,705,664 may be taken'
         >>> best_affordable("cpu", 500_000_000, 16 << 30).reason

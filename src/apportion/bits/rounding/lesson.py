@@ -18,7 +18,7 @@ KEPT_SHARE = 8  # one window of so many is kept aside
 OFTEN = 4  # a window is met so often, and the model writes more of them
 OWN_MOST = 2048  # windows that it writes
 BEGINNING = 16  # tokens that it goes on from
-AT_ONCE = {"cpu": 64, "cuda": 1024}  # windows that it writes side by side, while caches take less than CACHE_SHARE
+AT_ONCE = {"cpu": 64, "cuda": 2048}  # windows that it writes side by side, while caches take less than CACHE_SHARE
 CACHE_SHARE = 0.25
 
 

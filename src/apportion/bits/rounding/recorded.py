@@ -28,6 +28,7 @@ class Recorder:
 
     def __init__(self, values: Sequence[Tensor]) -> None:
         self.values = values
+        begin_backward(str(values[0].device))
         self.failure = ""
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
@@ -71,3 +72,8 @@ class Recorder:
         """No gradients: what is made next is stored, not added."""
         for value in self.values:
             value.grad = None
+
+
+def begin_backward(device: str) -> None:
+    """Let autograd's own thread meet the device: torch warns where the first thing that it does there is a product."""
+    (torch.zeros(1, device=device, requires_grad=True) * 2).sum().backward()
