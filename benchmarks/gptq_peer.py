@@ -34,10 +34,10 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
 
 def cut_windows(asked: argparse.Namespace) -> None:
     from apportion.models.pretrained import load_tokenizer
-    from apportion.models.text import calibrate, windows_of
+    from apportion.models.text import windows_of
 
     tokenizer = load_tokenizer(asked.model)
-    found = calibrate(asked.calibration, tokenizer, windows=asked.windows, window_tokens=TOKENS, seed=0)
+    found = read_mixture(asked.calibration, tokenizer, TOKENS).draw(asked.windows, seed=0)
     test = windows_of(asked.text, tokenizer, TOKENS)[: asked.text_windows]
     asked.folder.mkdir(parents=True, exist_ok=True)
     torch.save({"calibration": found.windows, "test": test}, asked.folder / "windows.pt")

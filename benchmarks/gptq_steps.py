@@ -23,9 +23,10 @@ from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
 from apportion.formats import grid_width
 from apportion.models.load import load_staged
+from apportion.models.mixture import read_mixture
 from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
-from apportion.models.text import calibrate, windows_of
+from apportion.models.text import windows_of
 
 HELD, TOKENS, POOL, GROUP = 48, 512, 560, 64
 LOOP: Json = {"dampings": (0.01,), "rounds": 0, "correction": 0.0}
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--part", default="0/1")
     asked = parser.parse_args()
     staged, tokenizer = load_staged(asked.model, place("auto", "float32")), load_tokenizer(asked.model)
-    drawn = calibrate(asked.calibration, tokenizer, windows=POOL, window_tokens=TOKENS, seed=1).windows
+    drawn = read_mixture(asked.calibration, tokenizer, TOKENS).draw(POOL, seed=1).windows
     drawn = drawn[torch.randperm(POOL, generator=torch.Generator().manual_seed(0))]
     held, pool = drawn[:HELD], drawn[HELD:]
     test = windows_of(asked.text, tokenizer, TOKENS)[:128]

@@ -129,13 +129,13 @@ def profile(asked: argparse.Namespace, folder: str) -> None:
     from apportion.bits.game.game import block_states, trie_edges
     from apportion.bits.quantize import QuantizeRequest, open_model
     from apportion.bits.recipe import Recipe
-    from apportion.models.text import calibrate
+    from apportion.models.mixture import read_mixture
 
     length, count = asked.window_tokens, asked.windows
     recipe = Recipe(windows=count, window_tokens=length, rounding=asked.roundings)
     quantizer = open_model(folder, recipe, QuantizeRequest(dtype=asked.dtype))
     staged, costs = quantizer.staged, quantizer.costs
-    windows = calibrate(asked.calibration, quantizer.tokenizer, windows=count, window_tokens=length, seed=0)
+    windows = read_mixture(asked.calibration, quantizer.tokenizer, length).draw(count, seed=0)
     began = time.monotonic()
     bank = quantizer.bank
     print(f"rounding: {time.monotonic() - began:.1f} s")

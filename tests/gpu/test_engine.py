@@ -13,8 +13,8 @@ from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.core.device import place
 from apportion.models.load import load_staged
+from apportion.models.mixture import read_mixture
 from apportion.models.pretrained import load_tokenizer
-from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_replayed_values_equal_naive_ones(kind: str, checkpoint: Callable[..., Path], text_file: Path) -> None:
     model = str(checkpoint(kind, blocks=4))
     staged, tokenizer = load_staged(model, place("cuda", "float32")), load_tokenizer(model)
-    windows = calibrate(text_file, tokenizer, windows=3, window_tokens=32, seed=0)
+    windows = read_mixture(text_file, tokenizer, 32).draw(3, seed=0)
     bank = Quantizer(staged, tokenizer, Recipe(group_size=32)).bank
     game = MeasuredGame(bank, windows)
     every = list(product((0, 1), repeat=4))

@@ -16,8 +16,8 @@ from apportion.bits.quantizer import Quantizer, take_samples
 from apportion.bits.recipe import Recipe
 from apportion.core.device import place
 from apportion.models.load import load_staged
+from apportion.models.mixture import read_mixture
 from apportion.models.pretrained import load_tokenizer
-from apportion.models.text import calibrate
 from tests.tiny_models import KINDS
 
 Make = Callable[..., Path]
@@ -30,7 +30,7 @@ def context(request: pytest.FixtureRequest, checkpoint: Make, text_file: Path, t
     recipe = Recipe(group_size=32, calibration=text_file, windows=3, window_tokens=32, permutations=2)
     quantizer = Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
     samples = take_samples(quantizer, folder / "samples")
-    text = calibrate(text_file, quantizer.tokenizer, windows=3, window_tokens=32, seed=0)
+    text = read_mixture(text_file, quantizer.tokenizer, 32).draw(3, seed=0)
     return Context(MeasuredGame(quantizer.bank, text), samples, folder)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from apportion.core.errors import InputError
 from apportion.models.documents import read_documents
-from apportion.models.text import Windows, calibrate, load_calibration, read_text, save_calibration, windows_of
+from apportion.models.mixture import read_mixture
+from apportion.models.text import Windows, load_calibration, read_text, save_calibration, windows_of
 from tests.tiny_models import make_tokenizer
 
 ROWS = [{"text": "one, two"}, {"text": 'three "four"\nfive'}]
@@ -106,7 +107,7 @@ def test_every_window_begins_as_it_is_asked_for(text_file: Path) -> None:
 
 
 def test_what_a_window_begins_with_is_kept_with_it(text_file: Path, tmp_path: Path) -> None:
-    found = calibrate(text_file, make_tokenizer(), windows=2, window_tokens=24, seed=0)
+    found = read_mixture(text_file, make_tokenizer(), 24).draw(2, seed=0)
     assert found.bos is False
     save_calibration(found, tmp_path / "windows.safetensors")
     assert load_calibration(tmp_path / "windows.safetensors").bos is False

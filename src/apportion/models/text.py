@@ -149,17 +149,6 @@ def require_windows(available: Int[Tensor, "all tokens"], windows: int, path: Pa
         )
 
 
-def calibrate(path: Path, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Windows:
-    """Choose windows of a text at random, without overlap, in reading order; the same for the same seed.
-
-    Raises:
-        InputError: the text has fewer windows than asked for.
-    """
-    available = windows_of(path, tokenizer, window_tokens)
-    require_windows(available, windows, path)
-    return Windows(choose(available, windows, seed), str(path), bos=bool(prefix_of(tokenizer)))
-
-
 def windows_of(
     path: Path, tokenizer: Any, window_tokens: int, *, bos: bool | None = None
 ) -> Int[Tensor, "windows tokens"]:
