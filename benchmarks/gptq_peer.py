@@ -33,6 +33,7 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
 
 
 def cut_windows(asked: argparse.Namespace) -> None:
+    from apportion.models.mixture import read_mixture
     from apportion.models.pretrained import load_tokenizer
     from apportion.models.text import windows_of
 
