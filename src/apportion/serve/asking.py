@@ -78,12 +78,12 @@ class Asking:
         return {**_taken(self.options, self.habits), "messages": messages, **extra}
 
     def followed_by(self, request: Request, max_tokens: int) -> "Asking":
-        """The same with the turns that follow the first, thinking off where the server has that switch."""
+        """The same with the turns that follow the first, without examples, thinking off where there is a switch."""
         options = {**self.options, "max_tokens": max_tokens}
         if self.habits.thinking_switch:
             options.setdefault("chat_template_kwargs", {"enable_thinking": False})
         turns = replace(self.request, said=request.said, then=request.then)
-        return replace(self, request=turns, options=options)
+        return replace(self, examples=(), request=turns, options=options)
 
     def shorter(self) -> "Asking | None":
         """The same with less: passages, then the older half of the turns, then worked examples; None at the end."""

@@ -1,7 +1,8 @@
 """Requests -> what was answered. Reasoning that ends without an answer is followed by one turn that asks for it.
 
 The second turn is the same conversation with the model's own reasoning in it, a short limit on new tokens and
-thinking off; it is made once, and what is not found then is not found. Its text is the prompt's `again`.
+thinking off; it is made once, and what is not found then is not found. Its text is the prompt's `again`. The worked
+examples are left out of it: a small model takes its answer from them rather than from what it reasoned.
 """
 
 from collections.abc import Sequence
@@ -105,7 +106,8 @@ def second_turn(strategy: str, prompt: Prompt, request: Request, answered: Answe
     if not reasons or not text or answered.extracted.matched or first.finish == "filter" or not first.text.strip():
         return None
     limit = prompt.max_tokens if first.thinking_text else min(prompt.max_tokens, _LIMITS[prompt.kind])
-    return replace(request, said=first.text, then=text, max_tokens=limit, thinking=False, logprobs=False)
+    turns = replace(request, examples=(), said=first.text, then=text)
+    return replace(turns, max_tokens=limit, thinking=False, logprobs=False)
 
 
 def with_second(prompt: Prompt, answered: Answered, said: Completion | str) -> Answered:

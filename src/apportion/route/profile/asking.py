@@ -62,12 +62,14 @@ def ask_alone(question: Question, strategy: str, setup: Setup) -> Record:
         ServiceError: the call failed.
     """
     asked = _prepare(question, strategy, setup)
-    completion = complete(setup.llm, setup.prompts, [asked.turn])[0].total
+    answered = complete(setup.llm, setup.prompts, [asked.turn])[0]
+    completion = answered.total
     return {
         "question": question_key(question),
         "strategy": ALONE + strategy,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
+        "calls": 1 if answered.second is None else 2,
         "search_ms": asked.search_ms,
         "latency_ms": completion.latency_ms + asked.search_ms,
     }

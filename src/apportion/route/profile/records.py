@@ -90,12 +90,13 @@ def _latency(
 ) -> tuple[float | None, bool]:
     """Milliseconds of a row, and whether they were measured."""
     alone, record = records.get((key, ALONE + strategy)), records.get((key, strategy), {})
-    if alone is not None:
+    calls = 1 if record.get("again") is None else 2
+    if alone is not None and alone.get("calls", 1) == calls:
         return alone["latency_ms"], True
     if model is None or "prompt_tokens" not in record:
         return record.get("latency_ms"), True
-    estimate = model.estimate(record["prompt_tokens"], record["completion_tokens"], record.get("search_ms", 0.0))
-    return estimate, False
+    tokens = record["prompt_tokens"], record["completion_tokens"]
+    return model.estimate(*tokens, record.get("search_ms", 0.0), calls), False
 
 
 def _outcome(
