@@ -2,13 +2,15 @@
 
     python benchmarks/six_data.py --qa DIR --corpora DIR --recorded FILE.parquet --out DATA
     python benchmarks/six_sets.py run --data DATA --llm MODEL --work WORK [--batch 96] [--unloaded 70] [--limit N]
-        [--shard 1/3] [--half judge] [--corpora six,six_gap] [--from LOG ...] [--label _3bit]
+        [--shard 1/3] [--half judge] [--corpora six,six_gap] [--from LOG ... [--keep-times]]
+        [--label _3bit]
     python benchmarks/six_sets.py collect --data DATA --work WORK --llm NAME --out docs/results [--label _3bit]
 
 `run` profiles on the full corpus, then on the one with gaps (answers that saw no passage are not asked for again);
 it goes on where it was cut. Shards are runs of their own, each with its log, at the same time on several GPUs; times
-are taken by those with `--unloaded`. `--from` begins with the answers, not the times, of other runs' logs. Reasoning
-without an answer, recorded before such answers were asked for once more, is asked anew.
+are taken by those with `--unloaded`. `--from` begins with the answers of other runs' logs on the same corpus, and
+with their times where `--keep-times` says that nothing else is compared with them. Reasoning without an answer that
+was recorded before such answers were asked for once more is asked anew.
 `collect` reads all logs of a label and writes the profiles by half, without texts but with features and outcomes
 (six_learn.parquet, six_judge.parquet, six_gap_*.parquet), and six.json: quality, tokens, latency and extraction
 failures by set and pipeline, and how often the answer stands in the passages.
@@ -66,10 +68,10 @@ def run(given: argparse.Namespace) -> None:
     }
     for name, setup in setups.items():
         out = given.work / f"{file_name(name, given)}.parquet"
+        if given.begin:
+            take_answers(questions, setup, given.begin, out, times=given.keep_times)
         if name == "six_gap" and "six" in setups:
             share_blind(questions, setups["six"], setup, given.work / f"{file_name('six', given)}.parquet.log", out)
-        elif given.begin:
-            take_answers(questions, setup, given.begin, out)
         if given.unloaded:
             warm(spread(questions, given.unloaded), setup)
         start = time.monotonic()
@@ -112,21 +114,24 @@ def warm(questions: Sequence[Question], setup: Setup) -> None:
         setup.llm.complete([request if at == 0 else replace(request, max_tokens=2)])
 
 
-def take_answers(questions: Sequence[Question], setup: Setup, begin: Sequence[Path], out: Path) -> None:
-    """Begin a log with other runs' answers to the same prompts on the same corpus; their times are left."""
-    path = out.with_name(out.name + ".log")
+def take_answers(questions: Sequence[Question], setup: Setup, begin: Sequence[Path], out: Path, *, times: bool) -> None:
+    """Begin a log with other runs' answers to the same prompts on the same corpus; their times only where asked."""
+    path, wanted = out.with_name(out.name + ".log"), header(setup)
     if path.exists():
         return
-    logs, wanted = [read_log(one) for one in begin], header(setup)
-    for place, found in zip(begin, logs, strict=True):
-        unlike = [name for name in ("corpus", "prompts", "k") if found["header"][name] != wanted[name]]
-        if unlike:
-            raise SystemExit(f"--from {place}: made with other {', '.join(unlike)}")
+    logs = {place: read_log(place) for place in begin}
+    unlike = [
+        place for place, log in logs.items() if any(log["header"][key] != wanted[key] for key in ("prompts", "k"))
+    ]
+    if unlike:
+        raise SystemExit(f"--from {', '.join(map(str, unlike))}: made with other prompts or another k")
+    fitting = [log for log in logs.values() if log["header"]["corpus"] == wanted["corpus"]]
+    print(f"{out.stem}: begins with {len(fitting)} of {len(logs)} logs, the others are of another corpus", flush=True)
     keys = {question_key(one) for one in questions}
     with AppendLog(path, wanted, resume=False) as log:
-        for record in (record for found in logs for record in found["records"]):
-            timed = record["strategy"].startswith(ALONE)
-            if record["question"] in keys and not (record.get("error") or timed or is_unasked(record)):
+        for record in (record for found in fitting for record in found["records"]):
+            kept = times or not record["strategy"].startswith(ALONE)
+            if kept and record["question"] in keys and not record.get("error") and not is_unasked(record):
                 log.append(record)
 
 
@@ -309,6 +314,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("learn", "judge"), help="only the questions of a half")
     parser.add_argument("--corpora", default=",".join(CORPORA))
     parser.add_argument("--from", dest="begin", type=Path, nargs="+", help="logs of other runs whose answers are taken")
+    parser.add_argument("--keep-times", action="store_true", help="take the times of --from too")
     parser.add_argument("--label", default="", help="part of the files' names, to tell models apart")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
