@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import own_command
 
 from apportion.core.artifact import plain, versions, write_json
 from apportion.route.ask import STRATEGIES, build_request, load_prompts
@@ -64,7 +65,10 @@ def main() -> None:
     given = parser.parse_args()
     asked = requests(given.data, given.questions)
     llm = LocalLLM.open(given.llm, batch_size=given.batch)
-    found: dict[str, Any] = {"model": llm.name, "batch": given.batch, "questions": given.questions}
+    found: dict[str, Any] = {"command": own_command(), "model": llm.name, "batch": given.batch}
+    found["questions"] = given.questions
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["versions"] = versions("torch", "transformers")
     texts: dict[str, list[str]] = {}
     for label, mode, graph in (
         ("slots, recorded", "slots", True),
@@ -76,13 +80,13 @@ def main() -> None:
         speeds, texts[label] = timed(llm, asked, mode, graph=graph, batch=given.batch)
         found[label] = {"answers_per_second": speeds, "generation": plain(llm.generation)}
         print(label, json.dumps(found[label]), flush=True)
+        write_json(given.out, found)  # as it grows, since the last way is the slowest
     before = texts["batches"]
     found["same_text_as_batches"] = {
         label: sum(one == other for one, other in zip(mine, before, strict=True)) / len(before)
         for label, mine in texts.items()
     }
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    write_json(given.out, {**found, "versions": versions("torch", "transformers")})
+    write_json(given.out, found)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Seven question sets and the corpus of all their passages, as `six_sets.py` asks them.
 
-    python benchmarks/six_data.py --qa DIR --corpora DIR --recorded FILE.parquet --out DIR
+    python benchmarks/six_data.py --qa DIR --corpora DIR --recorded FILE.parquet --out DIR [--each 600]
 
 DIR/questions.jsonl, DIR/corpus.jsonl, DIR/corpus_gap.jsonl (without the gold passages of a random third of the
 questions) and DIR/data.json (counts, digests, and which half each question belongs to). A set that is missing is
-said and left out. 200 questions a set, drawn with a fixed seed from those that are no part of the recorded profile.
+said and left out. 200 questions a set, drawn with a fixed seed from those that are no part of the recorded profile;
+with a larger --each those 200 come with their halves, and more beside them. The corpus is the same.
 """
 
 import argparse
@@ -76,10 +77,14 @@ class Pool:
         return self.ids[key]
 
 
-def draw(rows: list[Row], leave_out: set[str], rng: random.Random) -> list[Row]:
-    """At most 200 questions, each text once, shuffled."""
+def draw(rows: list[Row], leave_out: set[str], rng: random.Random, each: int, name: str) -> list[Row]:
+    """At most so many questions, each text once, shuffled; the first 200 are the same for every `each` from 200."""
     fresh = {row["question"]: row for row in rows if row["id"] not in leave_out}
-    return rng.sample(list(fresh.values()), min(EACH, len(fresh)))
+    first = rng.sample(list(fresh.values()), min(EACH, len(fresh)))
+    taken = {row["question"] for row in first}
+    others = [row for text, row in fresh.items() if text not in taken]
+    more = random.Random(f"{SEED}/{name}").sample(others, min(max(0, each - EACH), len(others)))
+    return [*first[:each], *more]
 
 
 def main() -> None:
@@ -88,6 +93,7 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--recorded", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--each", type=int, default=EACH, help="questions of a set at most")
     given = parser.parse_args()
     from pyarrow import parquet
 
@@ -95,6 +101,7 @@ def main() -> None:
     pool, rng = Pool(), random.Random(SEED)
     asked: list[Row] = []
     gold: dict[str, list[str]] = {}
+    more: dict[str, list[str]] = {}  # of the questions beyond the first 200
     halves: dict[str, str] = {}
     missing = [name for name, file in SETS.items() if not (given.qa / file).is_file()]
     for name, file in SETS.items():
@@ -103,17 +110,22 @@ def main() -> None:
             continue
         rows = list(rows_of(given.qa / file))
         ids = {row["id"]: [(pool.add(one), is_gold(row, one)) for one in row.get("passages") or ()] for row in rows}
-        for number, row in enumerate(draw(rows, recorded, rng)):
+        for number, row in enumerate(draw(rows, recorded, rng, given.each, name)):
             key = f"{name}/{row['id']}"
             asked.append({"id": row["id"], "dataset": name, "question": row["question"], "answers": row["answers"]})
-            gold[key] = [passage for passage, good in ids[row["id"]] if good]
+            if number < EACH:
+                gold[key] = [passage for passage, good in ids[row["id"]] if good]
+            else:
+                more[key] = [passage for passage, good in ids[row["id"]] if good]
             halves[key] = "learn" if number % 2 == 0 else "judge"
     for file in sorted(given.corpora.glob("*.jsonl")):
         for passage in rows_of(file):
             pool.add(passage)
     with_gold = [key for key in gold if gold[key]]
     without = set(rng.sample(with_gold, round(len(with_gold) * MISSING_SHARE)))
-    gone = {passage for key in without for passage in gold[key]}
+    others = [key for key in more if more[key]]
+    without |= set(random.Random(f"{SEED}/gap").sample(others, round(len(others) * MISSING_SHARE)))
+    gone = {passage for key in without for passage in (gold | more)[key]}
     given.out.mkdir(parents=True, exist_ok=True)
     rng.shuffle(asked)  # a run that is cut has a part of every set
     write_lines(given.out / "questions.jsonl", asked)

@@ -2,12 +2,15 @@
 
     python benchmarks/six_data.py --qa DIR --corpora DIR --recorded FILE.parquet --out DATA
     python benchmarks/six_sets.py run --data DATA --llm MODEL --work WORK [--batch 96] [--unloaded 70] [--limit N]
-        [--shard 1/3] [--half judge] [--corpora six,six_gap] [--from LOG] [--label _3bit]
+        [--shard 1/3] [--half judge] [--corpora six,six_gap] [--from LOG ... [--keep-times]]
+        [--label _3bit]
     python benchmarks/six_sets.py collect --data DATA --work WORK --llm NAME --out docs/results [--label _3bit]
 
 `run` profiles on the full corpus, then on the one with gaps (answers that saw no passage are not asked for again);
 it goes on where it was cut. Shards are runs of their own, each with its log, at the same time on several GPUs; times
-are taken by those with `--unloaded`. `--from` begins with the answers, not the times, of another run's log.
+are taken by those with `--unloaded`. `--from` begins with the answers of other runs' logs on the same corpus, and
+with their times where `--keep-times` says that nothing else is compared with them. Reasoning without an answer that
+was recorded before such answers were asked for once more is asked anew.
 `collect` reads all logs of a label and writes the profiles by half, without texts but with features and outcomes
 (six_learn.parquet, six_judge.parquet, six_gap_*.parquet), and six.json: quality, tokens, latency and extraction
 failures by set and pipeline, and how often the answer stands in the passages.
@@ -37,7 +40,7 @@ from apportion.route.profile.file import write_profile
 from apportion.route.profile.latency import fit_latency
 from apportion.route.profile.profile import Outcome
 from apportion.route.profile.questions import Question, read_questions
-from apportion.route.profile.records import ALONE, Measured, question_key
+from apportion.route.profile.records import ALONE, Measured, is_unasked, question_key
 from apportion.route.profile.run import run_profile, spread
 from apportion.route.profile.scoring import normalise
 
@@ -65,10 +68,10 @@ def run(given: argparse.Namespace) -> None:
     }
     for name, setup in setups.items():
         out = given.work / f"{file_name(name, given)}.parquet"
+        if given.begin:
+            take_answers(questions, setup, given.begin, out, times=given.keep_times)
         if name == "six_gap" and "six" in setups:
             share_blind(questions, setups["six"], setup, given.work / f"{file_name('six', given)}.parquet.log", out)
-        elif given.begin:
-            take_answers(questions, setup, given.begin, out)
         if given.unloaded:
             warm(spread(questions, given.unloaded), setup)
         start = time.monotonic()
@@ -78,7 +81,7 @@ def run(given: argparse.Namespace) -> None:
         asked = report.rows - report.resumed
         speed = {"answers": asked, "seconds": time.monotonic() - start, "generation": report.generation}
         print(name, json.dumps(plain(report.pipelines), indent=1), report.latency, speed, sep="\n", flush=True)
-        begun = {"answers_of": read_log(given.begin)["header"]} if given.begin and name == "six" else {}
+        begun = {"answers_of": [path.name for path in given.begin]} if given.begin and name == "six" else {}
         write_json(out.with_name(f"{out.stem}_report.json"), {**plain(report), "speed": speed, **begun})
 
 
@@ -111,34 +114,42 @@ def warm(questions: Sequence[Question], setup: Setup) -> None:
         setup.llm.complete([request if at == 0 else replace(request, max_tokens=2)])
 
 
-def take_answers(questions: Sequence[Question], setup: Setup, begin: Path, out: Path) -> None:
-    """Begin a log with another run's answers to the same prompts on the same corpus; its times are left."""
-    path = out.with_name(out.name + ".log")
+def take_answers(questions: Sequence[Question], setup: Setup, begin: Sequence[Path], out: Path, *, times: bool) -> None:
+    """Begin a log with other runs' answers to the same prompts on the same corpus; their times only where asked."""
+    path, wanted = out.with_name(out.name + ".log"), header(setup)
     if path.exists():
         return
-    found, wanted = read_log(begin), header(setup)
-    unlike = [name for name in ("corpus", "prompts", "k") if found["header"][name] != wanted[name]]
+    logs = {place: read_log(place) for place in begin}
+    unlike = [
+        place for place, log in logs.items() if any(log["header"][key] != wanted[key] for key in ("prompts", "k"))
+    ]
     if unlike:
-        raise SystemExit(f"--from {begin}: made with other {', '.join(unlike)}")
+        raise SystemExit(f"--from {', '.join(map(str, unlike))}: made with other prompts or another k")
+    fitting = [log for log in logs.values() if log["header"]["corpus"] == wanted["corpus"]]
+    print(f"{out.stem}: begins with {len(fitting)} of {len(logs)} logs, the others are of another corpus", flush=True)
     keys = {question_key(one) for one in questions}
     with AppendLog(path, wanted, resume=False) as log:
-        for record in found["records"]:
-            if record["question"] in keys and not record.get("error") and not record["strategy"].startswith(ALONE):
+        for record in (record for found in fitting for record in found["records"]):
+            kept = times or not record["strategy"].startswith(ALONE)
+            if kept and record["question"] in keys and not record.get("error") and not is_unasked(record):
                 log.append(record)
 
 
 def share_blind(questions: Sequence[Question], full: Setup, gap: Setup, answered: Path, out: Path) -> None:
-    """Begin the second profile's log with the answers of the first that saw no passage."""
+    """The answers of the first profile that saw no passage, in the second's log where it has none of its own."""
     path = out.with_name(out.name + ".log")
-    if path.exists():
-        return
     by_key = {question_key(one): one for one in questions}
     with (
         AppendLog(answered, header(full), resume=True) as done,
-        AppendLog(path, header(gap), resume=False) as log,
+        AppendLog(path, header(gap), resume=True) as log,
     ):
+        there = Measured()
+        for record in log.records:
+            there.add(record)
         for record in done.records:
             if record["strategy"] not in BLIND or record.get("error") or record["question"] not in by_key:
+                continue
+            if is_unasked(record) or there.is_done(record["question"], record["strategy"]):
                 continue
             if record["strategy"] == "direct":  # what the passages hold of the draft does depend on them
                 asked = by_key[record["question"]].question
@@ -182,7 +193,7 @@ def collect(given: argparse.Namespace) -> None:
         for record in log["records"]:
             measured.add(record)
         model = fit_latency(measured.alone())
-        whole = [one for one in questions if measured.count([one], STRATEGIES) == len(STRATEGIES)]
+        whole = [one for one in questions if has_all(measured, one)]
         rows = [row for one in whole for row in measured.outcomes(one, model)]
         source = replace(Setup(llm, index, load_prompts(given.prompts), K).source(), latency=str(model))
         source = replace(source, prompts=log["header"]["prompts"], corpus=log["header"]["corpus"])
@@ -194,6 +205,7 @@ def collect(given: argparse.Namespace) -> None:
         tables[name] = {
             "questions_of_all": [len(whole), len(questions)],
             "timed_alone": len(measured.alone()),
+            "not_asked_again": sum(map(is_unasked, measured.records.values())),
             "sets": {one: by_pipeline([row for row in rows if row.dataset == one]) for one in data["questions"]},
             "all": by_pipeline(rows),
             "answer_in_top_k": dict(in_passages(questions, index)),
@@ -206,6 +218,12 @@ def collect(given: argparse.Namespace) -> None:
     write_json(
         given.out / f"six{given.label}.json", {**found, "versions": versions("torch", "transformers", "tantivy")}
     )
+
+
+def has_all(measured: Measured, question: Question) -> bool:
+    """Whether all four answers are there, also where one was not asked for once more."""
+    records = [measured.records.get((question_key(question), name), {"error": "is missing"}) for name in STRATEGIES]
+    return all(record.get("error") is None for record in records)
 
 
 def logs_of(name: str, work: Path) -> list[Path]:
@@ -235,7 +253,7 @@ def read_report(path: Path) -> Any:
 
 def without_texts(row: Outcome) -> Outcome:
     """The same outcome without the question, gold answers, answer and completion."""
-    return replace(row, question="", answers=(), answer="", completion=None)
+    return replace(row, question="", answers=(), answer="", completion=None, again=None)
 
 
 def by_pipeline(rows: Sequence[Outcome]) -> dict[str, Any]:
@@ -254,6 +272,7 @@ def by_pipeline(rows: Sequence[Outcome]) -> dict[str, Any]:
             "cached_tokens": sum(row.cached_tokens or 0 for row in mine) / n,
             "completion_tokens": sum(row.completion_tokens or 0 for row in mine) / n,
             "latency_ms": sum(row.latency_ms or 0.0 for row in mine) / n,
+            "asked_again": sum(row.again is not None for row in mine) / n,
             "not_extracted": sum(row.rule in FAILED for row in mine) / n,
             "by_pattern": sum(row.rule == "pattern" for row in mine) / n,
             "ended_by_max_tokens": sum(row.finish == "length" for row in mine) / n,
@@ -294,7 +313,8 @@ def main() -> None:
     parser.add_argument("--shard", default="1/1", help="this run's part of the questions, as 1/3")
     parser.add_argument("--half", choices=("learn", "judge"), help="only the questions of a half")
     parser.add_argument("--corpora", default=",".join(CORPORA))
-    parser.add_argument("--from", dest="begin", type=Path, help="log of another run whose answers are taken")
+    parser.add_argument("--from", dest="begin", type=Path, nargs="+", help="logs of other runs whose answers are taken")
+    parser.add_argument("--keep-times", action="store_true", help="take the times of --from too")
     parser.add_argument("--label", default="", help="part of the files' names, to tell models apart")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

@@ -252,5 +252,5 @@ def test_a_model_in_this_process_is_profiled_in_batches(index_folder: Path, tmp_
     assert "slots" in report.generation
     rows = rows_of(tmp_path / "p.parquet")
     assert all(row["draft_nll"] is not None for row in rows)
-    assert all(row["prompt_tokens"] <= 154 for row in rows)  # type: ignore[operator]
+    assert all(row["prompt_tokens"] <= 154 * (1 if row["again"] is None else 2) for row in rows)  # type: ignore[operator]
     assert read_profile(tmp_path / "p.parquet").has_latency

@@ -210,14 +210,14 @@ def test_no_logprobs_upstream_is_the_draft_free_router_and_said(stub: Stub, tmp_
 
 
 def test_thinking_is_kept_apart(client: openai.OpenAI, stub: Stub) -> None:
-    stub.reply = lambda messages: "<think>1191 or 1192?</think>\n\n1191"
+    stub.reply = lambda messages: "<think>1191 or 1192?</think>\n\nAnswer: 1191"
     answer = client.chat.completions.create(model="cot", messages=QUESTION)
     message = answer.choices[0].message.model_dump()
-    assert (message["content"], message["reasoning_content"]) == ("1191", "1191 or 1192?")
+    assert (message["content"], message["reasoning_content"]) == ("Answer: 1191", "1191 or 1192?")
     chunks = _events(client, model="cot", messages=QUESTION)
     deltas = [one["choices"][0]["delta"] for one in chunks]
     assert "".join(one.get("reasoning_content") or "" for one in deltas) == "1191 or 1192?"
-    assert _text(chunks) == "1191"
+    assert _text(chunks) == "Answer: 1191"
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -302,14 +302,14 @@ def test_a_draft_that_was_cut_is_the_answer_only_where_no_more_is_allowed(
 def test_a_retrieved_answer_is_looked_at_before_reasoning(
     stub: Stub, tmp_path: Path, logprobs: float, route: str, calls: int
 ) -> None:
-    stub.reply, stub.logprobs = lambda messages: "Berthold V", logprobs
+    stub.reply, stub.logprobs = lambda messages: "Answer: Berthold V", logprobs
     app = create_app(routing(tmp_path, looking_router()), Upstream(Address(stub.url)))
     with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         found = client.chat.completions.create(model="auto", messages=QUESTION).model_dump()
         chunks = _events(client, model="auto", messages=QUESTION)
     assert found["apportion"]["route"] == chunks[0]["apportion"]["route"] == route
     assert found["apportion"]["draft_reused"] == (calls == 1)
-    assert found["usage"]["completion_tokens"] == 3 * calls
+    assert found["usage"]["completion_tokens"] == 5 * calls
     assert len(found["apportion"]["sources"]) == 2
     assert len(stub.bodies) == 2 * calls, "plain and streamed"
-    assert _text(chunks) == "Berthold V"
+    assert _text(chunks) == "Answer: Berthold V"

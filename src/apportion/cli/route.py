@@ -183,7 +183,8 @@ def _profile_lines(report: "ProfileReport") -> list[str]:
     for name, one in report.pipelines.items():
         lines.append(
             f"  {name:8}quality {one.quality:.3f}, {one.tokens:.0f} tokens, {one.latency_ms:.0f} ms; of "
-            f"{one.answers} answers {one.not_extracted} not extracted, {one.cut} ended by max_tokens, "
+            f"{one.answers} answers {one.asked_again} asked for again, {one.not_extracted} not extracted, {one.cut} "
+            f"ended by max_tokens, "
             f"{one.no_passage} without a passage, {one.prompt_cut} prompts cut to the context"
         )
     lines.append(f"  latency: {report.latency}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from apportion.core.errors import InputError
+from apportion.route.ask.answered import Answered, complete
 from apportion.route.ask.evidence import answer_features
-from apportion.route.ask.extraction import Extracted, extract
 from apportion.route.ask.features import is_draft, needs_of
 from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
 from apportion.route.ask.probes import draft_features, features_of_hits, question_features, retrieved_features
@@ -18,7 +18,7 @@ from apportion.route.llm.protocol import Completion
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
 from apportion.route.router import Decision, Router, Weights
 
-Purpose = Literal["draft", "look", "answer", "draft and answer", "look and answer"]
+Purpose = Literal["draft", "look", "answer", "draft and answer", "look and answer", "asked again"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Call:
     """One call of the model.
 
     Attributes:
-        purpose: a draft that was a probe, a retrieved answer that was looked at, the answer, or two of these.
+        purpose: a draft that was a probe, a retrieved answer that was looked at, the answer, or two of these;
+            "asked again" for the turn that asks for an answer after reasoning that ended without one.
     """
 
     purpose: Purpose
@@ -41,7 +42,7 @@ class Answer:
     """An answer, how it came about and what it cost.
 
     Attributes:
-        text: the answer. completion: all that the model showed for it.
+        text: the answer. completion: all that the model showed for it; where it was asked again, both turns.
         decision: the last one; where a retrieved answer was looked at, the second.
         draft_reused: the draft was the answer, so the probe cost nothing.
         features: what was measured for the decisions; nothing where no policy decides at these weights.
@@ -74,8 +75,7 @@ class _Work:
     question: str
     setup: Setup
     hits: Hits | None = None
-    made: dict[str, Completion] = field(default_factory=dict)
-    read: dict[str, Extracted] = field(default_factory=dict)
+    made: dict[str, Answered] = field(default_factory=dict)
     drafted: bool = False
 
     def search(self) -> Hits:
@@ -83,26 +83,20 @@ class _Work:
             self.hits = self.setup.retriever.search(self.question, self.setup.k)
         return self.hits
 
-    def complete(self, strategy: str, *, logprobs: bool = False) -> Completion:
+    def complete(self, strategy: str, *, logprobs: bool = False) -> Answered:
+        """What a strategy answers; without a passage RAG is asked as Direct."""
         if strategy not in self.made:
             passages = self.search().passages if uses_passages(strategy) else ()
             wanted = logprobs and self.setup.llm.has_logprobs
-            request = build_request(self.setup.prompts, strategy, self.question, passages, logprobs=wanted)
-            self.made[strategy] = self.setup.llm.complete([request])[0]
+            prompts, really = self.setup.prompts, asked_as(strategy, passages)
+            request = build_request(prompts, strategy, self.question, passages, logprobs=wanted)
+            self.made[strategy] = complete(self.setup.llm, prompts, [(really, self.question, request)])[0]
         return self.made[strategy]
-
-    def extracted(self, strategy: str) -> Extracted:
-        """The answer in a completion; without a passage RAG was asked as Direct."""
-        passages = self.hits.passages if self.hits else ()
-        asked = asked_as(strategy, passages)
-        if strategy not in self.read:
-            self.read[strategy] = extract(self.setup.prompts.of(asked, self.question), self.made[strategy])
-        return self.read[strategy]
 
     def said(self, prefix: str, strategy: str) -> dict[str, float]:
         """Features of what an answer says."""
         passages = self.hits.passages if self.hits else ()
-        return answer_features(prefix, self.extracted(strategy).answer, self.question, passages)
+        return answer_features(prefix, self.made[strategy].extracted.answer, self.question, passages)
 
 
 def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Answer:
@@ -125,7 +119,8 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
         InputError: an empty or too long question. ServiceError: the model's server failed.
         ArtifactMismatchError: the router learned from another model, corpus, prompts or k.
 
-    Cost: one to three calls of the model, at most one search.
+    Cost: one to three calls of the model, a further short one where reasoning ended without an answer; at most one
+        search.
 
     Source: X-Router (METHODS section 2); the second decision after RASER (METHODS section 3).
 
@@ -147,15 +142,15 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
     looked = decision.look
     if looked:
         retrieved = work.complete("rag", logprobs=True)
-        features |= _second_features(work, retrieved)
+        features |= _second_features(work, retrieved.first)
         decision = router.decide_after(decision, features)
     final = work.complete(decision.strategy)
     calls = _calls(work, decision.strategy, looked=looked)
     return Answer(
-        text=work.extracted(decision.strategy).answer,
+        text=final.extracted.answer,
         strategy=decision.strategy,
         decision=decision,
-        draft_reused=calls[-1].purpose == "draft and answer",
+        draft_reused=any(call.purpose == "draft and answer" for call in calls),
         features={name: features[name] for name in decision.features_used if name in features},
         passages=tuple(one.id for one in work.search().passages) if uses_passages(decision.strategy) else (),
         calls=calls,
@@ -163,7 +158,7 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
         price=_price(router, calls),
         latency_ms=(time.perf_counter() - start) * 1000,
         weaker=_weaker(work, decision, unknown),
-        completion=final.text,
+        completion=final.shown,
     )
 
 
@@ -179,7 +174,7 @@ def _first_features(work: _Work, router: Router, weights: Weights) -> dict[str, 
         work.drafted = True
         if needs_of(wanted).search:
             work.search()
-        draft = work.complete("direct", logprobs=True)
+        draft = work.complete("direct", logprobs=True).first
         features |= draft_features(draft.token_logprobs, draft.margin) | work.said("draft", "direct")
     return features
 
@@ -193,7 +188,7 @@ def _second_features(work: _Work, retrieved: Completion) -> dict[str, float]:
 def _calls(work: _Work, strategy: str, *, looked: bool) -> tuple[Call, ...]:
     """Every call in the order it was made; the last gave the answer."""
     found = []
-    for name, one in work.made.items():
+    for name, answered in work.made.items():
         purpose: Purpose = "draft" if name == "direct" else "look"
         if name == strategy:
             purpose = "answer"
@@ -201,8 +196,14 @@ def _calls(work: _Work, strategy: str, *, looked: bool) -> tuple[Call, ...]:
                 purpose = "draft and answer"
             elif name == "rag" and looked:
                 purpose = "look and answer"
-        found.append(Call(purpose, name, one.prompt_tokens, one.completion_tokens, one.latency_ms))
+        found.append(_call(purpose, name, answered.first))
+        if answered.second is not None:
+            found.append(_call("asked again", name, answered.second))
     return tuple(found)
+
+
+def _call(purpose: Purpose, strategy: str, one: Completion) -> Call:
+    return Call(purpose, strategy, one.prompt_tokens, one.completion_tokens, one.latency_ms)
 
 
 def _price(router: Router, calls: tuple[Call, ...]) -> float | None:
@@ -213,11 +214,12 @@ def _price(router: Router, calls: tuple[Call, ...]) -> float | None:
 def _weaker(work: _Work, decision: Decision, unknown: tuple[str, ...]) -> tuple[str, ...]:
     llm, said = work.setup.llm, list[str]()
     draft, final = work.made.get("direct"), work.made[decision.strategy]
+    ended = final.total
     if unknown:
         said.append(f"the router does not record its {', '.join(unknown)}, so that was not compared with this setup")
     if not llm.has_logprobs:
         said.append(f"no draft probe: {llm.logprobs_reason}")
-    elif work.drafted and draft is not None and not draft.token_logprobs:
+    elif work.drafted and draft is not None and not draft.first.token_logprobs:
         said.append("no draft features: the draft came back without log-probabilities or without tokens")
     if decision.fallback_reason:
         said.append(decision.fallback_reason)
@@ -225,14 +227,15 @@ def _weaker(work: _Work, decision: Decision, unknown: tuple[str, ...]) -> tuple[
         said.append(f"features not measured, read as their training mean: {', '.join(decision.missing)}")
     names = {"direct": "draft", "rag": "retrieved answer"} | {decision.strategy: "answer"}
     for strategy, one in work.made.items():
-        if one.cut_prompt_tokens:
-            said.append(
-                f"the {names[strategy]}'s prompt was cut by about {one.cut_prompt_tokens} tokens to the context"
-            )
-    if final.finish == "length":
-        said.append("the answer was ended by max_tokens")
-    if not work.extracted(decision.strategy).matched:
-        said.append(f"no rule found an answer in the text ({work.extracted(decision.strategy).rule})")
-    if not final.tokens_measured:
+        if cut := one.total.cut_prompt_tokens:
+            said.append(f"the {names[strategy]}'s prompt was cut by about {cut} tokens to the context")
+    if ended.finish == "length":
+        said.append("the reasoning was ended by max_tokens" if final.second else "the answer was ended by max_tokens")
+    if final.second is not None:
+        said.append("the reasoning ended without an answer, which was asked for once more")
+    said += final.weaker
+    if not final.extracted.matched:
+        said.append(f"no rule found an answer in the text ({final.extracted.rule})")
+    if not ended.tokens_measured:
         said.append("token counts are estimates, since the server reports none")
     return tuple(said)

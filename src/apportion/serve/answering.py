@@ -15,8 +15,7 @@ from apportion.serve.probing import spent
 from apportion.serve.refusal import Refusal
 from apportion.serve.relay import Relay
 from apportion.serve.routing import Completion, Habits, Routing, split_thinking
-
-TOO_LONG = "context_length_exceeded"
+from apportion.serve.turns import SecondTurn, shortened, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +35,23 @@ class Answerer:
         Raises:
             Refusal: the backend failed.
         """
-        reply = self._of_draft(plan, plan.ready) if plan.ready else await self._asked(chat, plan, outcome)
+        reply, asking = (self._of_draft(plan, plan.ready), None) if plan.ready else await self._asked(chat, plan)
         used = reply.get("usage")
         outcome.spent = spent(plan.ready) or counted(used) or Spent(measured=False)
         choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
         for choice in choices:
             _set_apart(choice.get("message"))
+        answer = ""
+        if asking is not None:
+            _note_cuts(asking, outcome)
+            turn = SecondTurn(self.backend, self.routing, chat, plan, asking, outcome)
+            answer = await _completed(choices, turn)
         outcome.finish = str(choices[0].get("finish_reason") or "") if choices else ""
         outcome.text = _text(choices)
         if not outcome.spent.measured:
             outcome.weaker += ("token counts are unknown, since the upstream reports none",)
         reply["usage"] = {**(used if isinstance(used, dict) else {}), **usage(plan.decided, outcome.spent)}
-        reply["apportion"] = self._decision(plan, choices, outcome)
+        reply["apportion"] = self._decision(plan, choices, outcome, answer)
         return reply
 
     async def begin(
@@ -74,22 +78,16 @@ class Answerer:
                 source = await stack.enter_async_context(self.backend.stream(asking.body(stream=True)))
                 break
             except Refusal as refusal:
-                asking = _shortened(asking, refusal)
+                asking = shortened(asking, refusal)
         _note_cuts(asking, outcome)
+        turn = SecondTurn(self.backend, self.routing, chat, plan, asking, outcome)
+        relay.second_turn = turn if turn.possible else None
         return relay.events(source)
 
-    async def _asked(self, chat: ChatRequest, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    async def _asked(self, chat: ChatRequest, plan: Plan) -> tuple[dict[str, Any], Asking | None]:
         if plan.asking is None:
-            return await self.backend.chat(as_sent(chat, self._habits))
-        asking = plan.asking
-        while True:  # each turn is shorter, until nothing can be left out
-            try:
-                reply = await self.backend.chat(asking.body())
-                break
-            except Refusal as refusal:
-                asking = _shortened(asking, refusal)
-        _note_cuts(asking, outcome)
-        return reply
+            return await self.backend.chat(as_sent(chat, self._habits)), None
+        return await whole(self.backend, plan.asking)
 
     def _of_draft(self, plan: Plan, draft: Completion) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": draft.text}
@@ -107,7 +105,7 @@ class Answerer:
         mark = stamp(plan.decided, self._model)
         yield b"".join(finished_answer(draft.text, draft.thinking_text, draft.finish, mark, plan.decided, used))
 
-    def _decision(self, plan: Plan, choices: list[dict[str, Any]], outcome: Outcome) -> dict[str, Any]:
+    def _decision(self, plan: Plan, choices: list[dict[str, Any]], outcome: Outcome, answer: str) -> dict[str, Any]:
         public = plan.decided.public()
         public["weaker"] += outcome.weaker
         if not plan.decided.forwarded and choices:
@@ -115,7 +113,7 @@ class Answerer:
             said, thought = str(message.get("content") or ""), str(message.get("reasoning_content") or "")
             cut = choices[0].get("finish_reason") in ("length", "content_filter")
             route, question = plan.decided.route, plan.decided.question
-            public["answer"] = self.routing.answer_of(route, question, said, thought, cut=cut)
+            public["answer"] = answer or self.routing.answer_of(route, question, said, thought, cut=cut)
         return public
 
     @property
@@ -127,12 +125,19 @@ class Answerer:
         return self.backend.abilities.model if self.backend.abilities else "unknown"
 
 
-def _shortened(asking: Asking, refusal: Refusal) -> Asking:
-    """What to ask instead where the prompt was too long; the refusal itself where nothing can be left out."""
-    shorter = asking.shorter() if refusal.code == TOO_LONG else None
-    if shorter is None:
-        raise refusal
-    return shorter
+async def _completed(choices: list[dict[str, Any]], turn: SecondTurn) -> str:
+    """The short answer of a second turn, whose text then follows the first's; empty where there was none."""
+    message = choices[0].get("message") if len(choices) == 1 else None
+    if not turn.possible or not isinstance(message, dict):
+        return ""
+    finish = str(choices[0].get("finish_reason") or "")
+    added = await turn.after(message, finish, turn.outcome.spent)
+    if added is None:
+        return ""
+    turn.outcome.spent = turn.outcome.spent.plus(added.spent)
+    message["content"] = f"{message['content']}\n\n{added.text}"
+    choices[0]["finish_reason"] = added.finish
+    return added.answer
 
 
 def _note_cuts(asking: Asking, outcome: Outcome) -> None:

@@ -71,10 +71,19 @@ class Asking:
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """The body; of a stream with the usage chunk that we need ourselves."""
-        messages = [*self.examples, *self.history, {"role": "user", "content": self.request.user}]
+        asked = [{"role": role, "content": text} for role, text in replace(self.request, examples=()).turns]
+        messages = [*self.examples, *self.history, *asked]
         messages = _with_system(self.system, messages, apart=self.habits.system)
         extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return {**_taken(self.options, self.habits), "messages": messages, **extra}
+
+    def followed_by(self, request: Request, max_tokens: int) -> "Asking":
+        """The same with the turns that follow the first, without examples, thinking off where there is a switch."""
+        options = {**self.options, "max_tokens": max_tokens}
+        if self.habits.thinking_switch:
+            options.setdefault("chat_template_kwargs", {"enable_thinking": False})
+        turns = replace(self.request, said=request.said, then=request.then)
+        return replace(self, examples=(), request=turns, options=options)
 
     def shorter(self) -> "Asking | None":
         """The same with less: passages, then the older half of the turns, then worked examples; None at the end."""

@@ -2,16 +2,18 @@
 
 Events pass as the bytes they are, except the first (which gets the decision), those with usage (counted, and shown only
 to a client that asked for it) and those with `<think>` (which moves into `reasoning_content`). Comments pass too.
+Where reasoning ends without an answer, the end is held back until the second turn has been made and sent.
 """
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
 from apportion.serve.events import DONE, event, json_of
 from apportion.serve.refusal import Refusal
 from apportion.serve.thinking import Thinking
+from apportion.serve.turns import SecondTurn
 from apportion.serve.upstream_errors import refused
 
 MAX_EVENT_BYTES = 4 << 20
@@ -25,6 +27,9 @@ class Relay:
         decided: what the first event says. outcome: filled in as the events pass.
         include_usage: whether the client asked for a usage chunk.
         elapsed_ms: time since the request came.
+
+    Attributes:
+        second_turn: made where the answer needs one; None where it cannot.
     """
 
     def __init__(
@@ -38,6 +43,10 @@ class Relay:
         self._counted: Spent | None = None
         self._thinking: Thinking | None = Thinking()  # None once nothing more is to be moved
         self._ended = False
+        self.second_turn: SecondTurn | None = None
+        self._kept: list[bytes] = []  # events with content, while a second turn is possible
+        self._last: dict[str, Any] | None = None  # the chunk with the end, held back
+        self._second = Spent()
 
     async def events(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The client's bytes, one block for each block that the upstream sent; then usage and the end.
@@ -54,6 +63,8 @@ class Relay:
             return
         if not self._outcome.finish:
             raise Refusal(502, "upstream: the stream ended without its end", code="upstream_broke_off")
+        if self._last is not None:
+            yield await self._completed(self._last)
         yield self._end()
 
     def _pass(self, data: bytes) -> bytes:
@@ -73,13 +84,13 @@ class Relay:
     def _event(self, one: bytes) -> bytes:
         if self._stamp is not None and self._thinking is None and not _LOOKED_INTO.search(one):
             self._pieces += 1
-            return one
+            return self._keep(one)
         if self._ended:
             return b""
         if found := json_of(one):
             return self._chunk(found)
         if one.strip() == b"data: [DONE]":
-            return self._end()
+            return self._end() if self._last is None else b""
         return b"" if one.startswith(b"data:") else one
 
     def _chunk(self, found: dict[str, Any]) -> bytes:
@@ -100,7 +111,29 @@ class Relay:
             self._outcome.first_ms = self._elapsed_ms()
             self._stamp = {name: found.get(name) for name in ("id", "object", "created", "model")}
             found["apportion"] = self._decided.public()
-        return event(self._apart(found))
+        found = self._apart(found)
+        if self.second_turn is None or not any(one.get("finish_reason") for one in _choices(found)):
+            return self._keep(event(found))
+        self._last = {**found, "choices": [{**one, "delta": {}} for one in _choices(found)]}
+        rest = {**found, "choices": [{**one, "finish_reason": None} for one in _choices(found)]}
+        return self._keep(event(rest))
+
+    def _keep(self, one: bytes) -> bytes:
+        if self.second_turn is not None:
+            self._kept.append(one)
+        return one
+
+    async def _completed(self, last: dict[str, Any]) -> bytes:
+        """What a second turn says, if one is made, and the chunk with the end."""
+        assert self.second_turn is not None
+        message = {name: "".join(_texts(self._kept, name)) for name in ("content", "reasoning_content")}
+        added = await self.second_turn.after(message, self._outcome.finish, self._counted)
+        if added is None:
+            return event(last)
+        self._second, self._outcome.finish = added.spent, added.finish
+        more = [{**one, "delta": {"content": f"\n\n{added.text}"}, "finish_reason": None} for one in last["choices"]]
+        ends = [{**one, "finish_reason": added.finish} for one in last["choices"]]
+        return event({**last, "choices": more}) + event({**last, "choices": ends})
 
     def _apart(self, found: dict[str, Any]) -> dict[str, Any]:
         """The chunk with its thinking apart."""
@@ -112,7 +145,7 @@ class Relay:
 
     def settle(self) -> None:
         """Note what has been spent so far: also of a stream that was left."""
-        self._outcome.spent = self._counted or Spent(0, self._pieces, measured=False)
+        self._outcome.spent = (self._counted or Spent(0, self._pieces, measured=False)).plus(self._second)
 
     def _end(self) -> bytes:
         """The usage chunk if it is wanted, and the end."""
@@ -123,3 +156,16 @@ class Relay:
         if not self._include_usage or self._stamp is None:
             return DONE
         return event({**self._stamp, "choices": [], "usage": usage(self._decided, self._outcome.spent)}) + DONE
+
+
+def _choices(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in found.get("choices") or () if isinstance(one, dict)]
+
+
+def _texts(events: list[bytes], name: str) -> Iterator[str]:
+    """A field of the deltas of these events."""
+    for one in events:
+        for choice in _choices(json_of(one) or {}):
+            delta = choice.get("delta")
+            if isinstance(delta, dict) and isinstance(delta.get(name), str):
+                yield delta[name]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apportion.core.errors import InputError
+from apportion.route.ask.answered import Answered, read_second, second_turn
 from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.extraction import extract
 from apportion.route.ask.features import group_of, needs_of
@@ -158,6 +159,20 @@ class Routing:
     def request(self, strategy: str, question: str, hits: Hits | None) -> Request:
         """What a pipeline asks; `expendable` is where the passages are."""
         return build_request(self.prompts, strategy, question, hits.passages if hits else ())
+
+    def reasons(self, strategy: str, question: str) -> bool:
+        """Whether an answer of this pipeline may have to be asked for once more."""
+        return USES_COT[STRATEGIES.index(strategy)] and bool(self.prompts.of(strategy, question).asks_again)
+
+    def second_turn(self, strategy: str, question: str, request: Request, said: Completion) -> Request | None:
+        """What asks for the answer alone; None where the reasoning holds one."""
+        prompt = self.prompts.of(strategy, question)
+        return second_turn(strategy, prompt, request, Answered(said, extract(prompt, said)))
+
+    def second_answer(self, strategy: str, question: str, said: Completion) -> str:
+        """The short answer in a second turn; empty where none is."""
+        found = read_second(self.prompts.of(strategy, question), said)
+        return found.answer if found else ""
 
     def answer_of(self, strategy: str, question: str, text: str, thinking: str, *, cut: bool) -> str:
         """The short answer within what a pipeline's model wrote about a question; none if it was cut off before."""

@@ -4,6 +4,7 @@ Offered: what others need to ask and to read; the other modules are this package
 and `evidence`, whose names routers and profiles share.
 """
 
+from apportion.route.ask.answered import Answered, complete
 from apportion.route.ask.extraction import Extracted, extract
 from apportion.route.ask.kinds import kind_of
 from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
@@ -14,6 +15,7 @@ from apportion.route.ask.strategy import STRATEGIES
 
 __all__ = [
     "STRATEGIES",
+    "Answered",
     "Example",
     "Extracted",
     "ProfileSource",
@@ -22,6 +24,7 @@ __all__ = [
     "Setup",
     "asked_as",
     "build_request",
+    "complete",
     "extract",
     "kind_of",
     "load_prompts",

@@ -5,6 +5,7 @@ thinking     the same in what was thought, where nothing visible matches
 boxed        the last \\boxed{...}
 number       the last number, for questions of the kind `number`
 yes or no    a leading yes or no of the last line or of the first, for questions of the kind `yes_no`
+asked again  reasoning ended without an answer, and it was found in a second turn (`answered`)
 is           what follows the last "is" (or "are", "was", "were", ":") of the last sentence
 last line    nothing was found: the last line of the visible text
 cut          nothing was found and max_tokens ended the text: no answer, since reasoning is none
@@ -18,7 +19,7 @@ from typing import Literal
 from apportion.route.ask.prompts import Prompt
 from apportion.route.llm.protocol import Completion
 
-Rule = Literal["pattern", "thinking", "boxed", "number", "yes or no", "is", "last line", "cut", "empty"]
+Rule = Literal["pattern", "thinking", "boxed", "number", "yes or no", "is", "last line", "cut", "empty", "asked again"]
 FAILED: frozenset[Rule] = frozenset(["last line", "cut", "empty"])
 
 NUMBER = re.compile(r"[-+−]?[$€£]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?")

@@ -29,8 +29,14 @@ _KEYS: Mapping[str, type] = {
     "answer_pattern": str,
     "stop": list,
     "examples": list,
+    "again": str,
 }
 _NEWER = ("stop", "examples", "kinds", "kind")  # no part of a digest where they say nothing
+AGAIN: Mapping[Kind, str] = {  # where a prompt says nothing; no part of its digest, so another wording is a new `again`
+    "short": "Now write only the line 'Answer: ' with a short phrase: a name, a place, a date or a number.",
+    "yes_no": "Now write only the line 'Answer: yes' or 'Answer: no'.",
+    "number": "Now write only the line 'Answer: ' with one number.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Prompt:
 
     Attributes:
         stop: texts that end the completion.
+        again: what asks for the answer alone where reasoning ended without one; None is the default of its kind,
+            an empty text never asks.
         kinds: the prompts for questions of some kind, in place of this one. kind: that this one is for.
     """
 
@@ -64,6 +72,12 @@ class Prompt:
     examples: tuple[Example, ...] = ()
     kinds: Mapping[str, "Prompt"] = field(default_factory=dict)
     kind: Kind = "short"
+    again: str | None = None
+
+    @property
+    def asks_again(self) -> str:
+        """The text that asks for the answer alone; empty where none does."""
+        return AGAIN[self.kind] if self.again is None else self.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +124,13 @@ def _without_defaults(value: Any) -> Any:
     """Without keys that prompts did not have once and that say nothing here: their digests stay."""
     if not isinstance(value, dict):
         return value
-    return {
-        key: _without_defaults(item) for key, item in value.items() if key not in _NEWER or (item and item != "short")
-    }
+    return {key: _without_defaults(item) for key, item in value.items() if _says(key, item)}
+
+
+def _says(key: str, item: Any) -> bool:
+    if key == "again":
+        return item is not None
+    return key not in _NEWER or (bool(item) and item != "short")
 
 
 def load_prompts(path: Path | None = None) -> Prompts:

@@ -93,8 +93,7 @@ def body_of(request: Request, model: str, habits: Habits) -> dict[str, Any]:
 
 
 def _messages(request: Request, habits: Habits) -> list[dict[str, str]]:
-    turns = [turn for user, answer in request.examples for turn in (("user", user), ("assistant", answer))]
-    turns.append(("user", request.user))
+    turns = request.turns
     if request.system and habits.system:
         turns.insert(0, ("system", request.system))
     elif request.system:

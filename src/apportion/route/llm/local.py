@@ -138,12 +138,9 @@ class LocalLLM:
 
     def _text(self, request: Request) -> str:
         if not self.has_chat_template:
-            shown = [f"{user}\n{assistant}" for user, assistant in request.examples]
-            return "\n\n".join(part for part in (request.system, *shown, request.user) if part) + "\n"
+            return _as_text(request)
         messages = [{"role": "system", "content": request.system}] if request.system else []
-        for user, assistant in request.examples:
-            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        messages.append({"role": "user", "content": request.user})
+        messages += [{"role": role, "content": text} for role, text in request.turns]
         switch = {} if request.thinking is None else {"enable_thinking": request.thinking}
         return self._apply_template(messages, switch)
 
@@ -234,6 +231,14 @@ class LocalLLM:
         if self._think_end is not None and self._think_end in tokens:
             return len(tokens) - list(reversed(tokens)).index(self._think_end)
         return len(tokens) if self._think_end is not None and self._is_thinking(tokens, opened) else 0
+
+
+def _as_text(request: Request) -> str:
+    """Turns as plain text: an answer in the line after its question, a blank line before the next."""
+    text = f"{request.system}\n\n" if request.system else ""
+    for role, said in request.turns:
+        text += f"{said}\n" if role == "user" else f"{said}\n\n"
+    return text
 
 
 def _token_id(tokenizer: Any, text: str) -> int | None:

@@ -20,6 +20,7 @@ class Request:
         examples: turns before it, (user, assistant) each, that show how to answer.
         stop: texts that end the completion and are left out of it; thinking is not searched for them.
         temperature: 0 is greedy. seed: of the sampling, so that the same request gives the same text.
+        said, then: where not empty, turns after it: the assistant's, then the user's that is to be answered.
         expendable: [start, end) characters of `user` (the passages, best first) that are cut from their end
             before anything else when the prompt is longer than the context.
     """
@@ -34,6 +35,19 @@ class Request:
     examples: tuple[tuple[str, str], ...] = ()
     stop: tuple[str, ...] = ()
     expendable: tuple[int, int] = (0, 0)
+    said: str = ""
+    then: str = ""
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """(role, text) of every message but the system's, in order.
+
+        >>> Request("Capital?", said="It is a city.", then="Name it.").turns
+        [('user', 'Capital?'), ('assistant', 'It is a city.'), ('user', 'Name it.')]
+        """
+        shown = [turn for user, answer in self.examples for turn in (("user", user), ("assistant", answer))]
+        after = [("assistant", self.said), ("user", self.then)] if self.then else []
+        return [*shown, ("user", self.user), *after]
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,8 +188,7 @@ def _cached(body: object) -> int | None:
 
 
 def _guess(request: Request) -> int:
-    shown = "".join(text for turn in request.examples for text in turn)
-    return _tokens(request.system + shown + request.user)
+    return _tokens(request.system + "".join(text for _, text in request.turns))
 
 
 def _tokens(text: str) -> int:

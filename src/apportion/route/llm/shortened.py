@@ -28,7 +28,7 @@ class Shortened:
 
     def tokens(self, request: Request, completion: Completion) -> int:
         """Prompt tokens that seem to be missing; 0 where the count is plausible or an estimate."""
-        size = len(request.system) + len(request.user) + sum(len(a) + len(b) for a, b in request.examples)
+        size = len(request.system) + sum(len(text) for _, text in request.turns)
         if not completion.tokens_measured or not completion.prompt_tokens:
             return 0
         with self.lock:

@@ -6,8 +6,8 @@ from typing import Any
 
 from apportion.core.artifact import plain
 from apportion.core.errors import ServiceError
+from apportion.route.ask.answered import Answered, complete
 from apportion.route.ask.evidence import JUDGED, answer_features
-from apportion.route.ask.extraction import extract
 from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
 from apportion.route.ask.probes import features_of_hits, question_features
 from apportion.route.ask.setup import Setup
@@ -29,6 +29,11 @@ class _Asked:
     search_ms: float
     request: Request
 
+    @property
+    def turn(self) -> tuple[str, str, Request]:
+        """As `complete` takes it."""
+        return asked_as(self.strategy, self.passages), self.question.question, self.request
+
 
 def probe(question: Question, setup: Setup) -> Record:
     """The record of one search: its features and how long it took."""
@@ -40,13 +45,14 @@ def probe(question: Question, setup: Setup) -> Record:
 
 
 def ask(batch: Batch, setup: Setup) -> list[Record]:
-    """One call for a batch of one strategy; a failed call is a record with an error for each of its rows."""
+    """One call for a batch of one strategy, and one for all that had no answer in it; a failed call is a record with
+    an error for each of its rows."""
     asked = [_prepare(question, strategy, setup) for question, strategy in batch]
     try:
-        completions = setup.llm.complete([one.request for one in asked])
+        answered = complete(setup.llm, setup.prompts, [one.turn for one in asked])
     except ServiceError as error:
         return [{"question": question_key(one), "strategy": name, "error": error.problem} for one, name in batch]
-    return [_record(one, completion, setup) for one, completion in zip(asked, completions, strict=True)]
+    return [_record(one, found, setup) for one, found in zip(asked, answered, strict=True)]
 
 
 def ask_alone(question: Question, strategy: str, setup: Setup) -> Record:
@@ -56,12 +62,14 @@ def ask_alone(question: Question, strategy: str, setup: Setup) -> Record:
         ServiceError: the call failed.
     """
     asked = _prepare(question, strategy, setup)
-    completion = setup.llm.complete([asked.request])[0]
+    answered = complete(setup.llm, setup.prompts, [asked.turn])[0]
+    completion = answered.total
     return {
         "question": question_key(question),
         "strategy": ALONE + strategy,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
+        "calls": 1 if answered.second is None else 2,
         "search_ms": asked.search_ms,
         "latency_ms": completion.latency_ms + asked.search_ms,
     }
@@ -76,11 +84,10 @@ def _prepare(question: Question, strategy: str, setup: Setup) -> _Asked:
     return _Asked(question, strategy, found, search_ms, request)
 
 
-def _record(asked: _Asked, completion: Completion, setup: Setup) -> Record:
+def _record(asked: _Asked, answered: Answered, setup: Setup) -> Record:
+    completion, extracted = answered.total, answered.extracted
     question, shown = asked.question, asked.passages if uses_passages(asked.strategy) else ()
     really = asked_as(asked.strategy, asked.passages)
-    prompt = setup.prompts.of(really, question.question)
-    extracted = extract(prompt, completion)
     judged = JUDGED.get(asked.strategy)
     features = answer_features(judged, extracted.answer, question.question, asked.passages) if judged else {}
     return {
@@ -88,9 +95,10 @@ def _record(asked: _Asked, completion: Completion, setup: Setup) -> Record:
         "strategy": asked.strategy,
         "answer": extracted.answer,
         "rule": extracted.rule,
-        "kind": prompt.kind,
+        "kind": setup.prompts.of(really, question.question).kind,
         "asked_as": really,
         "completion": completion.text,
+        "again": None if answered.second is None else answered.second.text,
         "thought_chars": len(completion.thinking_text),
         "finish": completion.finish,
         "passages": [one.id for one in shown],

@@ -34,6 +34,7 @@ OPTIONAL = (
     "latency_measured",
     "loaded_ms",
     "completion",
+    "again",
     "finish",
     "rule",
     "kind",

@@ -1,6 +1,6 @@
 """Latency of an answer when nothing else runs, from those that were measured so.
 
-    latency = search + base + per prompt token * prompt tokens + per completion token * completion tokens
+    latency = search + base * calls + per prompt token * prompt tokens + per completion token * completion tokens
 
 At concurrency 8 or in batches of 64 a call waits for others, and a short answer seems nearly as slow as a long
 one; what a user of an idle server waits is this.
@@ -29,10 +29,10 @@ class LatencyModel:
     measured: int
     error_ms: float
 
-    def estimate(self, prompt_tokens: int, completion_tokens: int, search_ms: float) -> float:
-        """Milliseconds of an answer with these tokens."""
+    def estimate(self, prompt_tokens: int, completion_tokens: int, search_ms: float, calls: int = 1) -> float:
+        """Milliseconds of an answer with these tokens, made by so many calls."""
         tokens_ms = self.prompt_token_ms * prompt_tokens + self.completion_token_ms * completion_tokens
-        return search_ms + self.base_ms + tokens_ms
+        return search_ms + self.base_ms * calls + tokens_ms
 
     def __str__(self) -> str:
         return (
@@ -46,7 +46,7 @@ def fit_latency(alone: Sequence[Mapping[str, Any]]) -> LatencyModel | None:
     """The model of answers measured alone; None with fewer than eight.
 
     Args:
-        alone: each with prompt_tokens, completion_tokens, latency_ms and of that search_ms.
+        alone: each with prompt_tokens, completion_tokens, latency_ms and of that search_ms; calls where not one.
 
     Least squares with no coefficient below zero, on relative errors, so that short answers count as long ones do.
 
@@ -63,7 +63,7 @@ def fit_latency(alone: Sequence[Mapping[str, Any]]) -> LatencyModel | None:
 
     if len(alone) < LEAST:
         return None
-    sizes = np.array([[1.0, one["prompt_tokens"], one["completion_tokens"]] for one in alone])
+    sizes = np.array([[float(one.get("calls", 1)), one["prompt_tokens"], one["completion_tokens"]] for one in alone])
     waited = np.array([one["latency_ms"] - one["search_ms"] for one in alone])
     scale = 1 / np.maximum(waited, 1e-3)
     found = LinearRegression(positive=True, fit_intercept=False).fit(sizes * scale[:, None], waited * scale).coef_

@@ -25,6 +25,7 @@ class Shares:
         answer_first: the answer comes before any reasoning, where reasoning was asked for.
         not_extracted: no rule found an answer. cut: ended by max_tokens. zero: quality of zero.
         prompt_cut: the prompt was longer than the context. no_passage: the search found nothing.
+        asked_again: reasoning ended without an answer, which was asked for once more.
     """
 
     answers: int
@@ -34,6 +35,7 @@ class Shares:
     zero: float
     prompt_cut: float
     no_passage: float
+    asked_again: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ def _pipeline(
         ("are cut by max_tokens", cut if reasons else [False] * len(cut)),
         ("had their prompt cut to the context", [bool(record["cut"]) for _, record in pairs]),
         ("had no passage, so they were asked without", [record["asked_as"] != strategy for _, record in pairs]),
+        (
+            "end their reasoning without an answer, which was asked for",
+            [bool(record.get("again")) for _, record in pairs],
+        ),
     )
     warnings, samples = [], []
     for what, found in habits:
@@ -98,7 +104,7 @@ def _pipeline(
     n = len(pairs)
     zero = sum(score(record["answer"], one.answers).f1 == 0 for one, record in pairs)
     rates = [sum(found) / n for _, found in habits]
-    return Shares(n, rates[0], rates[1], sum(cut) / n, zero / n, rates[3], rates[4]), warnings, samples
+    return Shares(n, rates[0], rates[1], sum(cut) / n, zero / n, *rates[3:]), warnings, samples
 
 
 def _answers_first(record: Record) -> bool:

@@ -34,6 +34,7 @@ class Outcome:
             measured while other calls ran.
         completion_measured: False when the completion tokens are an estimate.
         completion: all that the model showed. finish, rule: how it ended, and how the answer was found in it.
+        again: what was said when the answer was asked for once more (`ask.answered`); tokens and latency are of both.
         kind: of the question, which its prompt was for. asked_as: another strategy than `strategy` where no
             passage was found. cut_tokens: of the prompt, to fit the context. passages: ids, best first.
         error: why the row failed; a failed row has no quality and no tokens.
@@ -59,6 +60,7 @@ class Outcome:
     latency_measured: bool | None = None
     loaded_ms: float | None = None
     completion: str | None = None
+    again: str | None = None
     finish: str | None = None
     rule: str | None = None
     kind: str | None = None

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apportion.core.artifact import digest_of
+from apportion.route.ask.extraction import FAILED
 from apportion.route.ask.probes import draft_features, retrieved_features
-from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.ask.strategy import STRATEGIES, USES_COT
 from apportion.route.profile.latency import LatencyModel
 from apportion.route.profile.profile import Outcome
 from apportion.route.profile.questions import Question
@@ -22,9 +23,19 @@ def question_key(question: Question) -> str:
     return digest_of([question.dataset, question.id, question.question])[:16]
 
 
+def is_unasked(record: Record) -> bool:
+    """Whether reasoning without an answer was recorded before such answers were asked for once more.
+
+    >>> is_unasked({"strategy": "cot", "rule": "last line"}), is_unasked({"strategy": "cot", "rule": "pattern"})
+    (True, False)
+    """
+    reasons = record["strategy"] in STRATEGIES and USES_COT[STRATEGIES.index(record["strategy"])]
+    return reasons and record.get("rule") in FAILED and "again" not in record
+
+
 @dataclass(slots=True)
 class Measured:
-    """Finished work by (question key, strategy); a failed row counts as not finished."""
+    """Finished work by (question key, strategy); a failed row counts as not finished, as does `is_unasked`."""
 
     records: dict[Key, Record] = field(default_factory=dict)
 
@@ -33,7 +44,7 @@ class Measured:
 
     def is_done(self, key: str, strategy: str) -> bool:
         record = self.records.get((key, strategy))
-        return record is not None and record.get("error") is None
+        return record is not None and record.get("error") is None and not is_unasked(record)
 
     def answers(self, questions: Sequence[Question], strategy: str) -> list[Record]:
         """The records of a strategy that did not fail."""
@@ -79,12 +90,13 @@ def _latency(
 ) -> tuple[float | None, bool]:
     """Milliseconds of a row, and whether they were measured."""
     alone, record = records.get((key, ALONE + strategy)), records.get((key, strategy), {})
-    if alone is not None:
+    calls = 1 if record.get("again") is None else 2
+    if alone is not None and alone.get("calls", 1) == calls:
         return alone["latency_ms"], True
     if model is None or "prompt_tokens" not in record:
         return record.get("latency_ms"), True
-    estimate = model.estimate(record["prompt_tokens"], record["completion_tokens"], record.get("search_ms", 0.0))
-    return estimate, False
+    tokens = record["prompt_tokens"], record["completion_tokens"]
+    return model.estimate(*tokens, record.get("search_ms", 0.0), calls), False
 
 
 def _outcome(
@@ -122,6 +134,7 @@ def _outcome(
         loaded_ms=record["latency_ms"],
         completion_measured=record["tokens_measured"],
         completion=record.get("completion"),
+        again=record.get("again"),
         finish=record.get("finish"),
         rule=record.get("rule"),
         kind=record.get("kind"),

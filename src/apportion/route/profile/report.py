@@ -20,7 +20,8 @@ class PipelineReport:
 
     Attributes:
         quality: mean f1. tokens: mean prompt + completion. latency_ms: mean, as `ProfileReport.latency` says.
-        not_extracted: answers in which no rule found one. rules: how many answers each rule found.
+        asked_again: reasoning that ended without an answer, which was asked for once more.
+        not_extracted: answers in which no rule found one, after that. rules: how many answers each rule found.
         cut: answers ended by max_tokens. prompt_cut: prompts longer than the context.
         no_passage: searches that found nothing, so that the pipeline without passages was asked.
         no_logprobs: answers that came back without log-probabilities although they were asked for.
@@ -30,6 +31,7 @@ class PipelineReport:
     quality: float
     tokens: float
     latency_ms: float
+    asked_again: int
     not_extracted: int
     rules: dict[str, int]
     cut: int
@@ -122,6 +124,7 @@ def _pipeline(
         quality=_mean([one.f1 for one in rows]),
         tokens=_mean([(one.prompt_tokens or 0) + (one.completion_tokens or 0) for one in rows]),
         latency_ms=_mean([one.latency_ms for one in rows]),
+        asked_again=sum(one.again is not None for one in rows),
         not_extracted=sum(rule in FAILED for rule in rules),
         rules={rule: rules.count(rule) for rule in dict.fromkeys(rules)},
         cut=sum(one.finish == "length" for one in rows),
