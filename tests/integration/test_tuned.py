@@ -45,6 +45,18 @@ def numbers(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_what_is_loaded_predicts_to_the_bit_what_was_measured_in_bfloat16(
+    kind: str, checkpoint: Make, tmp_path: Path
+) -> None:
+    ask = QuantizeRequest(avg_bits=2.5, evaluations=20, finalists=1, device="cpu", dtype="bfloat16")
+    text = numbers(tmp_path / "text.txt", 600)
+    result = quantize(str(checkpoint(kind, blocks=2)), tmp_path / "q", ask, small(text, codes=True))
+    assert result["tuned"]["learned"] == "codes and scales"
+    assert result["reload_difference"] == 0
+    assert result["loads_in"] == {"transformers": ""}
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
     rounding: str, checkpoint: Make, tmp_path: Path
