@@ -8,6 +8,7 @@ import pytest
 
 from apportion.core.artifact import plain
 from apportion.demo.show_real import OUTCOMES, RESULTS, ROUTED, NotThere, RealShown, real_text, show_real
+from apportion.demo.show_route import SHOWN_WEIGHTS
 from apportion.route.ask.strategy import STRATEGIES
 
 
@@ -31,6 +32,8 @@ def test_the_table_says_what_the_files_say_and_what_made_them() -> None:
     assert f"better than the best static pipeline at {better} of {weights} weights" in text
     assert saved["command"] in text
     assert "six_sets.py collect" in text
+    judged = {(one["token_weight"], one["latency_weight"]): one["gain"] for one in saved["weights"]}
+    assert [one.verdict for one in found.gains] == [judged[pair]["verdict"] for pair in SHOWN_WEIGHTS]
     assert found.weaker == ()
     assert json.loads(json.dumps(plain(found)))["model"] == found.model
 

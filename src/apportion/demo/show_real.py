@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from apportion.core.artifact import Json, read_json, sha256_file
-from apportion.demo.show_route import StrategyRow, strategy_rows, table_text
+from apportion.demo.show_route import SHOWN_WEIGHTS, StrategyRow, strategy_rows, table_text
 from apportion.route.ask.strategy import STRATEGIES
 from apportion.route.profile.file import read_profile
 from apportion.route.profile.profile import Profile
@@ -30,6 +30,17 @@ class SetRow:
     quality: tuple[float, ...]
     tokens: tuple[float, ...]
     latency_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """The router's utility over that of the best static pipeline, and its 95 % interval, at a pair of weights."""
+
+    token_weight: float
+    latency_weight: float
+    over: str
+    gain: tuple[float, float, float]
+    verdict: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,8 @@ class RealShown:
         commands: what made the files that this is read from.
         weights: pairs of weights that the router was judged at. better, worse: at how many of them it is better or
             worse than the best static pipeline, beyond its 95 % interval.
-        rows: pipelines, router and oracle at a few weights. against: None where no weights kept the quality.
+        rows: pipelines, router and oracle at a few weights. gains: at the same weights.
+        against: None where no weights kept the quality.
         weaker: what does not fit together.
     """
 
@@ -63,6 +75,7 @@ class RealShown:
     commands: tuple[str, ...]
     sets: tuple[SetRow, ...]
     rows: tuple[StrategyRow, ...]
+    gains: tuple[Gain, ...]
     weights: int
     better: int
     worse: int
@@ -101,6 +114,9 @@ def show_real(results: Path = RESULTS) -> RealShown | NotThere:
         commands=tuple(_without_note(one) for one in (*commands, saved["command"])),
         sets=set_rows(judged),
         rows=strategy_rows(saved),
+        gains=tuple(
+            _gain(at) for at in saved["weights"] if (at["token_weight"], at["latency_weight"]) in SHOWN_WEIGHTS
+        ),
         weights=summary["weights"],
         better=summary["beaten"],
         worse=summary["worse"],
@@ -128,6 +144,7 @@ def real_text(found: RealShown | NotThere) -> str:
     whole = found.sets[-1]
     lines += [_set_text("tokens", "", whole.tokens, ".0f"), _set_text("ms", "", whole.latency_ms, ".0f")]
     lines += ["", table_text(found.rows)]
+    lines += ["router over the best static pipeline (95 % interval):", *map(_gain_text, found.gains)]
     lines += [
         f"Router: better than the best static pipeline at {found.better} of {found.weights} weights, worse at "
         f"{found.worse} (beyond 95 % intervals)."
@@ -144,6 +161,18 @@ def _set_row(name: str, part: Profile) -> SetRow:
 
 def _set_text(name: str, count: str, values: tuple[float, ...], form: str) -> str:
     return f"  {name:<10}{count:>9}" + "".join(f"{value:>9{form}}" for value in values)
+
+
+def _gain(at: Json) -> Gain:
+    interval = at["gain"]["interval"]
+    over, triple = " or ".join(at["best_static_names"]), (interval["mean"], interval["low"], interval["high"])
+    return Gain(at["token_weight"], at["latency_weight"], over, triple, at["gain"]["verdict"])
+
+
+def _gain_text(found: Gain) -> str:
+    mean, low, high = found.gain
+    weights = f"({found.token_weight:g}, {found.latency_weight:g})"
+    return f"  {weights:<12}{mean:+.3f} [{low:+.3f}, {high:+.3f}] over {found.over}: {found.verdict}"
 
 
 def _against(saved: Json) -> Against | None:
