@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1])]
@@ -33,26 +35,28 @@ def wide_router() -> Router:
     return train_router(profile.with_features(more, noise)).router
 
 
-def measure(router: Router, decisions: int) -> dict[str, float | int]:
-    """Times of decisions at weights where a policy decides, in microseconds."""
+def measure(router: Router, name: str, decisions: int) -> dict[str, Any]:
+    """Times of decisions in microseconds, where this tier comes first; `decided_by` counts the tiers that decided."""
+    tier = next(tier for tier in router.tiers if tier.name == name)
     names = router.tiers[0].names
     draws = np.random.default_rng(1).normal(size=(decisions, len(names)))
     asked = [dict(zip(names, row.tolist(), strict=True)) for row in draws]
-    times = []
+    times, decided = [], Counter[str]()
     for features in asked:
         start = time.perf_counter()
         decision = router.decide(features, 0.3, 0.1 if router.has_latency else 0.0)
         times.append((time.perf_counter() - start) * 1e6)
-    network = router.tiers[0].decider
-    members, _, hidden = network.layers.w1.shape if isinstance(network, Policy) else (0, 0, 0)
+        decided[decision.tier] += 1
+    size = tier.decider.layers.w1.shape if isinstance(tier.decider, Policy) else (0, 0, 0)
     return {
+        "decider": tier.decider.kind,
+        "decided_by": dict(decided),
         "median_us": float(np.median(times)),
         "p99_us": float(np.quantile(times, 0.99)),
         "decisions": decisions,
-        "features": len(names),
-        "members": members,
-        "hidden": hidden,
-        "decided_by_static": int(decision.tier == "static"),
+        "features": len(tier.names),
+        "members": size[0],
+        "hidden": size[2],
     }
 
 
@@ -62,7 +66,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     router = load_router(given.router) if given.router else wide_router()
-    found = {tier.name: measure(preferring(router, tier.name), 5000) for tier in router.tiers if not tier.looks}
+    found = {
+        tier.name: measure(preferring(router, tier.name), tier.name, 5000) for tier in router.tiers if not tier.looks
+    }
     text = json.dumps({"command": own_command(), "by_tier": found}, indent=1)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@
 it goes on where it was cut. Shards are runs of their own, each with its log, at the same time on several GPUs; times
 are taken by those with `--unloaded`. `--from` begins with the answers of other runs' logs on the same corpus, and
 with their times where `--keep-times` says that nothing else is compared with them. Reasoning without an answer that
-was recorded before such answers were asked for once more is asked anew.
+was recorded before such answers were asked for once more is asked anew; `--reask` does so too with those that were
+asked for once more, as after another wording of that turn.
 `collect` reads all logs of a label and writes the profiles by half, without texts but with features and outcomes
 (six_learn.parquet, six_judge.parquet, six_gap_*.parquet), and six.json: quality, tokens, latency and extraction
 failures by set and pipeline, and how often the answer stands in the passages.
@@ -69,7 +70,7 @@ def run(given: argparse.Namespace) -> None:
     for name, setup in setups.items():
         out = given.work / f"{file_name(name, given)}.parquet"
         if given.begin:
-            take_answers(questions, setup, given.begin, out, times=given.keep_times)
+            take_answers(questions, setup, given.begin, out, times=given.keep_times, reask=given.reask)
         if name == "six_gap" and "six" in setups:
             share_blind(questions, setups["six"], setup, given.work / f"{file_name('six', given)}.parquet.log", out)
         if given.unloaded:
@@ -114,7 +115,9 @@ def warm(questions: Sequence[Question], setup: Setup) -> None:
         setup.llm.complete([request if at == 0 else replace(request, max_tokens=2)])
 
 
-def take_answers(questions: Sequence[Question], setup: Setup, begin: Sequence[Path], out: Path, *, times: bool) -> None:
+def take_answers(
+    questions: Sequence[Question], setup: Setup, begin: Sequence[Path], out: Path, *, times: bool, reask: bool
+) -> None:
     """Begin a log with other runs' answers to the same prompts on the same corpus; their times only where asked."""
     path, wanted = out.with_name(out.name + ".log"), header(setup)
     if path.exists():
@@ -131,6 +134,7 @@ def take_answers(questions: Sequence[Question], setup: Setup, begin: Sequence[Pa
     with AppendLog(path, wanted, resume=False) as log:
         for record in (record for found in fitting for record in found["records"]):
             kept = times or not record["strategy"].startswith(ALONE)
+            kept = kept and not (reask and record.get("again") is not None)
             if kept and record["question"] in keys and not record.get("error") and not is_unasked(record):
                 log.append(record)
 
@@ -315,6 +319,7 @@ def main() -> None:
     parser.add_argument("--corpora", default=",".join(CORPORA))
     parser.add_argument("--from", dest="begin", type=Path, nargs="+", help="logs of other runs whose answers are taken")
     parser.add_argument("--keep-times", action="store_true", help="take the times of --from too")
+    parser.add_argument("--reask", action="store_true", help="ask anew what was asked again in --from")
     parser.add_argument("--label", default="", help="part of the files' names, to tell models apart")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from apportion.demo import model_path, prompts_path, world, write_corpus
 from apportion.demo.recorded import RECORDED, fresh_questions, profile_path, recorded
 from apportion.demo.show import Show, show, text_of
 from apportion.demo.show_bits import BitsPlan
+from apportion.demo.show_real import real_text
 from apportion.demo.show_route import SHOWN_WEIGHTS, RoutePlan
 from apportion.models.identity import model_identity
 from apportion.route.ask.prompts import load_prompts
@@ -78,6 +79,8 @@ def test_both_halves_are_shown(tmp_path: Path) -> None:
     assert shown.route.live.router.tokens > 0
     assert shown.route.live.always.latency_ms > 0
     text = text_of(shown)
+    assert real_text(shown.real) in text
+    assert "qwen25-coder-15b" in text
     for path in (*shown.bits.files.values(), *shown.route.files.values()):
         assert Path(path).exists()
         assert path in text

@@ -176,6 +176,18 @@ def test_a_guard_stays_shut_where_neighbours_gain_and_the_node_does_not() -> Non
     assert [gate.is_open(Weights(token)) for token in TOKEN_NODES] == [node != 4 for node in range(len(TOKEN_NODES))]
 
 
+@pytest.mark.parametrize("edge", [0, -1])
+def test_a_guard_at_the_first_and_last_weight_is_held_by_the_node_itself_and_by_the_error_of_fewer(edge: int) -> None:
+    rng, held = np.random.default_rng(4), split_folds(("a",) * 100, 5, 0)
+    gains = rng.normal(1.0, 0.5, size=(100, len(TOKEN_NODES), 1))
+    gains[:, edge] -= 1.2
+    assert not guard_of([gains], held, 1.0).is_open(Weights(TOKEN_NODES[edge]))
+    unit = 1 + np.array(TOKEN_NODES)
+    alike = rng.normal(0.3, 1.0, size=(2000, len(TOKEN_NODES), 1)) * unit[:, None]
+    error = guard_of([alike], split_folds(("a",) * 2000, 5, 0), 1.0).error[:, 0] / unit
+    assert error[edge] > 1.1 * error[6]  # of two nodes, not three: 1 / sqrt(2) against 1 / sqrt(3)
+
+
 def test_ways_are_compared_by_what_they_gain_around_a_node() -> None:
     lucky, steady = np.zeros((50, len(TOKEN_NODES), 1)), np.full((50, len(TOKEN_NODES), 1), 0.1)
     lucky[:, 5] = 0.2

@@ -149,5 +149,5 @@ def test_two_strategies_restrict_the_choice() -> None:
 
 def test_a_router_of_an_earlier_version_without_a_guard_is_timed_at_its_tiers() -> None:
     earlier = replace(informed().router, guard=None)
-    found = measure(preferring(earlier, "full"), 5)
-    assert (found["decisions"], found["decided_by_static"]) == (5, 0)
+    found = measure(preferring(earlier, "full"), "full", 5)
+    assert (found["decisions"], found["decided_by"]) == (5, {"full": 5})

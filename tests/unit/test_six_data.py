@@ -1,13 +1,8 @@
 """The questions of the benchmark: more of them hold those that were asked before."""
 
 import random
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-six_data = pytest.importorskip("six_data")
+import six_data
 
 
 def test_more_questions_begin_with_the_fewer_and_leave_the_randomness_after_them_alone() -> None:

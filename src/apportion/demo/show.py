@@ -1,4 +1,7 @@
-"""The main job of both halves on the shipped model: a table of plans, a table of strategies, two plots."""
+"""The main job of both halves on the shipped model: a table of plans, a table of strategies, two plots.
+
+Beside the second table stands that of a real model, read from the saved results.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -7,6 +10,7 @@ from pathlib import Path
 from apportion.core.artifact import claim_folder, plain, write_json
 from apportion.demo import show_bits, show_route
 from apportion.demo.show_bits import BitsPlan, BitsShown
+from apportion.demo.show_real import NotThere, RealShown, real_text, show_real
 from apportion.demo.show_route import RoutePlan, RouteShown
 
 
@@ -20,11 +24,12 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Everything that was shown; `seconds` is the whole run's wall time."""
+    """Everything that was shown; `real` was measured before, `seconds` is the whole run's wall time."""
 
     out: str
     bits: BitsShown
     route: RouteShown
+    real: RealShown | NotThere
     seconds: float
 
 
@@ -40,24 +45,27 @@ def show(out: Path, plan: Show | None = None) -> Shown:
         (out / half).mkdir()
     bits = show_bits.show_bits(out / "bits", plan.bits)
     route = show_route.show_route(out / "route", plan.route)
-    shown = Shown(str(out), bits, route, time.monotonic() - began)
+    shown = Shown(str(out), bits, route, show_real(), time.monotonic() - began)
     write_json(out / "demo.json", plain(shown))
     return shown
 
 
 def text_of(shown: Shown) -> str:
-    """What a person sees at the end: both tables and where everything lies."""
+    """What a person sees at the end: the tables and where everything lies."""
     bits, route = shown.bits, shown.route
     return "\n".join(
         [
             "Bits for layers: the shipped model, NLL on its calibration text, perplexity on held-out text",
             show_bits.table_text(bits.rows),
             "",
-            "Routing: recorded test questions, the router learned on the train split; probes counted",
+            "Routing: the shipped model on its made-up world, recorded test questions, the router learned on the train "
+            "split; probes counted",
             show_route.table_text(route.rows),
             route.first_line,
             "",
             show_route.live_text(route.live),
+            "",
+            real_text(shown.real),
             "",
             f"checkpoint       {bits.files['checkpoint']}",
             f"bits: report     {bits.files['report']}",

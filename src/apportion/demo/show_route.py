@@ -14,8 +14,8 @@ from apportion.core.progress import progress
 from apportion.demo import Question, model_path, prompts_path, write_corpus
 from apportion.demo.recorded import fresh_questions, recorded
 from apportion.route.answer import answer
-from apportion.route.ask.extraction import extract
-from apportion.route.ask.pipelines import build_request
+from apportion.route.ask.answered import complete
+from apportion.route.ask.pipelines import asked_as, build_request
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.ask.strategy import STRATEGIES
@@ -162,11 +162,12 @@ def _always(question: Question, setup: Setup) -> Spent:
     """Quality, tokens and latency of RAG+CoT."""
     start = time.perf_counter()
     passages = setup.retriever.search(question.question, setup.k).passages
-    completion = setup.llm.complete([build_request(setup.prompts, "rag+cot", question.question, passages)])[0]
+    request = build_request(setup.prompts, "rag+cot", question.question, passages)
+    asked = asked_as("rag+cot", passages), question.question, request
+    found = complete(setup.llm, setup.prompts, [asked])[0]
     spent_ms = (time.perf_counter() - start) * 1000
-    text = extract(setup.prompts.of("rag+cot", question.question), completion).answer
-    tokens = completion.prompt_tokens + completion.completion_tokens
-    return score(text, question.answers).f1, tokens, spent_ms
+    tokens = found.total.prompt_tokens + found.total.completion_tokens
+    return score(found.extracted.answer, question.answers).f1, tokens, spent_ms
 
 
 def table_text(rows: tuple[StrategyRow, ...]) -> str:

@@ -2,7 +2,8 @@
 
 The second turn is the same conversation with the model's own reasoning in it, a short limit on new tokens and
 thinking off; it is made once, and what is not found then is not found. Its text is the prompt's `again`. The worked
-examples are left out of it: a small model takes its answer from them rather than from what it reasoned.
+examples are left out of it: a small model takes its answer from them rather than from what it reasoned. Its text names
+no kinds of answers for the same reason ("a name, a place, a date" is answered with a name).
 """
 
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ _KEYS: Mapping[str, type] = {
 }
 _NEWER = ("stop", "examples", "kinds", "kind")  # no part of a digest where they say nothing
 AGAIN: Mapping[Kind, str] = {  # where a prompt says nothing; no part of its digest, so another wording is a new `again`
-    "short": "Now write only the line 'Answer: ' with a short phrase: a name, a place, a date or a number.",
+    "short": "Now write only the line 'Answer: ' with your answer, in as few words as possible.",
     "yes_no": "Now write only the line 'Answer: yes' or 'Answer: no'.",
     "number": "Now write only the line 'Answer: ' with one number.",
 }

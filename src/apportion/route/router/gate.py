@@ -82,7 +82,9 @@ def guard_of(gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], cau
 
     For each fold the way of the largest worth on the other folds is taken, or none where none is above 0; the gain
     counted is that of the fold. So the more ways compete by luck, the less of it is believed. Gain and error are
-    pooled over the nodes beside each; where a node's own gain is not above 0, that stands alone.     [ours]
+    pooled over the nodes beside each; where a node's own gain is not above 0, that stands alone. The first and last
+    node have neighbours on one side only: the error is that of the fewer nodes pooled, so it is larger by itself, and a
+    gain that ends there is held by the node's own.     [ours]
     """
     stacked = np.stack(gains)  # [ways, n, t, l]
     found = np.zeros(stacked.shape[1:])
