@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from apportion.bits.rounding import distil, round_plan, tuning
+from apportion.bits.rounding import distil, looks, round_plan, tuning
 from apportion.bits.rounding import lesson as lessons
 from apportion.bits.rounding.descent import Descent, batches
 from apportion.bits.rounding.latent import Latents, Start, StraightThrough
@@ -197,6 +197,22 @@ def test_a_killed_run_goes_on_from_its_last_look_to_the_same_weights(checkpoint,
     assert (whole.before, whole.after, whole.steps) == (again.before, again.after, again.steps)
 
 
+def test_a_state_that_takes_too_long_to_keep_is_kept_at_the_end_alone(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(looks, "KEEP_BYTES_S", 1.0)
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8, codes=True)
+    whole = tune(staged, rounded, lesson)
+    taken = steps_of(monkeypatch, dies_at=7)
+    with pytest.raises(KeyboardInterrupt):
+        tune(staged, rounded, lesson, tmp_path)
+    assert same_weights(whole.packed, tune(staged, rounded, lesson, tmp_path).packed)
+    assert taken == [*range(7), *range(8)]  # from the beginning
+    again = tune(staged, rounded, lesson, tmp_path)
+    assert len(taken) == 15
+    assert same_weights(whole.packed, again.packed)
+    assert (again.steps, again.after) == (whole.steps, whole.after)
+
+
 def test_a_killed_run_goes_on_where_other_memory_is_free_and_the_model_writes_other_words(
     checkpoint, tmp_path, monkeypatch
 ):
@@ -223,11 +239,13 @@ def test_scales_for_want_of_memory_go_on_where_another_amount_is_free(checkpoint
     assert taken == []
 
 
-def steps_of(monkeypatch) -> list[int]:
-    """The numbers of the steps that are taken from here on."""
+def steps_of(monkeypatch, dies_at: int | None = None) -> list[int]:
+    """The numbers of the steps that are taken from here on; the run is killed once, before the step of that count."""
     taken, step = [], Descent.step
 
     def counted(descent, *given):
+        if len(taken) == dies_at and descent.done:
+            raise KeyboardInterrupt
         taken.append(descent.done)
         return step(descent, *given)
 

@@ -153,8 +153,8 @@ class Descent:
         return found
 
     def load(self, tensors: Mapping[str, Tensor], done: int) -> None:
-        """Go on after so many steps, with what `tensors` gave there."""
-        for name, value, optimizer in self.values():
+        """Go on after so many steps, with what `tensors` gave there; after the last step nothing is needed."""
+        for name, value, optimizer in self.values() if tensors else ():
             own = {key.removeprefix(f"{name}."): item for key, item in tensors.items() if key.startswith(f"{name}.")}
             value.data.copy_(own.pop("value"))
             steps = own.pop("step")

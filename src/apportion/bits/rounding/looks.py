@@ -1,5 +1,6 @@
 """Looks at a descent: the best state so far on the windows kept aside, kept on disk for a run that is killed."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,6 +19,8 @@ from apportion.models.text import Windows
 
 CHECKS = 4  # looks at the windows kept aside
 STATE = "tuning"
+KEEP_BYTES_S = 2.5e8  # bytes a second of copying, digest and disk: 17 GB (1.3 billion weights) took a minute
+KEEP_SHARE = 0.2  # of the time since the state was kept last may go to keeping it
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Looks:
     ) -> None:
         self.staged, self.lesson, self.start, self.descent, self.kept = staged, lesson, start, descent, kept
         self.steps = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
+        self.since = time.monotonic()
         piece = None if kept is None else kept.load(STATE)
         if piece is None:
             before = loss_of(staged, start, lesson.kept, lesson.kept_teacher)
@@ -90,11 +94,21 @@ class Looks:
         if loss < self.best.after:
             self.best = replace(self.best, packed=found, steps=step, after=loss)
         if self.kept is not None:
-            best = packed_tensors(self.best.packed) if self.best.steps else {}
-            tensors = {f"now/{name}": item for name, item in self.descent.tensors().items()}
-            tensors |= {f"best/{name}": item for name, item in best.items()}
-            told = {"step": step, "steps": self.best.steps, "before": self.best.before, "after": self.best.after}
-            self.kept.save(STATE, tensors, told)
+            self.keep(self.kept, step)
+
+    def keep(self, kept: Kept, step: int) -> None:
+        """Keep the best state and, until the last step, what is needed to go on; not where that takes longer than
+        KEEP_SHARE of what a killed run would have to do again."""
+        best = packed_tensors(self.best.packed) if self.best.steps else {}
+        tensors = {f"best/{name}": item for name, item in best.items()}
+        if step < self.lesson.steps:
+            tensors |= {f"now/{name}": item for name, item in self.descent.tensors().items()}
+            seconds = sum(item.nbytes for item in tensors.values()) / KEEP_BYTES_S
+            if seconds > KEEP_SHARE * (time.monotonic() - self.since):
+                return
+        told = {"step": step, "steps": self.best.steps, "before": self.best.before, "after": self.best.after}
+        kept.save(STATE, tensors, told)
+        self.since = time.monotonic()
 
 
 def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson, learned: str) -> Kept:
