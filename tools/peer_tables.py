@@ -14,7 +14,8 @@ ABOUT = (
     "Average bits are those of the codes; both store one scale of 16 bits for 64 weights, so 0.25 more. Both read the same file of C4 and "
     "share widths alike; ours learns from more of it and from text that the model wrote (below). WikiText-2, 128 windows of 512 tokens, never used for a "
     "choice; judged by the same code with the model's own head. One run each. Seconds do not compare: cards were shared, and "
-    "AutoRound's hold its search while ours hold none."
+    "AutoRound's hold its search while ours hold none. The command learns both the plan that it found and the best uniform one, and keeps "
+    "what is nearer to full precision on windows aside."
 )
 
 
@@ -56,9 +57,10 @@ def peer_part(files: Mapping[str, Json]) -> list[str]:
         ours = by_budget(files.get(f"real_{model}", {}), LEARNED)
         theirs = by_budget(item, None)
         budgets = sorted(set(theirs) | set(ours), key=float)
-        rows += [pair(model, bits, theirs.get(bits), ours.get(bits)) for bits in budgets]
+        plain = one_width(files.get(f"real_{model}", {}))
+        rows += [pair(model, bits, theirs.get(bits), ours.get(bits), plain.get(bits)) for bits in budgets]
     head = [
-        "model", "average bits", "mean KL: AutoRound", "ours", "change", "same top token: AutoRound", "ours",
+        "model", "average bits", "mean KL: AutoRound", "ours", "change", "ours, one width for all", "same top token: AutoRound", "ours",
         "perplexity: AutoRound", "ours", "AutoScheme's widths", "seconds: AutoRound, ours",
     ]  # fmt: skip
     lines += [ABOUT, "", *markdown(head, rows), ""]
@@ -67,7 +69,14 @@ def peer_part(files: Mapping[str, Json]) -> list[str]:
     return lines
 
 
-def pair(model: str, budget: str, peer: Json | None, own: Json | None) -> list[str]:
+def one_width(item: Json) -> dict[str, Json]:
+    """Learned plans of one width for all, by budget."""
+    rows = [row for row in item.get("rows", ()) if row.get("written") == LEARNED and "kl" in row]
+    named = [(re.fullmatch(r"uniform w(\d+)g\d+", row["plan"]), row) for row in rows]
+    return {found[1]: row for found, row in named if found}
+
+
+def pair(model: str, budget: str, peer: Json | None, own: Json | None, plain: Json | None) -> list[str]:
     """One budget."""
     cells = [
         [figure(row, form) for row in (peer, own)]
@@ -76,7 +85,8 @@ def pair(model: str, budget: str, peer: Json | None, own: Json | None) -> list[s
     kl, top, perplexity, seconds = cells
     change = f"**{own['kl'] / peer['kl'] - 1:+.0%}**" if peer and own else "–"
     widths = peer["widths"] if peer else "–"
-    return [model, bits_of(budget, peer, own), *kl, change, *top, *perplexity, widths, ", ".join(seconds)]
+    alone = figure(plain, "kl:.3f") if plain else "–"
+    return [model, bits_of(budget, peer, own), *kl, change, alone, *top, *perplexity, widths, ", ".join(seconds)]
 
 
 def bits_of(budget: str, peer: Json | None, own: Json | None) -> str:
@@ -151,7 +161,11 @@ def learner_table(rows: Sequence[Json]) -> list[str]:
 def learner_row(row: Json) -> list[str]:
     blocks = f"{row['block_steps']} a block" if row.get("block_steps") else ""
     steps = " + ".join(part for part in (blocks, str(row.get("steps") or "")) if part)
-    company = {"seconds_beside_two_jobs": "beside two jobs", "seconds_beside_one_job": "beside one"}
+    company = {
+        "seconds_beside_two_jobs": "beside two jobs",
+        "seconds_beside_one_job": "beside one",
+        "seconds_alone": "alone",
+    }
     seconds = [f"{row[key]:.0f} {said}" for key, said in company.items() if key in row]
     before = (
         f"{row['cross_entropy_before']:.3f} to {row['cross_entropy_after']:.3f}"
