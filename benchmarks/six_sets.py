@@ -251,8 +251,11 @@ def read_log(path: Path) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> Any:
-    """What `run` said at its end; nothing of a run that was cut."""
-    return read_json(path) if path.is_file() else None
+    """What `run` said at its end, without the machine's folders; nothing of a run that was cut."""
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    return found | {name: Path(found[name]).name for name in ("out", "log") if isinstance(found.get(name), str)}
 
 
 def without_texts(row: Outcome) -> Outcome:

@@ -75,14 +75,7 @@ def claims_page(files: Mapping[str, Json]) -> str:
         "",
         *change_table(found, ISOLATED),
         "",
-        "## `auto` against every score of one block alone",
-        "",
-        AUTO,
-        "",
-        *change_table(
-            [item for item in found if item["model"] in REAL and "auto" in item["methods"]], ISOLATED, "auto"
-        ),
-        "",
+        *auto_part([item for item in found if item["model"] in REAL and "auto" in item["methods"]]),
         "## Beside the plain alternatives",
         "",
         PLAIN,
@@ -92,6 +85,14 @@ def claims_page(files: Mapping[str, Json]) -> str:
         *orders(found),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def auto_part(found: Sequence[Json]) -> list[str]:
+    """The command's own search on pretrained models."""
+    if not found:
+        return []
+    title = "## `auto` against every score of one block alone"
+    return [title, "", AUTO, "", *change_table(found, ISOLATED, "auto"), ""]
 
 
 def claim_summary(files: Mapping[str, Json]) -> list[str]:

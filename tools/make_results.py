@@ -21,6 +21,7 @@ from readme_tables import reference
 from real_tables import house_part, main_jobs, real_part
 from route_tables import route_part
 from saved_widths import labels, level
+from six_tables import six_part
 from tables import markdown
 
 Json = dict[str, Any]
@@ -66,6 +67,9 @@ def page(files: Mapping[str, Json]) -> str:
         *real_models(files),
         *claim_summary(files),
         *gguf_part(files),
+        "## Routing",
+        "",
+        *six_part(files),
         *route_part(files),
         *others_part(files),
         *minis(files),

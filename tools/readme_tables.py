@@ -93,11 +93,11 @@ def route(files: Mapping[str, Json]) -> list[str]:
         f"{summary['worse']}, and closes {summary['gap_closed_mean']:.0%} of the gap to the oracle on average. On recorded answers of "
         f"{verdict_on(files.get('route_recorded'), 'llama31_8b_hotpotqa')} (docs/results/route_recorded.json). Made by "
         f"`{found['command']}`.",
-        *real(files.get("route_six")),
+        *real(files.get("route_six600"), files.get("route_six")),
     ]
 
 
-def real(found: Json | None) -> list[str]:
+def real(found: Json | None, smaller: Json | None) -> list[str]:
     """What the router won on a real model's answers to real questions."""
     if not found:
         return []
@@ -107,9 +107,20 @@ def real(found: Json | None) -> list[str]:
         "",
         f"On a real model ({found['source']['model']}), {found['questions']} questions of {len(found['families'])} sets, learned on "
         f"{found['training_questions']} others: better than the best static pipeline at {summary['beaten']} of {summary['weights']} "
-        f"weights, worse at {summary['worse']} (by weight: {verdicts}); {summary['gap_closed_mean']:.0%} of the gap to the oracle. "
-        f"Made by `{found['command']}`.",
+        f"weights, worse at {summary['worse']} (by weight: {verdicts}); {summary['gap_closed_mean']:.0%} of the gap to the oracle, "
+        f"{summary['reach_closed']:.0%} of what was reachable. {fewer(smaller)}Made by `{found['command']}`.",
     ]
+
+
+def fewer(found: Json | None) -> str:
+    """The same with fewer questions."""
+    if not found:
+        return ""
+    summary = found["summary"]
+    return (
+        f"Learned on {found['training_questions']} and judged on {found['questions']} of them: better at {summary['beaten']}, worse at "
+        f"{summary['worse']}. "
+    )
 
 
 TABLES: dict[str, Callable[[Mapping[str, Json]], list[str]]] = {

@@ -1,4 +1,4 @@
-"""The routing half of docs/results.md, from the JSON files in docs/results/; `make results` writes it."""
+"""The routing half of docs/results.md (the six sets: `six_tables`), from the JSON files in docs/results/; `make results` writes it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,95 +16,14 @@ RECORDED = {
 
 
 def route_part(files: Mapping[str, Json]) -> list[str]:
-    """All tables of the routing half."""
+    """The tables of the routing half after those of `six_tables`."""
     return [
-        "## Routing",
-        "",
-        *six(files.get("route_six")),
         *demonstration(files.get("demo_route")),
         *traffic(files.get("demo_route_traffic")),
         *three_bits(files.get("demo_route_3bit")),
         *recorded(files.get("route_recorded")),
         *two_decisions(files.get("route_recorded")),
     ]
-
-
-def six(found: Json | None) -> list[str]:
-    """A real model on six question-answering sets, judged on the half not learned from."""
-    lines = ["### Six question-answering sets", ""]
-    if not found:
-        return [*lines, NOT_RUN, ""]
-    summary, closed = found["summary"], found["summary"]["reach_closed"]
-    verdicts = ", ".join(f"{verdict} at {count}" for verdict, count in summary["verdicts"].items())
-    return [
-        *lines,
-        f"Learned on {found['training_questions']} questions, judged once on {found['questions']} others; everything that "
-        "was done for an answer is counted. Utility = quality - weights x costs, in units of always RAG+CoT.",
-        "",
-        *six_sets(found["by_set"]),
-        "",
-        *weights_table(found),
-        "",
-        *sentences(found),
-        f"By verdict: {verdicts}."
-        + (
-            ""
-            if closed is None
-            else f" Of what was reachable (the best of all that was fitted) it gained {closed:.0%}."
-        ),
-        *chosen_text(found["savings_chosen_on_folds"]),
-        "",
-        "Mean over the weights of the router's utility minus another's:",
-        "",
-        *markdown(["against", "difference"], ([name, interval(gain)] for name, gain in gains(found))),
-        "",
-        "What the router loses when a feature is dealt out anew among the judged questions (the ten that cost most, and "
-        "groups), mean utility over the weights:",
-        "",
-        *worth_table(found["worth"]),
-        "",
-        *left_out_table(found["left_out"]),
-        *signal_table(found["signals"]),
-        *made(found, "route_six"),
-    ]
-
-
-def six_sets(rows: Sequence[Json]) -> list[str]:
-    """Quality (tokens; ms) of each pipeline in each set."""
-    names = list(rows[0]["pipelines"])
-    body = [
-        [
-            row["set"],
-            str(row["questions"]),
-            *(_cell(row["pipelines"][name]) for name in names),
-            f"{row['best_of_four']:.3f}",
-        ]
-        for row in rows
-    ]
-    return markdown(["set", "questions", *names, "best of four in hindsight"], body)
-
-
-def _cell(one: Json) -> str:
-    timed = "" if one["latency_ms"] is None else f"; {one['latency_ms']:.0f} ms"
-    return f"{one['quality']:.3f} ({one['tokens']:.0f}{timed})"
-
-
-def chosen_text(found: Json) -> list[str]:
-    """Savings against always RAG+CoT at weights chosen before the judged half was looked at."""
-    if found["weights"] is None:
-        return [f"Savings against always RAG+CoT: {found['reason']}."]
-    latency = "" if found["latency_saved"] is None else f" and {found['latency_saved']:.0%} less latency"
-    return [
-        f"At the weights that save most at no lower quality on folds of the learning half, "
-        f"({found['weights'][0]:g}, {found['weights'][1]:g}): {found['tokens_saved']:.0%} fewer tokens{latency} than always "
-        f"RAG+CoT, quality {interval(found['quality_change'])}."
-    ]
-
-
-def worth_table(rows: Sequence[Json]) -> list[str]:
-    shown = [*[row for row in rows if not row["feature"].startswith("all ")][:10]]
-    shown += [row for row in rows if row["feature"].startswith("all ")]
-    return markdown(["feature", "worth"], ([row["feature"], interval(row["worth"])] for row in shown))
 
 
 def signal_table(rows: Sequence[Json]) -> list[str]:

@@ -42,7 +42,7 @@ def comparison(coopq: float, lim: float) -> dict[str, object]:
 def test_nothing_saved_is_said(maker: ModuleType) -> None:
     text = maker.page({})
     routing = "\n".join(maker.route_part({})).count(maker.NOT_RUN)
-    assert text.count(maker.NOT_RUN) == 7 + routing + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
+    assert text.count(maker.NOT_RUN) == 10 + routing + len(maker.MODELS) * len(maker.ROUNDINGS) + len(maker.ABLATIONS)
 
 
 def test_a_comparison_comes_with_its_command_and_the_claim_is_put_beside_it(maker: ModuleType) -> None:
@@ -229,7 +229,10 @@ def test_ours_stands_beside_autoround_at_equal_bits(maker: ModuleType) -> None:
     own = {**row, "kl": 0.3, "plan": "auto, 3 bits", "written": "gptq, codes and scales learned", "kl_99": 2.0}
     files = {"autoround_smollm2-135m": peer, "real_smollm2-135m": {"command": "python ours.py", "rows": [own]}}
     text = maker.page(files)
-    assert "| smollm2-135m | 3 | 0.400 | 0.300 | **-25%** |" in text
+    assert "| smollm2-135m | 3 | 0.400 | 0.300 | **-25%** | – |" in text
+    plain = {**own, "kl": 0.2, "plan": "uniform w3g64"}
+    beside = {**files, "real_smollm2-135m": {"command": "python ours.py", "rows": [own, plain]}}
+    assert "| smollm2-135m | 3 | 0.400 | 0.300 | **-25%** | 0.200 |" in maker.page(beside)
     claims = maker.claims_page({**files, "compare_llama-mini_nearest": comparison(50.0, 40.0)})
     assert "| smollm2-135m | AutoRound, 200 steps | – | – | – | 44.00 | – |" in claims
     unequal = {**own, "avg_bits": 2.9}

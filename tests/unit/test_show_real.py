@@ -13,7 +13,7 @@ from apportion.route.ask.strategy import STRATEGIES
 
 
 def copied(folder: Path) -> Path:
-    for name in (OUTCOMES, ROUTED, "six.json"):
+    for name in (OUTCOMES, ROUTED, "six600.json"):
         shutil.copy(RESULTS / name, folder / name)
     return folder
 
@@ -53,7 +53,7 @@ def test_results_of_other_outcomes_are_said_to_be(tmp_path: Path) -> None:
     path.write_text(json.dumps({**saved, "sha256": {**saved["sha256"], "judge": "another"}}))
     found = show_real(tmp_path)
     assert isinstance(found, RealShown)
-    assert any("another six_judge.parquet" in said for said in found.weaker)
+    assert any("another six600_judge.parquet" in said for said in found.weaker)
     assert found.weaker[0] in real_text(found)
 
 

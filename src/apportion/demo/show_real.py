@@ -1,7 +1,7 @@
 """A real model's answers to real questions beside the made-up world's: read from the saved results, nothing is asked.
 
-docs/results/six_judge.parquet   the four pipelines' outcomes on the questions that routers are judged by
-docs/results/route_six.json      what the router made of them, learned from six_learn.parquet
+docs/results/six600_judge.parquet   the four pipelines' outcomes on the questions that routers are judged by
+docs/results/route_six600.json      what the router made of them, learned from six600_learn.parquet
 
 Both lie in the source tree, not in the installed package.
 """
@@ -18,7 +18,7 @@ from apportion.route.profile.file import read_profile
 from apportion.route.profile.profile import Profile
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-OUTCOMES, ROUTED = "six_judge.parquet", "route_six.json"
+OUTCOMES, ROUTED = "six600_judge.parquet", "route_six600.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ def show_real(results: Path = RESULTS) -> RealShown | NotThere:
     Cost: a quarter of a second.
 
     >>> show_real(Path("nowhere")).reason
-    'no table of a real model: six_judge.parquet, route_six.json are not in nowhere (they lie in the source tree)'
+    'no table of a real model: six600_judge.parquet, route_six600.json are not in nowhere (they lie in the source tree)'
     """
     missing = [name for name in (OUTCOMES, ROUTED) if not (results / name).is_file()]
     if missing:
         where = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in {results}"
         return NotThere(f"no table of a real model: {where} (they lie in the source tree)")
     saved, judged = read_json(results / ROUTED), read_profile(results / OUTCOMES)
-    summary, source = saved["summary"], results / "six.json"
+    summary, source = saved["summary"], results / "six600.json"
     commands = (read_json(source)["command"],) if source.is_file() else ()
     fits = sha256_file(results / OUTCOMES) == saved["sha256"]["judge"]
     return RealShown(
