@@ -69,6 +69,27 @@ def peer_part(files: Mapping[str, Json]) -> list[str]:
     return lines
 
 
+def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list[str]:
+    """The README's table: mean KL at equal bits."""
+    own, peer = files.get(f"real_{model}"), files.get(f"autoround_{model}")
+    if not own or not peer:
+        return []
+    searched, plain, theirs = by_budget(own, LEARNED), one_width(own), by_budget(peer, None)
+    rows = [
+        [bits, *(f"{row[bits]['kl']:.3f}" if bits in row else "–" for row in (theirs, searched, plain))]
+        for bits in sorted(set(theirs) & set(searched), key=float)
+    ]
+    return [
+        "",
+        f"Beside AutoRound 0.16.1 with AutoScheme (200 steps) at equal bits, {called}, mean KL from full precision on WikiText-2; the "
+        "command keeps the better of its own two on windows aside:",
+        "",
+        *markdown(["average bits", "AutoRound", "ours, searched", "ours, one width for all"], rows),
+        "",
+        f"Made by `{peer['command']}` and `{own['command']}`.",
+    ]
+
+
 def one_width(item: Json) -> dict[str, Json]:
     """Learned plans of one width for all, by budget."""
     rows = [row for row in item.get("rows", ()) if row.get("written") == LEARNED and "kl" in row]

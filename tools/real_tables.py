@@ -3,6 +3,7 @@
 from collections.abc import Container, Mapping
 from typing import Any
 
+from peer_tables import beside_autoround
 from tables import markdown
 
 Json = dict[str, Any]
@@ -83,7 +84,9 @@ OPTIONS = {
     "gptq": "gptq",
     "scales alone": "gptq, scales learned (`--tune-scales`)",
     "straight-through from the own weights' place in the code, rate .003, by time: C4 and 2,048 windows that the model "
-    "wrote (two jobs on the card)": "gptq, codes and scales learned (`--tune`)",
+    "wrote (two jobs on the card)": "gptq, codes and scales learned (`--tune 1800`)",
+    "straight-through from the own weights' place in the code, rate .002, by time: recorded steps, C4 and 2,048 windows that "
+    "the model wrote (alone on an H200)": "gptq, codes and scales learned (`--tune 7700`, seven minutes on an H200)",
     "full precision": "full precision",
 }
 
@@ -148,6 +151,7 @@ def first(files: Mapping[str, Json]) -> list[str]:
             "",
             f"Made by `{learned['command']}`. More, and where goals were missed, in [docs/results.md](docs/results.md).",
         ]
+    lines += beside_autoround(files, FIRST, CALLED[FIRST])
     return lines or ["*not run*"]
 
 
