@@ -101,14 +101,14 @@ def real(found: Json | None, smaller: Json | None) -> list[str]:
     """What the router won on a real model's answers to real questions."""
     if not found:
         return []
-    summary = found["summary"]
+    summary, closed = found["summary"], found["summary"]["reach_closed"]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items())
     return [
         "",
         f"On a real model ({found['source']['model']}), {found['questions']} questions of {len(found['families'])} sets, learned on "
         f"{found['training_questions']} others: better than the best static pipeline at {summary['beaten']} of {summary['weights']} "
-        f"weights, worse at {summary['worse']} (by weight: {verdicts}); {summary['gap_closed_mean']:.0%} of the gap to the oracle, "
-        f"{summary['reach_closed']:.0%} of what was reachable. {fewer(smaller)}Made by `{found['command']}`.",
+        f"weights, worse at {summary['worse']} (by weight: {verdicts}); {summary['gap_closed_mean']:.0%} of the gap to the oracle"
+        f"{'' if closed is None else f', {closed:.0%} of what was reachable'}. {fewer(smaller)}Made by `{found['command']}`.",
     ]
 
 

@@ -23,6 +23,8 @@ from apportion.route.llm.local import LocalLLM
 from apportion.route.llm.openai import OpenAILLM
 from apportion.route.llm.protocol import Completion, Request
 from apportion.route.profile import Question, run_profile
+from apportion.route.profile.preflight import look
+from apportion.route.profile.records import Measured, question_key
 from apportion.route.router import Weights
 from tests.integration.serving import logged, serving
 from tests.integration.tiny_model import make_tiny_model
@@ -116,6 +118,13 @@ def test_what_was_recorded_before_it_could_be_asked_again_is_asked_anew_and_noth
     report = run_profile(QUESTIONS, setup, tmp_path / "old.parquet", resume=True, unloaded=0)
     assert (report.resumed, len(stub.bodies), len(second_turns(stub))) == (12, 8, 4)
     assert rows_of(tmp_path / "old.parquet")["q0", "cot"]["rule"] == "asked again"
+
+
+def test_an_empty_second_turn_counts_as_one_before_the_run_as_after_it() -> None:
+    record = {"question": question_key(QUESTIONS[0]), "strategy": "cot", "answer": "", "rule": "last line", "cut": 0}
+    record |= {"completion": BARE, "finish": "stop", "asked_as": "cot", "again": ""}
+    found = look(QUESTIONS[:1], Measured({(record["question"], "cot"): record}), has_chat_template=True)
+    assert found.shares["cot"].asked_again == 1.0
 
 
 def _as_before(record: dict[str, Any]) -> dict[str, Any]:
@@ -258,6 +267,32 @@ def test_a_server_that_needs_or_gets_no_second_turn_sends_the_first_alone(
     assert len(stub.bodies) == (2 if case == "refused" else 1)
     assert ("that failed" in json.dumps(decision)) == (case == "refused")
     assert decision["status"] == "ok"
+
+
+@pytest.mark.parametrize("own", [None, True])
+def test_thinking_is_off_in_a_servers_second_turn_unless_the_client_wants_it(
+    stub: Stub, tmp_path: Path, own: bool | None
+) -> None:
+    known = routing(tmp_path, static_router("cot"))
+    known = replace(known, prompts=replace(load_prompts(), cot=replace(load_prompts().cot, thinking=True, kinds={})))
+    options = {} if own is None else {"extra_body": {"chat_template_kwargs": {"enable_thinking": own}}}
+    with serving(stub, known) as client:
+        client.chat.completions.create(model="auto", messages=ASKED, **options)
+    switches = [body["chat_template_kwargs"]["enable_thinking"] for body in stub.bodies]
+    assert switches == [True, own is not None]
+
+
+def test_a_servers_second_turn_that_had_to_be_cut_to_the_context_says_so(stub: Stub, tmp_path: Path) -> None:
+    stub.reply = lambda messages: "Answer: x" if messages[-1]["content"] == AGAIN["short"] else "word " * 400
+    earlier = [{"role": "user", "content": "u" * 3000}, {"role": "assistant", "content": "a" * 3000}]
+    with serving(stub, routing(tmp_path, static_router("cot"))) as client:
+        whole = client.chat.completions.create(model="auto", messages=[*earlier, *ASKED]).model_dump()
+        assert "cut to the context" not in json.dumps(whole["apportion"]["weaker"])
+        stub.context = sum(len(one["content"]) for one in stub.bodies[0]["messages"]) + 50
+        whole = client.chat.completions.create(model="auto", messages=[*earlier, *ASKED]).model_dump()
+    assert whole["apportion"]["answer"] == "x"
+    cut = "cut to the context where it was asked once more: the oldest 1 turns of the conversation"
+    assert cut in whole["apportion"]["weaker"]
 
 
 def said(client: openai.OpenAI, streamed: bool, **options: Any) -> tuple[str, list[str], dict[str, Any]]:

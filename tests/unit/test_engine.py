@@ -98,21 +98,47 @@ def test_recorded_steps_are_of_fixed_lengths_and_rows(model: Any, monkeypatch: p
 
 
 def test_a_new_memory_records_into_a_pool_of_its_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    handles, used = iter(range(1, 9)), list[int]()
+    handles, used, current = iter(range(1, 9)), list[int](), [torch.device("cuda:0")]
 
     @contextmanager
     def recording(_: Any, *, pool: int, capture_error_mode: str) -> Iterator[None]:
+        assert current[-1] == model.device, "a graph of another device would hold nothing"
         used.append(pool)
         yield
 
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        current.append(wanted)
+        yield
+        current.pop()
+
     for name, stand_in in (("graph_pool_handle", lambda: next(handles)), ("CUDAGraph", object), ("graph", recording)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "device", device)
     passes = Engine(model, end_ids=ENDS, pad_id=0, slots=2)._passes
     first = passes.memory(2, 8)
     for memory in (first, first, passes.memory(2, 16)):
         passes.step(memory, 2, 4)
         passes._record(memory, 2, 4)
     assert used == [1, 1, 2]
+
+
+def test_results_are_waited_for_on_the_device_that_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda:1")  # type: ignore[assignment]
+
+    class Event:
+        __class__ = torch.cuda.Event  # type: ignore[assignment]
+
+        def record(self, stream: object = "of the current device") -> None:
+            waited.append(stream)
+
+    waited, empty = list[object](), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, *, dtype, pin_memory: empty(shape, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
+    engine_module._to_host(torch.ones(2).as_subclass(Elsewhere))
+    assert waited == ["of cuda:1"]
 
 
 def test_why_a_step_could_not_be_recorded_is_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

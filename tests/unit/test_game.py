@@ -1,5 +1,8 @@
 """Values equal naive evaluation, shared prefixes are computed once, and a log continues to the bit."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from apportion.bits.game import (
     naive_values,
     players_of,
 )
+from apportion.bits.game import engine as engines
 from apportion.bits.game.bank import CHEAP_TOKENS, cache_room
 from apportion.bits.game.game import block_states, trie_edges
 from apportion.bits.game.spqe import coalitions, draw_permutations
@@ -201,3 +205,37 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(checkpoint, monkeypatch
     monkeypatch.setattr(type(bank.staged), "run_block", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         MeasuredGame(bank, text()).values([bank.costs.uniform(0)])
+
+
+class Graph:
+    capture_begin = capture_end = replay = lambda self, **_: None
+
+
+class Stream:
+    def __init__(self, device="of the current device"):
+        self.device = device
+
+    def wait_stream(self, other):
+        assert other.device == self.device
+
+    def synchronize(self):
+        pass
+
+
+class Plain(engines.PlainEngine):
+    def __init__(self):
+        self.start, self.windows = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long)
+        self.staged = SimpleNamespace(layout=SimpleNamespace(block_count=1))
+
+
+def test_what_is_replayed_is_recorded_on_the_device_of_the_model_whichever_is_current(monkeypatch):
+    """Recorded on another device's stream it would hold nothing, and every value would be the first one."""
+    entered = []
+    for name, stand_in in (("CUDAGraph", Graph), ("Stream", Stream), ("current_stream", Stream)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered.append(stream.device) or nullcontext())
+    engine = engines.ReplayEngine(Plain())
+    engine._run("head", lambda: None)
+    assert engine.recorded == 1
+    assert entered == [engine.start.device]

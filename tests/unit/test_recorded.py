@@ -4,10 +4,13 @@ Here a graph is the work itself, run again on the inputs that it was recorded wi
 """
 
 from contextlib import contextmanager, nullcontext
+from typing import ClassVar
 
 import pytest
 import torch
 
+from apportion.bits.rounding.descent import Descent, Micro
+from apportion.bits.rounding.latent import Latents
 from apportion.bits.rounding.recorded import Recorder
 
 VALUE = [3.0, -1.0]
@@ -26,6 +29,14 @@ class Graph:
 
 
 class Stream:
+    """One of the current device, as torch's are."""
+
+    devices: ClassVar[list[object]] = ["the first"]
+    made_on: ClassVar[list[object]] = []
+
+    def __init__(self):
+        Stream.made_on.append(Stream.devices[-1])
+
     def wait_stream(self, other):
         pass
 
@@ -37,8 +48,16 @@ def value(monkeypatch):
         yield
         graph.gradient = moving.grad
 
+    @contextmanager
+    def device(wanted):
+        Stream.devices.append(wanted)
+        yield
+        Stream.devices.pop()
+
     moving = torch.tensor(VALUE, requires_grad=True)
     Graph.replays = 0
+    Stream.made_on.clear()
+    monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
@@ -96,3 +115,66 @@ def test_what_fails_to_be_recorded_is_run_plainly_from_then_on(value, run):
         assert float(recorder.run(working(value, []), (torch.ones(2),))) == 2
     assert torch.equal(value.grad, torch.full((2,), 2.0))  # plain work adds, as the work always did
     assert Graph.replays == 0
+
+
+def test_a_recording_is_made_on_the_device_of_what_moves_whichever_is_current(value):
+    """Recorded on another device's stream it would hold nothing, and every step would have the first one's gradient."""
+    Recorder([value]).run(working(value, []), (torch.ones(2),))
+    assert Stream.made_on
+    assert set(Stream.made_on) == {value.device}
+
+
+class Codes:
+    steady = True
+
+    def __init__(self, value):
+        self.value = value
+
+    def optimizer(self):
+        return torch.optim.SGD([self.value], lr=0.0)
+
+    def confine(self):
+        pass
+
+
+class Bare(Latents):
+    """One value and no linears."""
+
+    def __init__(self, value):
+        self.codes, self.value = [Codes(value)], value
+
+    def weights(self, dtype, progress):
+        return {"w": self.value * 1}
+
+
+class Task:
+    """Memory for the inputs of a whole batch runs out once steps were recorded."""
+
+    steps = 0
+
+    def inputs(self, chosen):
+        self.steps += 1
+        if self.steps > 1 and len(chosen) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (torch.ones(2),)
+
+    def gradient(self, weights, inputs, share):
+        loss = (weights["w"] * inputs[0]).sum() * share
+        loss.backward()
+        Graph.kept = (inputs, loss.detach(), weights["w"])
+        return loss.detach()
+
+
+def test_a_recording_is_let_go_when_memory_runs_out_and_the_result_says_so(value):
+    """It holds what a step of the whole batch needs: beside it the halves might not fit either."""
+    descent, task, batch = Descent(Bare(value), 10, torch.float32, Micro(4)), Task(), torch.arange(4)
+    descent.recorder = Recorder([value])
+    descent.step(task, batch)
+    assert descent.execution == "recorded"
+    assert descent.recorder.graph is not None
+    assert float(descent.step(task, batch)) == 2
+    assert torch.equal(value.grad, torch.ones(2))
+    assert descent.micro.windows == 2
+    assert descent.execution == "plain: memory ran out"
+    assert descent.recorder.graph is None
+    assert not descent.recorder.gradients

@@ -238,3 +238,13 @@ def test_ours_stands_beside_autoround_at_equal_bits(maker: ModuleType) -> None:
     unequal = {**own, "avg_bits": 2.9}
     files["real_smollm2-135m"] = {"command": "python ours.py", "rows": [unequal]}
     assert "not equal: 3.000, 2.900" in maker.page(files)
+
+
+def test_a_router_with_nothing_to_reach_is_still_told() -> None:
+    readme = importlib.import_module("readme_tables")
+    summary = {"beaten": 0, "weights": 24, "worse": 1, "verdicts": {"tie": 23}, "gap_closed_mean": 0.0}
+    found = {"source": {"model": "m"}, "questions": 8, "training_questions": 8, "families": ["a"], "command": "c"}
+    told = readme.real({**found, "summary": {**summary, "reach_closed": None}}, None)[1]
+    assert "0% of the gap to the oracle. Made by" in told
+    told = readme.real({**found, "summary": {**summary, "reach_closed": 0.5}}, None)[1]
+    assert "0% of the gap to the oracle, 50% of what was reachable. Made by" in told

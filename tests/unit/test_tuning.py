@@ -202,9 +202,11 @@ def test_a_state_that_takes_too_long_to_keep_is_kept_at_the_end_alone(checkpoint
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded, lesson = rounded_to(staged, 2), lesson_of(staged, WINDOWS, 8, codes=True)
     whole = tune(staged, rounded, lesson)
-    taken = steps_of(monkeypatch, dies_at=7)
+    taken, packed, pack = steps_of(monkeypatch, dies_at=7), [], looks.packed_tensors
+    monkeypatch.setattr(looks, "packed_tensors", lambda given: packed.append(given) or pack(given))
     with pytest.raises(KeyboardInterrupt):
         tune(staged, rounded, lesson, tmp_path)
+    assert not packed  # what is not kept is not packed either
     assert same_weights(whole.packed, tune(staged, rounded, lesson, tmp_path).packed)
     assert taken == [*range(7), *range(8)]  # from the beginning
     again = tune(staged, rounded, lesson, tmp_path)

@@ -77,11 +77,12 @@ class Asking:
         extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return {**_taken(self.options, self.habits), "messages": messages, **extra}
 
-    def followed_by(self, request: Request, max_tokens: int) -> "Asking":
-        """The same with the turns that follow the first, without examples, thinking off where there is a switch."""
+    def followed_by(self, chat: ChatRequest, request: Request, max_tokens: int) -> "Asking":
+        """The same with the turns that follow the first, without examples; thinking off where there is a switch and
+        the client has not set it."""
         options = {**self.options, "max_tokens": max_tokens}
-        if self.habits.thinking_switch:
-            options.setdefault("chat_template_kwargs", {"enable_thinking": False})
+        if self.habits.thinking_switch and "chat_template_kwargs" not in chat.body:
+            options["chat_template_kwargs"] = {"enable_thinking": False}
         turns = replace(self.request, said=request.said, then=request.then)
         return replace(self, examples=(), request=turns, options=options)
 

@@ -88,12 +88,14 @@ class SecondTurn:
             return None
         begun = time.perf_counter()
         try:
-            body, _ = await whole(self.backend, self.asking.followed_by(request, limit))
+            body, asked = await whole(self.backend, self.asking.followed_by(self.chat, request, limit))
             second = read_completion(body, begun, request)
         except Refusal as refusal:
             self.outcome.weaker += (f"{ASKED_AGAIN}; that failed ({refusal.message[:200]})",)
             return None
         self.outcome.weaker += (ASKED_AGAIN,)
+        if fewer := asked.cut[len(self.asking.cut) :]:
+            self.outcome.weaker += (f"cut to the context where it was asked once more: {', '.join(fewer)}",)
         answer = self.routing.second_answer(route, question, second)
         return Added(second.text, answer, second.finish, spent(second) or Spent())
 

@@ -102,7 +102,7 @@ class ReplayEngine:
         self.sums = torch.zeros(len(plain.windows), dtype=torch.float64, device=hidden.device)
         self.graphs: dict[Key, torch.cuda.CUDAGraph] = {}
         self.pool: Any = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream(hidden.device)
         self.failure = ""
 
     @property
@@ -137,8 +137,8 @@ class ReplayEngine:
 
     def _record(self, key: Key, work: Work) -> None:
         """Record on a side stream; a model that cannot be recorded is run plainly from then on, and `mode` says so."""
-        graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream())
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.start.device)
+        self.stream.wait_stream(current)
         try:
             with torch.cuda.stream(self.stream):
                 work()  # libraries set themselves up outside of the recording
@@ -153,4 +153,4 @@ class ReplayEngine:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             self.failure = f"{key} cannot be recorded as a CUDA graph ({first_line(error)})"
-        torch.cuda.current_stream().wait_stream(self.stream)
+        current.wait_stream(self.stream)

@@ -52,7 +52,7 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
         >>> best_affordable("cuda", 106_000_000, 70 << 30).tune
         3130
         >>> best_affordable("cuda", 1_300_000_000, 70 << 30)
-        Choice(rounding='gptq', tune=490, codes=True, reason='a GPU: 3 minutes a plan on an H100 alone, estimated')
+        Choice(rounding='gptq', tune=490, codes=True, reason='a GPU: 3 minutes a plan on an H200 alone, estimated')
         >>> best_affordable("cuda", 7_000_000_000, 60 << 30).reason
         'a GPU; learning 7,000,000,000 codes needs 224,000,000,000 bytes, 38,654,705,664 may be taken'
         >>> best_affordable("cpu", 500_000_000, 16 << 30).reason
@@ -67,7 +67,7 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
         if needed <= room:
             step_s = STEP_S + WEIGHT_S * weights
             steps = max(STEPS["cuda"], 10 * round(GPU_S / step_s / 10))
-            took = f"{steps * step_s / 60:.0f} minutes a plan on an H100 alone"
+            took = f"{steps * step_s / 60:.0f} minutes a plan on an H200 alone"
             return Choice("gptq", steps, True, f"a GPU: {took}, estimated")
         reason = f"a GPU; learning {weights:,} codes needs {needed:,} bytes, {room:,} may be taken"
         return Choice("gptq", STEPS["cuda"], False, reason)

@@ -100,6 +100,8 @@ class Descent:
                     ) from error
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
+            if self.recorder is not None:
+                self.recorder.give_up("memory ran out")
             self.micro.halve(self.device)
 
     def parts(self, task: Task, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:

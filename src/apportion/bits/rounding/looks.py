@@ -1,5 +1,6 @@
 """Looks at a descent: the best state so far on the windows kept aside, kept on disk for a run that is killed."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -99,16 +100,21 @@ class Looks:
     def keep(self, kept: Kept, step: int) -> None:
         """Keep the best state and, until the last step, what is needed to go on; not where that takes longer than
         KEEP_SHARE of what a killed run would have to do again."""
-        best = packed_tensors(self.best.packed) if self.best.steps else {}
-        tensors = {f"best/{name}": item for name, item in best.items()}
-        if step < self.lesson.steps:
-            tensors |= {f"now/{name}": item for name, item in self.descent.tensors().items()}
-            seconds = sum(item.nbytes for item in tensors.values()) / KEEP_BYTES_S
-            if seconds > KEEP_SHARE * (time.monotonic() - self.since):
-                return
+        best = self.best.packed if self.best.steps else {}
+        now = self.descent.tensors() if step < self.lesson.steps else {}
+        size = sum(item.nbytes for item in now.values()) + sum(map(packed_bytes, best.values()))
+        if now and size / KEEP_BYTES_S > KEEP_SHARE * (time.monotonic() - self.since):
+            return
+        tensors = {f"best/{name}": item for name, item in packed_tensors(best).items()}
+        tensors |= {f"now/{name}": item for name, item in now.items()}
         told = {"step": step, "steps": self.best.steps, "before": self.best.before, "after": self.best.after}
         kept.save(STATE, tensors, told)
         self.since = time.monotonic()
+
+
+def packed_bytes(item: GridWeight) -> float:
+    """Bytes that a weight is kept in, before it is packed: that alone takes seconds for a billion weights."""
+    return math.prod(item.shape) * item.width.bits / 8 + item.scale.nbytes
 
 
 def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson, learned: str) -> Kept:

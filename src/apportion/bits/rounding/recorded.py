@@ -22,13 +22,13 @@ class Recorder:
         values: whose gradients the work makes (each None before it).
 
     Attributes:
-        failure: why nothing is recorded, for want of memory or because the model waits for the device; work then
-            runs plainly, with the same results.
+        failure: why nothing is recorded (any more), for want of memory or because the model waits for the device; work
+            then runs plainly, with the same results.
     """
 
     def __init__(self, values: Sequence[Tensor]) -> None:
-        self.values = values
-        begin_backward(str(values[0].device))
+        self.values, self.device = values, values[0].device
+        begin_backward(str(self.device))
         self.failure = ""
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
@@ -49,24 +49,36 @@ class Recorder:
         return self.loss.clone()
 
     def record(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
-        """Run once, so that libraries set themselves up outside of the recording; then record."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        own = tuple(item.clone() for item in inputs)
-        stream.wait_stream(torch.cuda.current_stream())
-        try:
-            with torch.cuda.stream(stream):
-                work(own)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.forget()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                loss = work(own)
-            self.graph, self.inputs, self.loss = graph, own, loss
-            self.gradients = [value.grad for value in self.values]
-        except RuntimeError as error:
-            self.failure = first_line(error)
-            del own, graph
-            free_memory(str(self.values[0].device))
+        """Run once, so that libraries set themselves up outside of the recording; then record.
+
+        On the values' own device: streams are of the current one, and what other devices do is not recorded.
+        """
+        with torch.cuda.device(self.device):
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            own = tuple(item.clone() for item in inputs)
+            stream.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(stream):
+                    work(own)
+                torch.cuda.current_stream().wait_stream(stream)
+                self.forget()
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    loss = work(own)
+                self.graph, self.inputs, self.loss = graph, own, loss
+                self.gradients = [value.grad for value in self.values]
+            except RuntimeError as error:
+                del own, graph
+                self.give_up(first_line(error))
         self.forget()
+
+    def give_up(self, failure: str) -> None:
+        """Record nothing from now on; what a recording holds, all that a step needs, is let go."""
+        if self.graph is None and self.failure:
+            return
+        self.failure = failure
+        self.forget()
+        self.graph, self.inputs, self.gradients, self.loss = None, (), [], torch.zeros(())
+        free_memory(str(self.device))
 
     def forget(self) -> None:
         """No gradients: what is made next is stored, not added."""

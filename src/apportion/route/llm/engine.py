@@ -246,7 +246,7 @@ def _to_host(best: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]
     host = torch.empty(best.shape, dtype=best.dtype, pin_memory=True)
     host.copy_(best, non_blocking=True)
     ready = torch.cuda.Event()
-    ready.record()
+    ready.record(torch.cuda.current_stream(best.device))
     return host, ready
 
 

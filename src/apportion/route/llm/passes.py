@@ -144,7 +144,8 @@ class Passes:
     def _record(self, memory: Memory, rows: int, length: int) -> Recorded:
         memory.pool = memory.pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory.pool, capture_error_mode="thread_local"):
+        own = torch.cuda.device(self.device)  # what is recorded is the current device's, which may be another
+        with own, torch.cuda.graph(graph, pool=memory.pool, capture_error_mode="thread_local"):
             best, logits = self.step(memory, rows, length)
         return Recorded(graph, best, logits)
 

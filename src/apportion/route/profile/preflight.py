@@ -92,7 +92,7 @@ def _pipeline(
         ("had no passage, so they were asked without", [record["asked_as"] != strategy for _, record in pairs]),
         (
             "end their reasoning without an answer, which was asked for",
-            [bool(record.get("again")) for _, record in pairs],
+            [record.get("again") is not None for _, record in pairs],
         ),
     )
     warnings, samples = [], []
