@@ -14,6 +14,7 @@ import pytest
 from apportion.core.errors import PromptTooLongError
 from apportion.core.log import AppendLog
 from apportion.route.answer import answer
+from apportion.route.ask import answered
 from apportion.route.ask.answered import complete
 from apportion.route.ask.pipelines import build_request
 from apportion.route.ask.prompts import AGAIN, Prompts, load_prompts
@@ -134,12 +135,19 @@ def _as_before(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "again"}
 
 
-def test_ask_says_that_it_asked_again_and_what_that_cost(stub: Stub, setup: Setup) -> None:
+def test_ask_says_that_it_asked_again_and_what_that_cost(
+    stub: Stub, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = answer("Who founded Bern?", static_router("cot"), setup, Weights(0.1))
     assert (found.text, found.completion) == ("Berthold V", f"{BARE}\n\nAnswer: Berthold V")
     assert [call.purpose for call in found.calls] == ["answer", "asked again"]
     assert found.tokens == sum(call.prompt_tokens + call.completion_tokens for call in found.calls)
     assert any("asked for once more" in said for said in found.weaker)
+    assert not any("max_tokens" in said for said in found.weaker)
+    monkeypatch.setattr(answered, "_said", lambda llm, turns: [Completion("Answer: Bert", 9, 3, 1.0, finish="length")])
+    found = answer("Who founded Bern?", static_router("cot"), setup, Weights(0.1))
+    assert "the answer was ended by max_tokens" in found.weaker
+    monkeypatch.undo()
     stub.reply = lambda messages: "He did.\nAnswer: Berthold V"
     found = answer("Who founded Bern?", static_router("cot"), setup, Weights(0.1))
     assert [call.purpose for call in found.calls] == ["answer"]

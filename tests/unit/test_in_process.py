@@ -11,6 +11,9 @@ from apportion.core.errors import InputError
 from apportion.route.llm import Completion, Request
 from apportion.route.llm.cut import fit
 from apportion.route.llm.protocol import Echo
+from apportion.serve.controls import Controls
+from apportion.serve.decision import Decided
+from apportion.serve.events import finished_answer
 from apportion.serve.in_process import InProcess
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import read_completion
@@ -47,6 +50,16 @@ def test_what_was_measured_of_a_draft_is_read_back() -> None:
     read = read_completion(asked(Told(MEASURED))[0], 0.0, Request("", logprobs=True))
     assert read.token_logprobs == MEASURED.token_logprobs
     assert read.margin == pytest.approx(2.5)
+
+
+def test_an_end_by_filter_is_called_as_clients_know_it() -> None:
+    (found,) = asked(Told(replace(MEASURED, finish="filter")))
+    assert found["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_draft_ended_by_filter_too() -> None:
+    decided = Decided("dec-1", 0.0, "auto", Controls(), "question", "direct", "router", "Who?")
+    assert b'"content_filter"' in list(finished_answer("Bern", "", "filter", {}, decided, None))[-2]
 
 
 def test_a_prompt_that_had_to_be_cut_is_refused_to_whoever_can_shorten_it_better() -> None:

@@ -233,6 +233,7 @@ def _weaker(work: _Work, decision: Decision, unknown: tuple[str, ...]) -> tuple[
         said.append("the reasoning was ended by max_tokens" if final.second else "the answer was ended by max_tokens")
     if final.second is not None:
         said.append("the reasoning ended without an answer, which was asked for once more")
+        said += ["the answer was ended by max_tokens"] if final.second.finish == "length" else []
     said += final.weaker
     if not final.extracted.matched:
         said.append(f"no rule found an answer in the text ({final.extracted.rule})")

@@ -10,7 +10,7 @@ from apportion.serve.backend import Backend
 from apportion.serve.chat_request import ChatRequest
 from apportion.serve.deciding import Plan
 from apportion.serve.decision import Outcome, Spent, counted, usage
-from apportion.serve.events import finished_answer, stamp
+from apportion.serve.events import finish_reason, finished_answer, stamp
 from apportion.serve.probing import spent
 from apportion.serve.refusal import Refusal
 from apportion.serve.relay import Relay
@@ -93,13 +93,13 @@ class Answerer:
         message: dict[str, Any] = {"role": "assistant", "content": draft.text}
         if draft.thinking_text:
             message["reasoning_content"] = draft.thinking_text
-        choice = {"index": 0, "message": message, "finish_reason": draft.finish, "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason(draft.finish), "logprobs": None}
         return {**stamp(plan.decided, self._model), "object": "chat.completion", "choices": [choice]}
 
     async def _draft_events(
         self, chat: ChatRequest, plan: Plan, draft: Completion, outcome: Outcome, elapsed_ms: Callable[[], float]
     ) -> AsyncIterator[bytes]:
-        outcome.spent, outcome.finish, outcome.text = spent(draft) or Spent(), draft.finish, draft.text
+        outcome.spent, outcome.finish, outcome.text = spent(draft) or Spent(), finish_reason(draft.finish), draft.text
         outcome.first_ms = elapsed_ms()
         used = usage(plan.decided, outcome.spent) if chat.include_usage else None
         mark = stamp(plan.decided, self._model)

@@ -13,6 +13,15 @@ KEEP_ALIVE = b": still deciding\n\n"
 PIECE_CHARS = 24  # of a finished draft that is sent as if it came now
 
 
+def finish_reason(finish: str) -> str:
+    """An end of ours as clients of this interface know it.
+
+    >>> finish_reason("filter"), finish_reason("length")
+    ('content_filter', 'length')
+    """
+    return "content_filter" if finish == "filter" else finish
+
+
 def event(value: object) -> bytes:
     """One event."""
     return b"data: " + encode(value) + b"\n\n"
@@ -36,7 +45,7 @@ def finished_answer(
         yield event(chunk({"reasoning_content": reasoning}))
     for at in range(0, len(text), PIECE_CHARS):
         yield event(chunk({"content": text[at : at + PIECE_CHARS]}))
-    yield event(chunk({}, finish))
+    yield event(chunk({}, finish_reason(finish)))
     if used is not None:
         yield event({**base, "choices": [], "usage": used})
     yield DONE

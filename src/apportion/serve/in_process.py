@@ -13,7 +13,7 @@ from typing import Any
 from apportion.core.errors import ApportionError, PromptTooLongError
 from apportion.serve.backend import Abilities, Body
 from apportion.serve.chat_request import part_types, text_of
-from apportion.serve.events import as_events
+from apportion.serve.events import as_events, finish_reason
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import LLM, Completion, Request
 
@@ -105,7 +105,7 @@ class InProcess:
         message: dict[str, Any] = {"role": "assistant", "content": completion.text}
         if completion.thinking_text:
             message["reasoning_content"] = completion.thinking_text
-        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": completion.finish}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish_reason(completion.finish)}
         if completion.token_logprobs is not None:
             content: list[dict[str, Any]] = [{"token": "", "logprob": one} for one in completion.token_logprobs]
             if content and completion.margin is not None:

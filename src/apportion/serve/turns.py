@@ -13,6 +13,7 @@ from apportion.serve.backend import Backend
 from apportion.serve.chat_request import ChatRequest
 from apportion.serve.deciding import Plan
 from apportion.serve.decision import Outcome, Spent
+from apportion.serve.events import finish_reason
 from apportion.serve.probing import spent
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import Completion, Routing, read_completion
@@ -97,7 +98,7 @@ class SecondTurn:
         if fewer := asked.cut[len(self.asking.cut) :]:
             self.outcome.weaker += (f"cut to the context where it was asked once more: {', '.join(fewer)}",)
         answer = self.routing.second_answer(route, question, second)
-        return Added(second.text, answer, second.finish, spent(second) or Spent())
+        return Added(second.text, answer, finish_reason(second.finish), spent(second) or Spent())
 
     def _limit(self, wanted: int, used: Spent | None) -> int:
         """New tokens of the turn, within what the client allows for the whole answer."""
