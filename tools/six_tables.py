@@ -25,6 +25,7 @@ FURTHER = (
     ("200 a set", "route_six"),
     ("200 a set, a third without their passages", "route_six_gap"),
     ("200 a set, judged on the model at 3 bits", "route_six_3bit"),
+    ("the same 690, learned from the model at 3 bits, 5 folds", "route_six_3bit_folds"),
 )
 
 
@@ -34,7 +35,42 @@ def six_part(files: Mapping[str, Json]) -> list[str]:
     for title, answered, routed in SIX:
         lines += judged(title, routed, files.get(routed))
         lines += answers(answered, files.get(answered))
-    return [*lines, *answers("six_3bit", files.get("six_3bit"))]
+    return [
+        *lines,
+        *answers("six_3bit", files.get("six_3bit")),
+        *speeds(files.get("six600"), files.get("generation_cpu")),
+    ]
+
+
+def speeds(asked: Json | None, compared: Json | None) -> list[str]:
+    """Answers a second: of the run itself, and before and after in one run."""
+    lines = ["### Answers a second of a model in this process", ""]
+    for one in (report["speed"] for report in asked["six"]["reports"] if report) if asked else ():
+        rate = one["answers"] / one["seconds"]
+        lines += [
+            f"- `six600.json`, one of two processes on one H200: {one['answers']} answers in {one['seconds']:.0f} s, {rate:.0f} a second."
+        ]
+    if compared:
+        names = list(compared["slots"]["answers_per_second"])
+        rows = [
+            [
+                mode,
+                *(f"{compared[mode]['answers_per_second'][name]:.3f}" for name in names),
+                f"{compared['same_text_as_batches'][mode]:.0%}",
+            ]
+            for mode in ("batches", "slots")
+        ]
+        lines += [
+            "",
+            f"Before (growing batches) and after (slots), {compared['model']} on a {compared['device'].upper()}:",
+            "",
+            *markdown(["mode", *names, "same text"], rows),
+            "",
+            compared["conditions"],
+            "",
+            *made(compared, "generation_cpu"),
+        ]
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def overview(files: Mapping[str, Json]) -> list[str]:
@@ -49,7 +85,7 @@ def overview(files: Mapping[str, Json]) -> list[str]:
         rows.append(
             [
                 title,
-                f"{found['training_questions']}, {found['questions']}",
+                f"{found.get('training_questions', 'folds')}, {found['questions']}",
                 f"{summary['beaten']} of {summary['weights']}",
                 str(summary["worse"]),
                 ", ".join(f"{verdict} {count}" for verdict, count in summary["verdicts"].items()),
@@ -68,7 +104,7 @@ def overview(files: Mapping[str, Json]) -> list[str]:
     ]
     told = (
         "One model, Qwen2.5-Coder-1.5B-Instruct, four pipelines, each answer asked for. Better and worse: than the best static pipeline, "
-        "beyond the 95 % interval, at weights of tokens and latency. At 3 bits the router is that of full precision's answers."
+        "beyond the 95 % interval, at weights of tokens and latency. At 3 bits the first router is that of full precision's answers."
     )
     return [told, "", *markdown(head, rows), ""] if rows else [NOT_RUN, ""]
 

@@ -120,8 +120,8 @@ def reloaded(
     Raises:
         ArtifactCorruptError: it does not load, or predicts something else.
 
-    Cost: the model twice more in the memory of the CPU (once where it is there already), and forward passes on a few
-        tokens.
+    Cost: the model once more in the memory of the CPU, first as it was measured (no copy where it is there already),
+        then as it was written; two forward passes on a few tokens.
     """
     ids = torch.arange(TOKENS)[None] % staged.model.get_input_embeddings().weight.shape[0]
     expected = measured(staged, packed, ids)
