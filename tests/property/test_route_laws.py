@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apportion.route.ask.extraction import extract
@@ -91,6 +91,8 @@ def test_scores_are_between_0_and_1_and_gold_scores_1(answer: str, gold: list[st
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=120), st.floats(0.1, 100))
+@example([2.0, 5e-324], 1.0)
+@example([5e-324, -1e6], 1.0)
 def test_retrieval_features_are_finite_and_nqc_has_no_unit(scores: list[float], unit: float) -> None:
     falling = sorted(scores, reverse=True)
     found = retrieval_features(falling, -5.0)

@@ -42,11 +42,15 @@ def score_entropy(scores: Sequence[float]) -> float | None:
     """Entropy in nats of scores as shares of their sum; None unless all are positive.
 
     log n when all n are equal, near 0 when one dominates. Ours; the usual clarity-like use of a score list.
+
+    >>> score_entropy([2.0, 5e-324])
+    0.0
     """
     values = np.asarray(scores, dtype=np.float64)
     if not values.size or values.min() <= 0:
         return None
     shares = values / values.sum()
+    shares = shares[shares > 0]  # a score may be too small to be a share at all
     return float(max(0.0, -(shares * np.log(shares)).sum()))
 
 
@@ -80,8 +84,8 @@ def retrieval_features(scores: Sequence[float], corpus_log_likelihood: float | N
 
 
 def _margin(scores: Sequence[float]) -> float | None:
-    """(best - second) / best; None with fewer than two scores or a best of zero or less."""
-    return float(1 - scores[1] / scores[0]) if len(scores) > 1 and scores[0] > 0 else None
+    """(best - second) / best; None with fewer than two scores or a best that is not above SMALLEST_NORMALISER."""
+    return float(1 - scores[1] / scores[0]) if len(scores) > 1 and scores[0] > SMALLEST_NORMALISER else None
 
 
 def rarity_features(rarities: Sequence[float]) -> dict[str, float]:
