@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from apportion.bits.rounding.descent import LOSS_SCALE, Descent, Micro, batches
 from apportion.bits.rounding.latent import Latents, Make
@@ -124,7 +123,7 @@ class BlockTask:
 
 
 class Calls:
-    """What the blocks are called with besides hidden states, by number of windows, as autograd may save it."""
+    """What the blocks are called with besides hidden states, by number of windows."""
 
     def __init__(self, staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> None:
         self.staged, self.windows = staged, windows
@@ -133,15 +132,8 @@ class Calls:
     def of(self, size: int) -> tuple[Call, ...]:
         """The calls of every block for so many windows."""
         if size not in self.known:
-            made = self.staged.embed(self.windows[:size]).calls[size]
-            self.known[size] = tuple(normal(call) for call in made)
+            self.known[size] = self.staged.begin(self.windows[:size])[1]
         return self.known[size]
-
-
-def normal(call: Call) -> Call:
-    """A call's tensors as ones that autograd may save: those made in inference mode it refuses."""
-    found: Call = tree_map(lambda item: item.clone() if isinstance(item, Tensor) else item, call)
-    return found
 
 
 def relative_error(out: Tensor, wanted: Tensor) -> Tensor:
