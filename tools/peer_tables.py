@@ -81,13 +81,23 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
     ]
     return [
         "",
-        f"Beside AutoRound 0.16.1 with AutoScheme (200 steps) at equal bits, {called}, mean KL from full precision on WikiText-2; the "
+        f"Beside {program(peer)} at equal bits, {called}, mean KL from full precision on WikiText-2; the "
         "command keeps the better of its own two on windows aside:",
         "",
         *markdown(["average bits", "AutoRound", "ours, searched", "ours, one width for all"], rows),
         "",
         f"Made by `{peer['command']}` and `{own['command']}`.",
     ]
+
+
+def program(peer: Json) -> str:
+    """What a peer's rows were made with.
+
+    >>> program({"title": "m: AutoRound 1 with AutoScheme: WikiText-2", "command": "python peer.py --iterations 9"})
+    'AutoRound 1 with AutoScheme (9 steps)'
+    """
+    steps = re.search(r"--iterations (\d+)", peer["command"])
+    return peer["title"].split(": ")[1] + (f" ({steps[1]} steps)" if steps else "")
 
 
 def one_width(item: Json) -> dict[str, Json]:

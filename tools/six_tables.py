@@ -75,11 +75,12 @@ def speeds(asked: Json | None, compared: Json | None) -> list[str]:
 
 def overview(files: Mapping[str, Json]) -> list[str]:
     """The router's record wherever it was judged."""
-    rows = []
+    rows, models = [], []
     for title, name in FURTHER:
         found = files.get(name)
         if not found:
             continue
+        models.append(found["source"]["model"])
         summary = found["summary"]
         closed = summary["reach_closed"]
         rows.append(
@@ -103,7 +104,7 @@ def overview(files: Mapping[str, Json]) -> list[str]:
         "of the reachable",
     ]
     told = (
-        "One model, Qwen2.5-Coder-1.5B-Instruct, four pipelines, each answer asked for. Better and worse: than the best static pipeline, "
+        f"Answers of {' and '.join(dict.fromkeys(models))}, four pipelines, each answer asked for. Better and worse: than the best static pipeline, "
         "beyond the 95 % interval, at weights of tokens and latency. At 3 bits the first router is that of full precision's answers."
     )
     return [told, "", *markdown(head, rows), ""] if rows else [NOT_RUN, ""]
