@@ -1,7 +1,6 @@
 """Sequences decoded in slots: the same tokens as one at a time, whatever shares a pass, also when memory is short."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from apportion.route.llm import engine as engine_module
 from apportion.route.llm.engine import Engine, queue_of, sees_all, take_family
 from apportion.route.llm.generate import Row, generate
 from apportion.route.llm.passes import Recorded
+from tests.fake_cuda import Graph, install
 from tests.integration.tiny_model import make_tiny_model
 
 ENDS = frozenset([2])
@@ -98,29 +98,22 @@ def test_recorded_steps_are_of_fixed_lengths_and_rows(model: Any, monkeypatch: p
 
 
 def test_a_new_memory_records_into_a_pool_of_its_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    handles, used, current = iter(range(1, 9)), list[int](), [torch.device("cuda:0")]
+    handles, used = iter(range(1, 9)), list[int]()
 
-    @contextmanager
-    def recording(_: Any, *, pool: int, capture_error_mode: str) -> Iterator[None]:
-        assert current[-1] == model.device, "a graph of another device would hold nothing"
-        used.append(pool)
-        yield
+    class Pooled(Graph):
+        def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+            super().capture_begin(pool)
+            used.append(pool)
 
-    @contextmanager
-    def device(wanted: torch.device) -> Iterator[None]:
-        current.append(wanted)
-        yield
-        current.pop()
-
-    for name, stand_in in (("graph_pool_handle", lambda: next(handles)), ("CUDAGraph", object), ("graph", recording)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch.cuda, "device", device)
+    install(monkeypatch, Pooled)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
     passes = Engine(model, end_ids=ENDS, pad_id=0, slots=2)._passes
     first = passes.memory(2, 8)
     for memory in (first, first, passes.memory(2, 16)):
         passes.step(memory, 2, 4)
         passes._record(memory, 2, 4)
     assert used == [1, 1, 2]
+    assert set(Graph.captures) == {model.device}  # a graph of another device would hold nothing
 
 
 def test_results_are_waited_for_on_the_device_that_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Values equal naive evaluation, shared prefixes are computed once, and a log continues to the bit."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +31,7 @@ from apportion.core.log import AppendLog
 from apportion.formats import COMPRESSED_TENSORS, grid_width
 from apportion.models.load import load_staged
 from apportion.models.text import Windows
+from tests.fake_cuda import Graph, Stream, install
 from tests.tiny_models import KINDS
 
 
@@ -207,21 +207,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(checkpoint, monkeypatch
         MeasuredGame(bank, text()).values([bank.costs.uniform(0)])
 
 
-class Graph:
-    capture_begin = capture_end = replay = lambda self, **_: None
-
-
-class Stream:
-    def __init__(self, device="of the current device"):
-        self.device = device
-
-    def wait_stream(self, other):
-        assert other.device == self.device
-
-    def synchronize(self):
-        pass
-
-
 class Plain(engines.PlainEngine):
     def __init__(self):
         self.start, self.windows = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long)
@@ -230,12 +215,9 @@ class Plain(engines.PlainEngine):
 
 def test_what_is_replayed_is_recorded_on_the_device_of_the_model_whichever_is_current(monkeypatch):
     """Recorded on another device's stream it would hold nothing, and every value would be the first one."""
-    entered = []
-    for name, stand_in in (("CUDAGraph", Graph), ("Stream", Stream), ("current_stream", Stream)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered.append(stream.device) or nullcontext())
+    install(monkeypatch)
     engine = engines.ReplayEngine(Plain())
     engine._run("head", lambda: None)
     assert engine.recorded == 1
-    assert entered == [engine.start.device]
+    assert Graph.captures == [engine.start.device]
+    assert set(Stream.made_on) == {engine.start.device}

@@ -3,67 +3,38 @@
 Here a graph is the work itself, run again on the inputs that it was recorded with; tests/gpu has real ones.
 """
 
-from contextlib import contextmanager, nullcontext
-from typing import ClassVar
-
 import pytest
 import torch
 
 from apportion.bits.rounding.descent import Descent, Micro
 from apportion.bits.rounding.latent import Latents
 from apportion.bits.rounding.recorded import Recorder
+from tests.fake_cuda import Graph, Stream, install
 
 VALUE = [3.0, -1.0]
 
 
-class Graph:
+class Replayed(Graph):
     """Keeps what was run while it was recorded."""
 
-    replays = 0
+    def capture_end(self):
+        self.gradient = MOVING[-1].grad
 
     def replay(self):
-        Graph.replays += 1
-        inputs, loss, value = self.kept
+        super().replay()
+        inputs, loss, value = Replayed.kept
         loss.copy_((value.detach() * inputs[0]).sum())
         self.gradient.copy_(inputs[0])
 
 
-class Stream:
-    """One of the current device, as torch's are."""
-
-    devices: ClassVar[list[object]] = ["the first"]
-    made_on: ClassVar[list[object]] = []
-
-    def __init__(self):
-        Stream.made_on.append(Stream.devices[-1])
-
-    def wait_stream(self, other):
-        pass
+MOVING = []
 
 
 @pytest.fixture
 def value(monkeypatch):
-    @contextmanager
-    def graph(graph, **_):
-        yield
-        graph.gradient = moving.grad
-
-    @contextmanager
-    def device(wanted):
-        Stream.devices.append(wanted)
-        yield
-        Stream.devices.pop()
-
-    moving = torch.tensor(VALUE, requires_grad=True)
-    Graph.replays = 0
-    Stream.made_on.clear()
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    return moving
+    install(monkeypatch, Replayed)
+    MOVING.append(torch.tensor(VALUE, requires_grad=True))
+    return MOVING[-1]
 
 
 def working(value, seen, fails=0):
@@ -76,7 +47,7 @@ def working(value, seen, fails=0):
         loss = (value * inputs[0]).sum()
         loss.backward()
         loss = loss.detach()
-        Graph.kept = (inputs, loss, value)
+        Replayed.kept = (inputs, loss, value)
         return loss
 
     return work
@@ -161,7 +132,7 @@ class Task:
     def gradient(self, weights, inputs, share):
         loss = (weights["w"] * inputs[0]).sum() * share
         loss.backward()
-        Graph.kept = (inputs, loss.detach(), weights["w"])
+        Replayed.kept = (inputs, loss.detach(), weights["w"])
         return loss.detach()
 
 

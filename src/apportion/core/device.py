@@ -77,13 +77,14 @@ def free_memory(device: str) -> None:
 
 
 def peak_memory() -> int | None:
-    """Peak resident memory of this process in bytes (GPU memory where one was used); None where it is not told."""
+    """Peak memory of this process in bytes: of the GPU that it used most, else resident; None where it is not told."""
     import sys
 
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
+    used = [torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())]
+    if any(used):
+        return int(max(used))
     try:
         import resource
     except ImportError:  # Windows

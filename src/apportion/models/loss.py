@@ -1,5 +1,8 @@
 """The loss that everything here is measured by."""
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -11,3 +14,31 @@ def token_nll(
     """Negative log-likelihood of each target (or mean over a distribution of them), in nats, in float32."""
     flat = logits.float().flatten(0, 1)
     return nn.functional.cross_entropy(flat, targets.flatten(0, 1), reduction="none").view(logits.shape[:2])
+
+
+def mean_nll(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "windows tokens hidden"],
+    windows: Int[Tensor, "windows tokens"],
+    teacher: Float[Tensor, "windows tokens hidden"] | None,
+    rows: int,
+) -> Float[Tensor, " windows"]:
+    """Mean loss of each window, on the device of the hidden states; see `StagedModel.device_nll`.
+
+    Args:
+        logits_of: a model's head. rows: tokens whose logits are made at once.
+    """
+    count, length = windows.shape
+    targets = windows.to(hidden.device)[:, 1:]
+    sums = torch.zeros(count, dtype=torch.float64, device=hidden.device)
+    per_chunk, span = max(1, rows // (length - 1)), min(length - 1, rows)
+    for first in range(0, count, per_chunk):
+        for start in range(0, length - 1, span):
+            stop = min(start + span, length - 1)
+            chunk = slice(first, first + per_chunk)
+            logits = logits_of(hidden[chunk, start:stop])
+            labels = targets[chunk, start:stop]
+            if teacher is not None:
+                labels = logits_of(teacher[chunk, start:stop].to(hidden)).float().softmax(-1)
+            sums[chunk] += token_nll(logits, labels).double().sum(1)
+    return sums / (length - 1)

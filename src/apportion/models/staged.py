@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from apportion.models.calls import (
     without_masks,
 )
 from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_place
+from apportion.models.loss import mean_nll
 from apportion.models.loss import token_nll as token_nll
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
 from apportion.models.parameters import cast_parameters, parameter_digest
@@ -40,6 +41,7 @@ from apportion.models.structure import Layout, find_layout
 # logits in flight: more gains nothing on CPU; a GPU waits for launches, and may hold several processes
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
+Made = TypeVar("Made")
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
@@ -294,22 +296,8 @@ class StagedModel:
 
         Logits are made in chunks of at most HEAD_BYTES, so that the vocabulary never sets the peak.
         """
-        count, length = windows.shape
         row_bytes = 4 * int(self.model.config.get_text_config().vocab_size)
-        rows = max(1, self.head_bytes // row_bytes)
-        targets = windows.to(hidden.device)[:, 1:]
-        sums = torch.zeros(count, dtype=torch.float64, device=hidden.device)
-        per_chunk, span = max(1, rows // (length - 1)), min(length - 1, rows)
-        for first in range(0, count, per_chunk):
-            for start in range(0, length - 1, span):
-                stop = min(start + span, length - 1)
-                chunk = slice(first, first + per_chunk)
-                logits = self.logits(hidden[chunk, start:stop])
-                labels = targets[chunk, start:stop]
-                if teacher is not None:
-                    labels = self.logits(teacher[chunk, start:stop].to(hidden)).float().softmax(-1)
-                sums[chunk] += token_nll(logits, labels).double().sum(1)
-        return sums / (length - 1)
+        return mean_nll(self.logits, hidden, windows, teacher, max(1, self.head_bytes // row_bytes))
 
     def window_nll(
         self,
@@ -327,13 +315,7 @@ class StagedModel:
         Raises:
             OutOfMemoryError: a single window does not fit the device.
         """
-        while True:
-            try:
-                return self._window_nll(windows, advance, teacher)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            self.shrink(windows)
+        return self._within_memory(windows, lambda: self._window_nll(windows, advance, teacher))
 
     def _window_nll(
         self,
@@ -350,9 +332,29 @@ class StagedModel:
             advance(len(part))
         return np.concatenate(found)
 
-    def last_hidden(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
+    def last_hidden(
+        self, windows: Int[Tensor, "windows tokens"], advance: Callable[[int], object] = lambda done: None
+    ) -> Float[Tensor, "windows tokens hidden"]:
         """Hidden states after the last block with the weights that are in place now: what a teacher is made of."""
-        return torch.cat(list(self._last(windows)))
+
+        def work() -> Tensor:
+            found = []
+            for hidden in self._last(windows):
+                found.append(hidden)
+                advance(len(hidden))
+            return torch.cat(found)
+
+        return self._within_memory(windows, work)
+
+    def _within_memory(self, windows: Int[Tensor, "windows tokens"], work: Callable[[], Made]) -> Made:
+        """Try with ever fewer windows at once, as memory has it."""
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.shrink(windows)
 
     def _step(self, windows: Int[Tensor, "windows tokens"]) -> int:
         """Windows that are run at once."""

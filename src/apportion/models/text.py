@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
 from apportion.core.errors import ArtifactError, InputError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed, stream
+from apportion.models.decoding import GROWING
 from apportion.models.documents import Conversation, join, read_documents
 from apportion.models.staged import StagedModel
 
@@ -232,6 +234,7 @@ def written_on(
     with (
         torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []),
         progress("sampling text", new, "tokens of each window") as advance,
+        sdpa_kernel(GROWING),
     ):
         torch.manual_seed(derived_seed(seed, "self-sampling"))
         ids = staged.model.generate(

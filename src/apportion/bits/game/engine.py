@@ -16,6 +16,7 @@ from torch import Tensor
 from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.players import Assignment
 from apportion.core.errors import first_line
+from apportion.core.graphs import record
 from apportion.models.embedded import Embedded
 from apportion.models.staged import StagedModel
 
@@ -52,9 +53,18 @@ class Engine(Protocol):
         ...
 
 
-def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> Engine:
-    """Replay for a small model on a CUDA device that holds all its decoded weights, plain calls otherwise."""
-    plain = PlainEngine(bank, embedded, windows)
+def engine_for(
+    bank: WeightBank,
+    embedded: Embedded,
+    windows: Int[Tensor, "windows tokens"],
+    teacher: Float[Tensor, "windows tokens hidden"] | None = None,
+) -> Engine:
+    """Replay for a small model on a CUDA device that holds all its decoded weights, plain calls otherwise.
+
+    Args:
+        teacher: see `StagedModel.device_nll`.
+    """
+    plain = PlainEngine(bank, embedded, windows, teacher)
     if embedded.hidden.is_cuda and embedded.hidden.nbytes <= REPLAY_BYTES:
         if bank.cache.whole:
             return ReplayEngine(plain)
@@ -65,8 +75,14 @@ def engine_for(bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windo
 class PlainEngine:
     """Swaps weights by pointer and calls the modules."""
 
-    def __init__(self, bank: WeightBank, embedded: Embedded, windows: Int[Tensor, "windows tokens"]) -> None:
-        self.bank, self.embedded, self.windows = bank, embedded, windows
+    def __init__(
+        self,
+        bank: WeightBank,
+        embedded: Embedded,
+        windows: Int[Tensor, "windows tokens"],
+        teacher: Float[Tensor, "windows tokens hidden"] | None = None,
+    ) -> None:
+        self.bank, self.embedded, self.windows, self.teacher = bank, embedded, windows, teacher
         self.staged: StagedModel = bank.staged
         self.start: Tensor = embedded.hidden
         self.recorded = 0
@@ -83,7 +99,7 @@ class PlainEngine:
         return out
 
     def nll(self, hidden: Tensor) -> Float[Tensor, " windows"]:
-        return self.staged.device_nll(hidden, self.windows)
+        return self.staged.device_nll(hidden, self.windows, self.teacher)
 
 
 class ReplayEngine:
@@ -102,7 +118,6 @@ class ReplayEngine:
         self.sums = torch.zeros(len(plain.windows), dtype=torch.float64, device=hidden.device)
         self.graphs: dict[Key, torch.cuda.CUDAGraph] = {}
         self.pool: Any = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(hidden.device)
         self.failure = ""
 
     @property
@@ -136,21 +151,10 @@ class ReplayEngine:
             work()
 
     def _record(self, key: Key, work: Work) -> None:
-        """Record on a side stream; a model that cannot be recorded is run plainly from then on, and `mode` says so."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.start.device)
-        self.stream.wait_stream(current)
+        """Record; a model that cannot be recorded is run plainly from then on, and `mode` says so."""
         try:
-            with torch.cuda.stream(self.stream):
-                work()  # libraries set themselves up outside of the recording
-                self.stream.synchronize()
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-                try:
-                    work()
-                finally:
-                    graph.capture_end()
-            self.graphs[key] = graph
+            self.graphs[key], _ = record(work, self.start.device, first=work, pool=self.pool)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             self.failure = f"{key} cannot be recorded as a CUDA graph ({first_line(error)})"
-        current.wait_stream(self.stream)

@@ -1,5 +1,8 @@
 """The value of a coalition: the mean negative log-likelihood per token of the model at given widths.
 
+The next tokens are those of the text (the paper's), or full precision's predictions of them, each with its probability:
+then a value less full precision's own is the mean KL divergence from it.
+
 Many coalitions are evaluated as a trie over blocks in model order. Sorted by their widths, two neighbours
 share the longest prefix; hidden states after each block of the current one are kept, so that the next starts
 where it differs. Every edge of the trie is one block forward; memory is bounded by the trie's depth.
@@ -12,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.game.bank import WeightBank
@@ -89,15 +92,21 @@ class MeasuredGame:
         text: the windows on which values are measured.
         log: where values are appended as they come; its records are known from the start.
         settings: what the values depend on, by digest and by name.
+        teacher: `full_precision_hidden` of the text, where full precision's predictions are the labels.
 
     Attributes:
         known: values so far. resumed: those of an earlier run.
     """
 
     def __init__(
-        self, bank: WeightBank, text: Windows, log: AppendLog | None = None, settings: Json | None = None
+        self,
+        bank: WeightBank,
+        text: Windows,
+        log: AppendLog | None = None,
+        settings: Json | None = None,
+        teacher: Float[Tensor, "windows tokens hidden"] | None = None,
     ) -> None:
-        self.bank, self.text, self.log = bank, text, log
+        self.bank, self.text, self.log, self.teacher = bank, text, log, teacher
         self.costs = bank.costs
         self.settings: Json = settings or {}
         self.counts = Counts()
@@ -111,7 +120,7 @@ class MeasuredGame:
         Args:
             known: values to begin with, besides the log's.
         """
-        other = MeasuredGame(self.bank, self.text, log, self.settings)
+        other = MeasuredGame(self.bank, self.text, log, self.settings, self.teacher)
         other.known = {**known, **other.known}
         other._engine = self._start()
         return other
@@ -209,7 +218,7 @@ class MeasuredGame:
             if not staged.given_up:
                 self.bank.choose_cache(self.text.windows.numel())
             windows = self.text.windows.to(staged.placement.device)
-            self._engine = engine_for(self.bank, staged.embed(self.text.windows), windows)
+            self._engine = engine_for(self.bank, staged.embed(self.text.windows), windows, self.teacher)
         return self._engine
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
@@ -243,7 +252,7 @@ def reading(values: Tensor) -> Read:
         return lambda: np.asarray(values.cpu().numpy(), dtype=np.float64)
     host = values.to("cpu", non_blocking=True)  # into pinned memory
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(values.device))
 
     def read() -> NDArray[np.float64]:
         copied.synchronize()
@@ -252,17 +261,47 @@ def reading(values: Tensor) -> Read:
     return read
 
 
-def full_precision_nll(staged: StagedModel, calibration: Windows) -> NDArray[np.float64]:
+def full_precision_hidden(
+    staged: StagedModel, windows: Int[Tensor, "windows tokens"]
+) -> Float[Tensor, "windows tokens hidden"]:
+    """Hidden states after the last block of the checkpoint's own weights: what its predictions are made of."""
+    staged.restore()
+    with progress(FULL_PRECISION, len(windows), "windows") as advance:
+        return staged.last_hidden(windows, advance)
+
+
+def full_precision_nll(
+    staged: StagedModel, calibration: Windows, teacher: Float[Tensor, "windows tokens hidden"] | None = None
+) -> NDArray[np.float64]:
     """NLL per window of the checkpoint's own weights.
+
+    Args:
+        teacher: `full_precision_hidden` of these windows, where its predictions are the labels.
 
     Raises:
         NumericError: it is NaN or infinite; the windows are named.
     """
     staged.restore()
-    with progress(FULL_PRECISION, len(calibration.windows), "windows") as advance:
-        nll = staged.window_nll(calibration.windows, advance)
+    if teacher is not None:
+        nll = own_nll(staged, teacher, calibration.windows)
+    else:
+        with progress(FULL_PRECISION, len(calibration.windows), "windows") as advance:
+            nll = staged.window_nll(calibration.windows, advance)
     require_finite("the checkpoint's own weights", nll, "--dtype float32")
     return nll
+
+
+@torch.inference_mode()
+def own_nll(
+    staged: StagedModel, teacher: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
+) -> NDArray[np.float64]:
+    """Cross-entropy per window of a teacher to itself: its entropy, nats per token; no block is run."""
+    device = staged.placement.device
+    found = [
+        staged.device_nll(own.to(device), part, own).cpu().numpy()
+        for own, part in zip(teacher.split(1), windows.split(1), strict=True)
+    ]
+    return np.concatenate(found)
 
 
 def naive_values(bank: WeightBank, calibration: Windows, assignments: Sequence[Assignment]) -> NDArray[np.float64]:

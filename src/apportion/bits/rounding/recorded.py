@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apportion.core.device import free_memory
 from apportion.core.errors import first_line
+from apportion.core.graphs import record
 
 Work = Callable[[tuple[Tensor, ...]], Tensor]
 
@@ -49,26 +50,19 @@ class Recorder:
         return self.loss.clone()
 
     def record(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
-        """Run once, so that libraries set themselves up outside of the recording; then record.
+        """Record on inputs of its own, with the gradients that it makes."""
+        own = tuple(item.clone() for item in inputs)
 
-        On the values' own device: streams are of the current one, and what other devices do is not recorded.
-        """
-        with torch.cuda.device(self.device):
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-            own = tuple(item.clone() for item in inputs)
-            stream.wait_stream(torch.cuda.current_stream())
-            try:
-                with torch.cuda.stream(stream):
-                    work(own)
-                torch.cuda.current_stream().wait_stream(stream)
-                self.forget()
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    loss = work(own)
-                self.graph, self.inputs, self.loss = graph, own, loss
-                self.gradients = [value.grad for value in self.values]
-            except RuntimeError as error:
-                del own, graph
-                self.give_up(first_line(error))
+        def first() -> None:
+            work(own)
+            self.forget()
+
+        try:
+            self.graph, self.loss = record(lambda: work(own), self.device, first=first, lean=True)
+            self.inputs, self.gradients = own, [value.grad for value in self.values]
+        except RuntimeError as error:
+            del own
+            self.give_up(first_line(error))
         self.forget()
 
     def give_up(self, failure: str) -> None:

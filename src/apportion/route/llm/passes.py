@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
+from apportion.core.graphs import record
+from apportion.models.decoding import GROWING
 from apportion.route.llm.generate import likeliest
 from apportion.route.llm.slots import Layers, SlotCache, causal_mask, step_mask
 
 KEPT_BEGINNINGS = 32
-# not cuDNN's: it makes a plan for every new length, and steps of growing length took three times as long on an H100
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PLACES = (128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)  # lengths that steps are recorded for
 
 
@@ -143,14 +143,11 @@ class Passes:
 
     def _record(self, memory: Memory, rows: int, length: int) -> Recorded:
         memory.pool = memory.pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        own = torch.cuda.device(self.device)  # what is recorded is the current device's, which may be another
-        with own, torch.cuda.graph(graph, pool=memory.pool, capture_error_mode="thread_local"):
-            best, logits = self.step(memory, rows, length)
-        return Recorded(graph, best, logits)
+        graph, made = record(lambda: self.step(memory, rows, length), self.device, pool=memory.pool)
+        return Recorded(graph, *made)
 
     def _call(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
-        with sdpa_kernel(ATTENTION):
+        with sdpa_kernel(GROWING):
             output = self._model(
                 input_ids=ids,
                 attention_mask=mask,

@@ -1,0 +1,51 @@
+"""Work recorded once as a CUDA graph and replayed: thousands of small kernels launched as one."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from apportion.core.device import free_memory
+
+Made = TypeVar("Made")
+
+
+def record(
+    work: Callable[[], Made],
+    device: torch.device,
+    *,
+    first: Callable[[], object] | None = None,
+    pool: Any = None,
+    lean: bool = False,
+) -> tuple[torch.cuda.CUDAGraph, Made]:
+    """Record work on a device, whichever the current one is: what other devices do is not recorded.
+
+    Args:
+        first: run before, unrecorded: libraries set themselves up when they are first used, which cannot be recorded.
+        pool: memory that several graphs share which never run at once (`torch.cuda.graph_pool_handle`).
+        lean: give what torch keeps for later back first: what is recorded has memory of its own.
+
+    Returns:
+        The graph, and what the work made, which every replay makes anew in the same place.
+
+    Raises:
+        RuntimeError: as torch has it: the work waits for the device, or memory ran out.
+    """
+    with torch.cuda.device(device):
+        graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                if first is not None:
+                    first()
+                stream.synchronize()
+                if lean:
+                    free_memory(str(device))
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    made = work()
+                finally:
+                    graph.capture_end()
+        finally:
+            current.wait_stream(stream)
+    return graph, made
