@@ -71,6 +71,7 @@ class Model:
             group_size=asked.group_size,
             widths=tuple(asked.widths),
             rounding=asked.measured,
+            labels=asked.labels,
         )
         self.quantizer: Quantizer = open_model(folder, recipe, QuantizeRequest(avg_bits=3.0))
         staged = self.quantizer.staged
@@ -106,6 +107,7 @@ class Model:
             packed = dict(tuned.packed)
             told = {"learned": tuned.learned, "best_step": tuned.steps, "codes_changed": tuned.moved}
             told |= {"steps": writing.steps, "own_windows": tuned.own, "execution": tuned.execution}
+            told |= {"aside": tuned.after}
         with staged.in_place(packed):
             bits = average_bits(staged.originals, widths)
             return {**self.judge.judge(), "avg_bits": bits, "bits_with_scales": stored_bits(packed), **told}
@@ -173,7 +175,8 @@ def main() -> None:
     parser.add_argument("--window-tokens", type=int, default=512)
     parser.add_argument("--text-windows", type=int, default=128)
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--bits", type=lambda text: [int(part) for part in text.split(",")], default=[2, 3, 4])
+    parser.add_argument("--bits", type=lambda text: [int(part) for part in text.split(",") if part], default=[2, 3, 4])
+    parser.add_argument("--labels", default="predictions", help="what plans are searched by: predictions or text")
     parser.add_argument("--widths", type=lambda text: [int(part) for part in text.split(",")], default=WIDTHS)
     parser.add_argument("--avg-bits", type=lambda text: [float(part) for part in text.split(",")], default=BUDGETS)
     parser.add_argument("--steps", type=int, default=200, help="of tuning")

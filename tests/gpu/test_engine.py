@@ -34,3 +34,21 @@ def test_replayed_values_equal_naive_ones(kind: str, checkpoint: Callable[..., P
     assert game._engine.recorded == 9
     assert np.allclose(found.mean(1), naive_values(bank, windows, every), rtol=1e-5)
     assert np.array_equal(MeasuredGame(bank, windows).values(every[::-1]), found[::-1])
+
+
+def test_replayed_values_by_full_precisions_predictions_equal_plain_ones(
+    checkpoint: Callable[..., Path], text_file: Path
+) -> None:
+    model = str(checkpoint("llama", blocks=2))
+    staged, tokenizer = load_staged(model, place("cuda", "float32")), load_tokenizer(model)
+    quantizer = Quantizer(staged, tokenizer, Recipe(group_size=32, labels="predictions"))
+    windows = read_mixture(text_file, tokenizer, 32).draw(3, seed=0)
+    teacher = quantizer.teacher(windows.windows)
+    every = list(product((0, 1), repeat=2))
+    game = MeasuredGame(quantizer.bank, windows, teacher=teacher)
+    found = game.values(every)
+    assert game._engine is not None
+    assert game._engine.mode == "replay"
+    plain = MeasuredGame(quantizer.bank, windows, teacher=teacher)
+    plain._engine = engine.PlainEngine(quantizer.bank, staged.embed(windows.windows), windows.windows.cuda(), teacher)
+    assert np.allclose(found, plain.values(every), rtol=1e-5)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from apportion.bits.game import Assignment, MeasuredGame, Samples, encode
+from apportion.bits.game import Assignment, MeasuredGame, Samples, encode, own_nll
 from apportion.bits.game.sampling import added, since
 from apportion.bits.offers import Offer, plan_in
 from apportion.bits.plan import Budget, Found, Plan, plan_of, search
@@ -125,9 +125,13 @@ def written(
     blocks = quantizer.written(assignment, tuned=tuned)
     weights = replace(blocks, packed={**blocks.packed, **offer.packed}) if offer else blocks
     texts = [text] if judges is None else [text, judges]
+    teachers = [quantizer.teacher(item.windows) for item in texts]
     total = sum(len(item.windows) for item in texts)
     with quantizer.staged.in_place(weights.packed), progress(WRITTEN, total, "windows") as advance:
-        losses = [float(quantizer.staged.window_nll(item.windows, advance).mean()) for item in texts]
+        losses = [
+            float(quantizer.staged.window_nll(item.windows, advance, teacher=teacher).mean())
+            for item, teacher in zip(texts, teachers, strict=True)
+        ]
     nll, judged = losses[0], losses[-1]
     if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(
@@ -168,12 +172,19 @@ def best_written(
         again = meet(list(dict.fromkeys(pairs)), tuned=True)
         met, ranked = [*again, *met], sorted(again, key=judged)
     best = ranked[0]
+    teacher = quantizer.teacher(judges.windows.windows)
+    own = None if teacher is None else float(own_nll(quantizer.staged, teacher, judges.windows.windows).mean())
     one = owner[id(best.offer)]
     source = one.found.source if best.assignment == one.found.assignment else "finalist"
     plan = plan_found(replace(one, found=replace(one.found, assignment=best.assignment, source=source)))
     tried = tuple(map(row_of, met))
     plan = replace(
-        plan, measured_nll=best.nll, judged_nll=best.judged, tried=(*tried, *plan.tried), judged_on=judges.told
+        plan,
+        measured_nll=best.nll,
+        judged_nll=best.judged,
+        judged_kl=None if own is None else best.judged - own,
+        tried=(*tried, *plan.tried),
+        judged_on=judges.told,
     )
     return plan, best.weights, one
 

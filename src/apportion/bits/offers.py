@@ -128,11 +128,12 @@ def priced(quantizer: Quantizer, offers: Sequence[Offer], text: Windows, nll_fp:
     pairs = list(dict.fromkeys(pair for offer in offers for pair in offer.vocabulary.items()))
     packed: dict[tuple[VocabularyMatrix, Width], Mapping[str, Packed]] = {}
     costs: dict[tuple[VocabularyMatrix, Width], float] = {}
+    teacher = quantizer.teacher(text.windows) if pairs else None
     with progress("embedding and head", len(pairs), "evaluations") as advance:
         for matrix, width in pairs:
             packed[matrix, width] = rounded(quantizer.staged, {matrix: width})
             with quantizer.staged.in_place(packed[matrix, width]):
-                costs[matrix, width] = float(quantizer.staged.window_nll(text.windows).mean()) - nll_fp
+                costs[matrix, width] = float(quantizer.staged.window_nll(text.windows, teacher=teacher).mean()) - nll_fp
             advance()
     whole = [
         replace(

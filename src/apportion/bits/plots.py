@@ -8,8 +8,8 @@ from apportion.core.figures import canvas, png
 COLOURS = ("#c2410c", "#d9a406", "#7a8b2f", "#1f7a4d", "#2563a8")  # from the lowest width to the highest
 
 
-def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float) -> bytes:
-    """Loss against average bits: predicted and measured, with the plan that was kept."""
+def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float, loss: str) -> bytes:
+    """Loss (and what it is called) against average bits: predicted and measured, with the plan that was kept."""
     figure, axes = canvas(7, 4.2)
     bits = [item.avg_bits for item in frontier]
     axes.plot(bits, [item.predicted_nll for item in frontier], "--", color="#888888", label="predicted")
@@ -17,7 +17,7 @@ def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float) -> bytes:
     axes.plot([plan.avg_bits], [plan.measured_nll], "D", color="#c2410c", markersize=8, label="this plan")
     axes.axhline(nll_fp, color="#1f7a4d", linewidth=1, label="full precision")
     axes.set_xlabel("average bits per quantized weight")
-    axes.set_ylabel("mean NLL on calibration text, nats per token")
+    axes.set_ylabel(f"{loss.lower()},\ncalibration text, nats per token")
     axes.legend(frameon=False)
     return png(figure)
 

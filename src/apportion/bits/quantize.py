@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apportion.bits.checkpoint import write_checkpoint
 from apportion.bits.chosen import Chosen, by_estimate, by_search, frontier_plans, measured, uniform_rows
-from apportion.bits.game import measure, widths_by_path
+from apportion.bits.game import Samples, measure, widths_by_path
 from apportion.bits.game.samples import SAMPLES, VALUES, WINDOWS
 from apportion.bits.offers import offers_for
 from apportion.bits.plan import Plan, require_evaluations
@@ -81,9 +81,11 @@ def quantize(
     Returns:
         The JSON of the command: avg_bits, bytes, nll_fp, nll_high, nll_plan (nats per token on the calibration
         text, all measured), nll_judged (of the plan as written, on the windows that `judged_on` tells; None where
-        there was no choice among written plans), bos (whether the text's windows begin with that token),
-        block_forwards, naive_block_forwards, evaluations, execution (how values were measured, and what memory made
-        it give up), seconds, plan, out, and more.
+        there was no choice among written plans), labels (what the next tokens were in all of these: the text's, or
+        full precision's predictions), kl_plan and kl_judged (mean KL divergence from full precision, in nats per token
+        on the same texts, where the labels are predictions; None elsewhere), bos (whether the text's windows begin with
+        that token), block_forwards, naive_block_forwards, evaluations, execution (how values were measured, and what
+        memory made it give up), seconds, plan, out, and more.
 
     Raises:
         ApportionError: see `core.errors`; nothing half-written is taken for complete.
@@ -138,6 +140,14 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     return finish(out, quantizer, replace(chosen, samples=samples), frontier, run)
 
 
+def divergences(plan: Plan, samples: Samples) -> Json:
+    """What the labels were and, where they are predictions, how far the plan is from full precision: mean KL."""
+    labels, kl = samples.settings.get("labels", "text"), None
+    if labels == "predictions" and plan.measured_nll is not None:
+        kl = plan.measured_nll - float(samples.nll_fp.mean())
+    return {"labels": labels, "kl_plan": kl, "kl_judged": plan.judged_kl}
+
+
 def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantizer:
     """`open_model`, with what the recipe leaves open as the machine affords it."""
     staged, tokenizer = load_full(model, place(ask.device, ask.dtype), trust_remote_code=ask.trust_remote_code)
@@ -177,6 +187,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "nll_low": samples.nll_low,
         "nll_plan": plan.measured_nll,
         "nll_judged": plan.judged_nll,
+        **divergences(plan, samples),
         "nll_plan_sampled": samples.mean(plan.assignment),
         "nll_predicted": plan.predicted_nll,
         "rounding": quantizer.rounding.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.bits.checkpoint import fixed_bytes
@@ -24,6 +24,7 @@ from apportion.bits.game import (
     Samples,
     WeightBank,
     costs_of,
+    full_precision_hidden,
     players_of,
     sample,
     widths_by_path,
@@ -86,6 +87,7 @@ class Quantizer:
         self.costs: Costs = costs_in(staged, recipe, self.applied)
         self.tokenised = 0
         self._rounded: dict[tuple[str, Width], Packed] = {}
+        self._teachers: dict[str, Tensor] = {}
 
     @property
     def parameters(self) -> int:
@@ -178,7 +180,16 @@ class Quantizer:
             settings = self.settings(text)
             self.staged.verify(text.windows)
             with AppendLog(folder / VALUES, settings, resume=True) as log:
-                yield MeasuredGame(self.bank, text, log, settings)
+                yield MeasuredGame(self.bank, text, log, settings, self.teacher(text.windows))
+
+    def teacher(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"] | None:
+        """What full precision predicts these windows with, where its predictions are the labels; asked once each."""
+        if self.recipe.labels != "predictions":
+            return None
+        digest = Windows(windows, "").digest
+        if digest not in self._teachers:
+            self._teachers[digest] = full_precision_hidden(self.staged, windows)
+        return self._teachers[digest]
 
     def text_for(self, folder: Path) -> Windows:
         """The windows asked for, kept in the folder; windows sampled by the model itself are sampled once.
@@ -227,6 +238,7 @@ class Quantizer:
             "players": recipe.kind,
             "untied": recipe.untie,
             **({"per_expert": True} if recipe.per_expert else {}),
+            **({"labels": recipe.labels} if recipe.labels == "predictions" else {}),
             "rounding": recipe.measured,
             "apply_rounding": recipe.applied,
             "dtype": placement.dtype,

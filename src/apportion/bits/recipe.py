@@ -11,6 +11,7 @@ from apportion.models.mixture import Calibration, checks_of
 
 BLOCKS = (2, 4)  # the paper's widths, for blocks
 LINEARS = (2, 3, 4)  # of `--method auto`, for linears
+LABELS = ("text", "predictions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class Recipe:
             windows from the model itself. windows, window_tokens: how much of it.
         bos: whether every window of every text begins with the beginning-of-text token; None: where the tokenizer
             itself puts one before a text (where the model samples its own: as it began).
+        labels: whose the next tokens are in the value of a coalition, a mean negative log-likelihood: the `text`'s (the
+            paper's), or full precision's `predictions`, each token with its probability; then a value less full
+            precision's own is the mean KL divergence from it. None: predictions where plans are searched, else text.
         permutations: the paper's M. antithetic: follow each permutation by its reverse.
         rounding_windows: how much of the same text roundings with moments (gptq) see, at most.
         apply_rounding: the rounding that plans are written with, if not the one they are sampled with; what a
@@ -52,6 +56,7 @@ class Recipe:
     bos: bool | None = None
     windows: int = 32
     window_tokens: int = 512
+    labels: str | None = None
     permutations: int = 100
     antithetic: bool = False
     seed: int = 0
@@ -109,11 +114,12 @@ class Recipe:
     def for_method(self, method: str) -> "Recipe":
         """The recipe with a method's own choices where nothing was asked: the one place of that rule.
 
-        `auto` plays linears and draws no permutations; the paper's estimators play blocks.
+        `auto` plays linears, draws no permutations and looks at predictions; the paper's estimators play blocks.
         """
         if method == "auto":
-            return replace(self, players=self.players or "linears", permutations=0)
-        return replace(self, players=self.kind)
+            players, labels = self.players or "linears", self.labels or "predictions"
+            return replace(self, players=players, labels=labels, permutations=0)
+        return replace(self, players=self.kind, labels=self.labels or "text")
 
     def check(self) -> None:
         """Refuse what can be refused without the model, all at once.
@@ -127,6 +133,7 @@ class Recipe:
             lambda: require_bits(self.grid(), rounding.format.bits, rounding.name),
             lambda: require_applied(self.grid(), self.measured, self.applied),
             lambda: require_kind(self.kind),
+            lambda: require_labels(self.labels),
             lambda: at_least("--rounding-windows", self.rounding_windows, 1),
             lambda: at_least("--tune-windows", self.tune_windows, 2),
             lambda: at_least("--windows", self.windows, 2 if self.tune and self.calibration is None else 1),
@@ -143,6 +150,11 @@ class Recipe:
             ),
             lambda: require_tunable(applied.name, applied.format, self.tune or 0),
         )
+
+
+def require_labels(labels: str | None) -> None:
+    if labels is not None and labels not in LABELS:
+        raise InputError(f"--labels {labels}: expected {' or '.join(LABELS)}")
 
 
 def at_least(name: str, value: int, smallest: int) -> None:

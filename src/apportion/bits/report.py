@@ -19,7 +19,7 @@ def write_report(folder: Path) -> list[str]:
     sensitivity = sensitivity_from(read_json(folder / "sensitivity.json"))
     result = read_json(folder / "result.json")
     (folder / "report").mkdir(exist_ok=True)
-    write_bytes(folder / FILES[1], draw_frontier(frontier, plan, result["nll_fp"]))
+    write_bytes(folder / FILES[1], draw_frontier(frontier, plan, result["nll_fp"], loss_name(result)))
     write_bytes(folder / FILES[2], draw_bits(plan, sensitivity))
     write_bytes(folder / FILES[3], draw_interactions(sensitivity))
     write_bytes(folder / FILES[0], page(plan, frontier, sensitivity, result).encode())
@@ -33,13 +33,15 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         f"# {plan.avg_bits:.2f} bits on average ({plan.asked})",
         "",
         f"{result['bytes']:,} bytes of weights on disk, {plan.player_bytes:,} of them in the {len(plan.costs.players)} "
-        f"players ({result['stored_bits']:.2f} bits per weight with scales); {vocabulary_note(result)}. Mean NLL on "
-        f"the calibration text ({settings['calibration_source']}{told(result.get('bos'))}), nats per token:",
+        f"players ({result['stored_bits']:.2f} bits per weight with scales); {vocabulary_note(result)}. "
+        f"{loss_name(result)} on the calibration text ({settings['calibration_source']}{told(result.get('bos'))}), "
+        "nats per token:",
         "",
         "| full precision | all at highest | this plan | all at lowest |",
         "|---|---|---|---|",
         "| {nll_fp:.4f} | {nll_high:.4f} | **{nll_plan:.4f}** | {nll_low:.4f} |".format(**result),
         "",
+        *divergence_note(result),
         f"Method `{plan.method}`; rounding {roundings(settings)}; widths "
         f"{', '.join(width.name for width in plan.costs.widths)}. {how_chosen(plan)}",
         f"{result['evaluations']} coalitions measured in {result['block_forwards']:,} block forwards "
@@ -51,13 +53,13 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
         "## The plain alternatives",
         "",
-        "| every player at | bytes | within the budget | NLL as sampled | as written, judged |",
+        "| every player at | bytes | within the budget | loss as sampled | as written, judged |",
         "|---|---|---|---|---|",
         *map(uniform_row, result["uniform"]),
         "",
         "## Other budgets from the same samples",
         "",
-        "| average bits | bytes | predicted NLL | measured NLL |",
+        "| average bits | bytes | predicted loss | measured loss |",
         "|---|---|---|---|",
         *(
             f"| {item.avg_bits:.2f} | {item.total_bytes:,} | {item.predicted_nll:.4f} | {item.measured_nll:.4f} |"
@@ -80,6 +82,22 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
     ]
     return "\n".join(lines)
+
+
+def loss_name(result: Json) -> str:
+    """What the losses of a result are."""
+    if result.get("labels") == "predictions":
+        return "Mean cross-entropy to full precision's predictions"
+    return "Mean NLL"
+
+
+def divergence_note(result: Json) -> list[str]:
+    """The plan's mean KL divergence from full precision, where it was measured."""
+    if result.get("kl_plan") is None:
+        return []
+    judged = result["kl_judged"]
+    aside = "" if judged is None else f", {judged:.4f} on {result['judged_on']}"
+    return [f"Mean KL divergence of this plan from full precision: {result['kl_plan']:.4f} nats per token{aside}.", ""]
 
 
 def vocabulary_note(result: Json) -> str:

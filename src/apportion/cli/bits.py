@@ -114,7 +114,7 @@ def quantize(
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
-    from apportion.bits.report import choice_note, tuning_note, vocabulary_note
+    from apportion.bits.report import choice_note, divergence_note, loss_name, tuning_note, vocabulary_note
     from apportion.models.text import told
 
     resumed = result["resumed_evaluations"]
@@ -123,9 +123,10 @@ def quantize_text(result: dict[str, Any]) -> str:
         f"{result['out']}: {result['avg_bits']:.3f} bits on average ({result['stored_bits']:.3f} with scales), "
         f"{result['bytes']:,} bytes of weights, loaded by {' and '.join(result['servers'])}\n"
         f"{vocabulary_note(result)}\n"
-        f"NLL on {result['calibration']}{told(result['bos'])}: {result['nll_fp']:.4f} full precision, "
+        f"{loss_name(result)} on {result['calibration']}{told(result['bos'])}: {result['nll_fp']:.4f} full precision, "
         f"{result['nll_high']:.4f} all at the highest width, {result['nll_plan']:.4f} this plan\n"
-        f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
+        + "".join(f"{line}\n" for line in divergence_note(result) if line)
+        + f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
         f"(naive: {result['naive_block_forwards']:,}), {result['seconds']:.0f} s\n"
         + (choice_note(result["choice"]) + "\n" if result["choice"] else "")
         + (tuning_note(result["tuned"]) + "\n" if result["tuned"] else "")

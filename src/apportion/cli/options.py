@@ -93,6 +93,13 @@ class RecipeOptions:
     bos: Bos = "auto"
     windows: Annotated[int, typer.Option(help="Calibration windows.")] = 32
     window_tokens: WindowTokens = 512
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Next tokens in a value: text (the paper's NLL), or predictions of full precision, which makes it "
+            "the mean KL divergence (quantize --method auto)."
+        ),
+    ] = None
     permutations: Annotated[
         int, typer.Option(help="Random orders of the players (the paper's M); quantize --method auto draws none.")
     ] = 100

@@ -25,7 +25,8 @@ class Plan:
         method, settings: the estimator, and model, text and rounding by digest and name.
         tried: assignments measured for this plan, with their values.
         judged_on, judged_nll: what the final choice among written plans was made on, and the loss there; empty and
-            None where there was none.
+            None where there was none. judged_kl: mean KL divergence from full precision there, where its predictions
+            are the labels.
         vocabulary: widths of embedding and head by name; those that are not in it stay at 16 bits.
         source: what proposed it: `program` (the surrogate's optimum), a step of the search, or `finalist` (not the
             search's own best, but best as written).
@@ -48,6 +49,7 @@ class Plan:
     source: str = "program"
     judged_on: str = ""
     judged_nll: float | None = None
+    judged_kl: float | None = None
     vocabulary: Mapping[str, str] = field(default_factory=dict)
 
     def by_name(self) -> dict[str, str]:
