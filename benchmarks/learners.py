@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from command_line import own_command
 from judging import Judge
 from torch import Tensor
 
+from apportion.bits.game import own_nll
 from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.distil import Predictions
 from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
-from apportion.bits.rounding.lesson import Lesson, batch_of, parted, written_by
+from apportion.bits.rounding.lesson import Lesson, batch_of, loss_of, parted, written_by
 from apportion.bits.rounding.looks import Looks
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
@@ -35,7 +36,7 @@ from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import choose, windows_of
 
-GROUP = 64
+GROUP, MET = 64, 64  # columns that share a scale; windows that were learned from and are looked at again
 TITLE = "Ways to learn codes and scales of all linears at one width, side by side"
 SHOWN = ("variant", "after", "perplexity", "kl", "moved", "best_step", "seconds")
 
@@ -284,8 +285,21 @@ class Bench:
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return {
             "best_step": best.steps, "before": best.before, "after": best.after, **judged,
+            **self.met(best.packed, looks.lesson),
             "moved": tuning.moved_share(start, best.packed), "seconds": round(seconds, 1), "memory_bytes": memory,
         }  # fmt: skip
+
+    def met(self, packed: Mapping[str, GridWeight], lesson: Lesson) -> Json:
+        """Mean KL on windows that were learned from (of the text, of the model's own) and on those kept aside."""
+        given = len(lesson.windows) - lesson.own
+        places = {"kl_text": slice(0, min(given, MET)), "kl_own": slice(given, given + min(lesson.own, MET))}
+        texts = {name: (lesson.windows[place], lesson.teacher[place]) for name, place in places.items()}
+        texts["kl_aside"] = (lesson.kept, lesson.kept_teacher)
+        return {
+            name: loss_of(self.staged, packed, *text) - float(own_nll(self.staged, text[1], text[0]).mean())
+            for name, text in texts.items()
+            if len(text[0])
+        }
 
     def lesson(self, variant: Variant) -> Lesson:
         """The text, and what the model wrote; aside is the same for all variants."""
@@ -302,6 +316,9 @@ def main() -> None:
     began = time.monotonic()
     chosen = best_of(asked.best_of) if asked.best_of else VARIANTS
     chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else chosen
+    chosen = [
+        replace(variant, steps=asked.steps or variant.steps, own=asked.own if variant.own else 0) for variant in chosen
+    ]
     bench = bench_of(asked)
     rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
     with bench.staged.in_place(bench.starts("gptq")):
@@ -336,6 +353,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judged", type=int, default=128, help="windows of the test text")
     parser.add_argument("--own", type=int, default=2048, help="windows that the model writes")
     parser.add_argument("--seconds", type=float, default=0.0, help="of learning in each row; 0: all steps")
+    parser.add_argument("--steps", type=int, default=0, help="of learning in each row; 0: the variant's own")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit-s", type=float, default=1e9, help="no row begins later")
     return parser.parse_args()
 
@@ -344,13 +363,12 @@ def best_of(files: Sequence[Path]) -> list[Variant]:
     """The variant of least cross-entropy on the windows kept aside; test text decides nothing."""
     rows = [row for file in files if file.exists() for row in json.loads(file.read_text())["rows"]]
     ranked = sorted((row for row in rows if "after" in row), key=lambda row: row["after"])
-    print({row["variant"]: row["after"] for row in ranked}, flush=True)
     named = {variant.name: variant for variant in VARIANTS}
     return [named[ranked[0]["variant"]]] if ranked else [VARIANTS[3]]
 
 
 def bench_of(asked: argparse.Namespace) -> Bench:
-    staged, tokenizer = load_staged(asked.model, place("auto", "auto")), load_tokenizer(asked.model)
+    staged, tokenizer = load_staged(asked.model, place("auto", asked.dtype)), load_tokenizer(asked.model)
     available = windows_of(asked.calibration, tokenizer, asked.window_tokens)
     text = choose(available, min(asked.windows, len(available)), 0)
     kept: dict[str, Any] = {}

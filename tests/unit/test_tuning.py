@@ -101,6 +101,15 @@ def test_where_a_text_is_short_the_model_writes_on_from_its_beginnings_and_nothi
     assert torch.allclose(lesson.teacher[-3:], staged.last_hidden(written[-3:]), atol=1e-5)
 
 
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_full_precisions_answers_are_the_same_wherever_there_is_room_for_them(checkpoint, monkeypatch, free):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    monkeypatch.setattr(lessons, "free_bytes", lambda device: free)
+    monkeypatch.setattr(lessons, "PART", 2)
+    found = lessons.answers(staged, WINDOWS[:5])
+    torch.testing.assert_close(found, staged.last_hidden(WINDOWS[:5]))
+
+
 def test_scales_and_few_steps_are_learned_from_the_text_alone(checkpoint):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     assert lesson_of(staged, WINDOWS, 48).own == 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from apportion.core.device import free_bytes
 from apportion.core.errors import InputError
+from apportion.core.progress import progress
 from apportion.formats import GridWeight
 from apportion.models.staged import StagedModel
 from apportion.models.text import continue_windows
@@ -20,6 +21,8 @@ OWN_MOST = 2048  # windows that it writes
 BEGINNING = 16  # tokens that it goes on from
 AT_ONCE = {"cpu": 64, "cuda": 2048}  # windows that it writes side by side, while caches take less than CACHE_SHARE
 CACHE_SHARE = 0.25
+ANSWERS_SHARE = 0.1  # of the memory that is free on the device
+PART = 256  # windows whose answers are on the device at once, where they are kept on the CPU
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,20 @@ def lesson_of(
     own = min(OWN_MOST, max(0, steps * batch // OFTEN - len(taught))) if codes else 0
     if own:
         taught = torch.cat([taught, written_by(staged, taught, own, seed)])
-    return Lesson(taught, staged.last_hidden(taught), kept, staged.last_hidden(kept), steps, seed, codes, own)
+    return Lesson(taught, answers(staged, taught), kept, answers(staged, kept), steps, seed, codes, own)
+
+
+def answers(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
+    """Full precision's hidden states after the last block; on the CPU where they would crowd the device.
+
+    Cost: a forward pass over the windows.
+    """
+    hidden = int(staged.model.config.get_text_config().hidden_size)
+    size = windows.numel() * hidden * staged.compute_dtype.itemsize
+    with progress("full precision's answers", len(windows), "windows") as advance:
+        if size <= ANSWERS_SHARE * free_bytes(staged.placement.device):
+            return staged.last_hidden(windows, advance)
+        return torch.cat([staged.last_hidden(part, advance).cpu() for part in windows.split(PART)])
 
 
 def written_by(
