@@ -57,10 +57,12 @@ def peer_part(files: Mapping[str, Json]) -> list[str]:
         ours = by_budget(files.get(f"real_{model}", {}), LEARNED)
         theirs = by_budget(item, None)
         budgets = sorted(set(theirs) | set(ours), key=float)
-        plain = one_width(files.get(f"real_{model}", {}))
-        rows += [pair(model, bits, theirs.get(bits), ours.get(bits), plain.get(bits)) for bits in budgets]
+        plain, command = one_width(files.get(f"real_{model}", {})), command_of(files.get(f"main_job_{model}"))
+        rows += [
+            pair(model, bits, theirs.get(bits), ours.get(bits), plain.get(bits), command.get(bits)) for bits in budgets
+        ]
     head = [
-        "model", "average bits", "mean KL: AutoRound", "ours", "change", "ours, one width for all", "same top token: AutoRound", "ours",
+        "model", "average bits", "mean KL: AutoRound", "ours", "change", "ours, one width for all", "the command", "change", "same top token: AutoRound", "ours",
         "perplexity: AutoRound", "ours", "AutoScheme's widths", "seconds: AutoRound, ours",
     ]  # fmt: skip
     lines += [ABOUT, "", *markdown(head, rows), ""]
@@ -75,8 +77,9 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
     if not own or not peer:
         return []
     searched, plain, theirs = by_budget(own, LEARNED), one_width(own), by_budget(peer, None)
+    command = command_of(files.get(f"main_job_{model}"))
     rows = [
-        [bits, *(f"{row[bits]['kl']:.3f}" if bits in row else "–" for row in (theirs, searched, plain))]
+        [bits, *(f"{row[bits]['kl']:.3f}" if bits in row else "–" for row in (theirs, searched, plain, command))]
         for bits in sorted(set(theirs) & set(searched), key=float)
     ]
     return [
@@ -84,7 +87,9 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
         f"Beside {program(peer)} at equal bits, {called}, mean KL from full precision on WikiText-2; the "
         "command keeps the better of its own two on windows aside:",
         "",
-        *markdown(["average bits", "AutoRound", "ours, searched", "ours, one width for all"], rows),
+        *markdown(
+            ["average bits", "AutoRound", "ours, searched", "ours, one width for all", "the command alone"], rows
+        ),
         "",
         f"Made by `{peer['command']}` and `{own['command']}`.",
     ]
@@ -107,17 +112,30 @@ def one_width(item: Json) -> dict[str, Json]:
     return {found[1]: row for found, row in named if found}
 
 
-def pair(model: str, budget: str, peer: Json | None, own: Json | None, plain: Json | None) -> list[str]:
+def command_of(job: Json | None) -> dict[str, Json]:
+    """What the command without options wrote, by budget."""
+    if job is None:
+        return {}
+    (row,) = [row for row in job["rows"] if row["plan"] == "auto"]
+    text = next(iter(row["texts"].values()))
+    found = {"kl": text["kl_mean"]["mean"], "same_top": text["same_top"]["mean"], "perplexity": text["perplexity"]}
+    return {f"{round(job['result']['avg_bits'], 2):g}": found}
+
+
+def pair(
+    model: str, budget: str, peer: Json | None, own: Json | None, plain: Json | None, command: Json | None
+) -> list[str]:
     """One budget."""
     cells = [
         [figure(row, form) for row in (peer, own)]
         for form in ("kl:.3f", "same_top:.1%", "perplexity:.2f", "seconds:.0f")
     ]
     kl, top, perplexity, seconds = cells
-    change = f"**{own['kl'] / peer['kl'] - 1:+.0%}**" if peer and own else "–"
     widths = peer["widths"] if peer else "–"
-    alone = figure(plain, "kl:.3f") if plain else "–"
-    return [model, bits_of(budget, peer, own), *kl, change, alone, *top, *perplexity, widths, ", ".join(seconds)]
+    alone, whole = (figure(row, "kl:.3f") if row else "–" for row in (plain, command))
+    changes = [f"**{row['kl'] / peer['kl'] - 1:+.0%}**" if peer and row else "–" for row in (own, command)]
+    bits = bits_of(budget, peer, own)
+    return [model, bits, *kl, changes[0], alone, whole, changes[1], *top, *perplexity, widths, ", ".join(seconds)]
 
 
 def bits_of(budget: str, peer: Json | None, own: Json | None) -> str:
@@ -138,6 +156,7 @@ def rows_part(files: Mapping[str, Json]) -> list[str]:
     for model, item in named(files, "real_").items():
         head = [
             "plan",
+            "searched by",
             "written with",
             "bits with scales",
             "mean KL",
@@ -159,10 +178,10 @@ def rows_part(files: Mapping[str, Json]) -> list[str]:
 def real_row(row: Json) -> list[str]:
     """One plan as it is written; what failed says so."""
     if "failed" in row:
-        return [row["plan"], row.get("written", "–"), row["failed"], *["–"] * 5]
+        return [row["plan"], row.get("labels", "–"), row.get("written", "–"), row["failed"], *["–"] * 5]
     bits = f"{row['bits_with_scales']:.2f}" if "bits_with_scales" in row else "16"
     figures = [f"{row['kl']:.3f}", f"{row['kl_99']:.2f}", f"{row['same_top']:.1%}", f"{row['perplexity']:.2f}"]
-    return [row["plan"], row.get("written", "–"), bits, *figures, f"{row['seconds']:.0f}"]
+    return [row["plan"], row.get("labels", "–"), row.get("written", "–"), bits, *figures, f"{row['seconds']:.0f}"]
 
 
 def learners_part(files: Mapping[str, Json]) -> list[str]:
@@ -186,7 +205,14 @@ def learner_table(rows: Sequence[Json]) -> list[str]:
         "seconds",
         "memory",
     ]
-    return markdown(head, [learner_row(row) for row in rows])
+    told = any("kl_own" in row for row in rows)
+    head += ["mean KL on windows learned from: the text's", "the model's own", "on windows aside"] if told else []
+    return markdown(head, [learner_row(row) + (met(row) if told else []) for row in rows])
+
+
+def met(row: Json) -> list[str]:
+    """How near to full precision on what was learned from, and on what was not."""
+    return [f"{row[name]:.3f}" if name in row else "–" for name in ("kl_text", "kl_own", "kl_aside")]
 
 
 def learner_row(row: Json) -> list[str]:

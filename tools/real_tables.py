@@ -43,10 +43,23 @@ def job_table(job: Json) -> list[str]:
         "same top token",
         "perplexity",
     ]
-    cells = [[f"**{cell}**" for cell in figures(row)] if row["plan"] == "auto" else figures(row) for row in rows]
+    rows = [{**row, "plan": row["plan"] + kept_width(job["result"])} if row["plan"] == "auto" else row for row in rows]
+    cells = [
+        [f"**{cell}**" for cell in figures(row)] if row["plan"].startswith("auto") else figures(row) for row in rows
+    ]
     return markdown(
         head, [*cells, ["full precision", f"{job['model_bytes'] / 1e6:.1f} MB", "16", "0", "100 %", f"{full:.2f}"]]
     )
+
+
+def kept_width(result: Json) -> str:
+    """What the command kept, where that was one width for all.
+
+    >>> kept_width({"nll_judged": 3.0, "uniform": [{"width": "w3g64", "nll_judged": 3.0}]})
+    ' (kept: w3g64 for all)'
+    """
+    level = [row["width"] for row in result["uniform"] if row["nll_judged"] == result["nll_judged"]]
+    return f" (kept: {level[0]} for all)" if level and result["nll_judged"] is not None else ""
 
 
 def job_part(job: Json) -> list[str]:
@@ -58,7 +71,8 @@ def job_part(job: Json) -> list[str]:
         "",
         f"`{job['quantize']}` ({result['seconds'] / 60:.0f} minutes; peak memory {result['peak_memory_bytes'] / 1e9:.1f} GB; full precision "
         f"{job['model_bytes'] / 1e6:.0f} MB). Written with {result['apply_rounding']};{choice} kept: {result['source']}"
-        + (f", judged on {result['judged_on']}." if result["judged_on"] else "."),
+        + (f", judged on {result['judged_on']}." if result["judged_on"] else ".")
+        + (f" {job['conditions']}" if "conditions" in job else ""),
         "",
         *job_table(job),
         "",
