@@ -1,9 +1,20 @@
 """What is left in all: told by what was measured of earlier work, and said by every bar."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from apportion.bits.game import COALITIONS, FULL_PRECISION
+from apportion.bits.quantizer import Quantizer
+from apportion.bits.rounding import BATCH_TOKENS, TUNING
+from apportion.bits.time_left import BACKWARD, SHARED, foresee
 from apportion.core import progress as bars
+from apportion.core.device import place
 from apportion.core.progress import expect, forecast, progress, spent_s
+from apportion.models.load import load_staged
+from apportion.models.pretrained import load_tokenizer
+from tests.recipes import small
 
 
 @pytest.fixture
@@ -48,3 +59,26 @@ def test_outside_a_forecast_nothing_is_foreseen(clock: list[float], capsys: pyte
         advance()
     assert "in all" not in capsys.readouterr().err
     assert spent_s("second") == 0
+
+
+def test_what_a_search_took_tells_how_long_the_rest_takes(
+    clock: list[float], checkpoint: Callable[..., Path], text_file: Path
+) -> None:
+    """The first pass of all, in which libraries set themselves up, took 60 s; later ones took 1."""
+    model, tokens = str(checkpoint("llama", blocks=2)), BATCH_TOKENS["cpu"]
+    recipe = small(text_file, windows=4, window_tokens=tokens // 4, tune=100)
+    quantizer = Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
+    expected: list[dict[str, float]] = []
+    with forecast():
+        with progress(FULL_PRECISION, 1, "windows"):
+            clock[0] += 60
+        foresee(quantizer, evaluations=50, finalists=2)
+        expected.append(dict(bars._FORECAST.get().expected))  # type: ignore[union-attr]
+        with progress(COALITIONS, 1, "block forwards"):
+            clock[0] += 50 * SHARED
+        foresee(quantizer, evaluations=0, finalists=2, measured=50)
+        expected.append(dict(bars._FORECAST.get().expected))  # type: ignore[union-attr]
+    first, then = expected
+    assert first[TUNING] == pytest.approx(60 * then[TUNING])
+    assert then[TUNING] == pytest.approx(2 * 100 * BACKWARD)  # a step sees as many tokens as the text has
+    assert then[COALITIONS] == 0

@@ -62,6 +62,7 @@ def by_search(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, of
     choices = priced(quantizer, offers.choices, game.text, float(samples.nll_fp.mean()))
     budgets = [offer.budget for offer in choices]
     samples, found = searched(game, samples, budgets, evaluations=ask.evaluations, seed=quantizer.recipe.seed)
+    foresee(quantizer, evaluations=0, finalists=ask.finalists + 1, measured=game.counts.evaluations)
     candidates = [Candidate(*pair) for pair in zip(choices, found, strict=True)]
     if not quantizer.rewrites and not any(offer.vocabulary for offer in choices):
         (only,) = candidates

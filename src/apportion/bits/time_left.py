@@ -11,15 +11,17 @@ BACKWARD = 3.0  # a step of learning beside a pass forward
 ONE_WIDTH = 0.5  # of rounding every linear at every width: moments are gathered once, however many widths
 
 
-def foresee(quantizer: Quantizer, *, evaluations: int, finalists: int) -> None:
-    """Tell the bars what is to come, once full precision was measured.
+def foresee(quantizer: Quantizer, *, evaluations: int, finalists: int, measured: int = 0) -> None:
+    """Tell the bars what is to come, once full precision was measured, and again after the search.
 
     Args:
         evaluations: coalitions yet to be measured. finalists: plans that are written and judged; 1 where there is no
             choice among written plans.
+        measured: coalitions that this run has measured: they tell how long a text takes better than the first pass of
+            all does, in which a GPU's libraries set themselves up.
     """
     recipe = quantizer.recipe
-    text_s = spent_s(FULL_PRECISION)
+    text_s = spent_s(COALITIONS) / measured / SHARED if measured else spent_s(FULL_PRECISION)
     expect(COALITIONS, evaluations * text_s * SHARED)
     if not quantizer.rewrites:
         return
