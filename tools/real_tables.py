@@ -86,7 +86,7 @@ def real_part(jobs: Mapping[str, Json]) -> list[str]:
     if not jobs:
         return []
     told = (
-        "What one command writes, loaded from its folder, beside one width for all linears at the same rounding. KL and perplexity on "
+        "What one command writes, loaded from its folder, beside one width for all linears at the same rounding where such folders were written. KL and perplexity on "
         "WikiText-2 (windows as the command says), intervals over windows."
     )
     return [told, "", *(line for job in jobs.values() for line in job_part(job))]

@@ -21,7 +21,7 @@ from apportion.bits.game import (
 )
 from apportion.bits.game import engine as engines
 from apportion.bits.game.bank import CHEAP_TOKENS, cache_room
-from apportion.bits.game.game import block_states, trie_edges
+from apportion.bits.game.game import block_states, reading, trie_edges
 from apportion.bits.game.spqe import coalitions, draw_permutations
 from apportion.bits.rounding import round_all
 from apportion.bits.rounding.nearest import Nearest
@@ -221,3 +221,23 @@ def test_what_is_replayed_is_recorded_on_the_device_of_the_model_whichever_is_cu
     assert engine.recorded == 1
     assert Graph.captures == [engine.start.device]
     assert set(Stream.made_on) == {engine.start.device}
+
+
+def test_a_value_is_waited_for_on_the_device_that_it_comes_from(monkeypatch):
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda:1")
+
+    class Event:
+        def record(self, stream="of the current device"):
+            waited.append(stream)
+
+        def synchronize(self):
+            waited.append("read")
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
+    read = reading(torch.ones(2).as_subclass(Elsewhere))
+    assert waited == ["of cuda:1"]
+    assert read().tolist() == [1, 1]
+    assert waited == ["of cuda:1", "read"]

@@ -1,0 +1,15 @@
+"""What a process used of a machine."""
+
+import pytest
+import torch
+
+from apportion.core.device import peak_memory
+
+
+def test_peak_memory_is_that_of_the_device_that_was_used_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {0: 0, 1: 7_000, 2: 500}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(used))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: used[device])
+    assert peak_memory() == 7_000
+    used[1] = used[2] = 0
+    assert (peak_memory() or 0) > 1 << 20  # of the process, where no GPU was used
