@@ -72,6 +72,7 @@ def main() -> None:
         for version, source in (("before", asked.before), ("after", Path("src"))):
             words = [*common, *JOBS[job]]
             words += ["--fast"] if version == "after" and "--rounding" not in words else []
+            words += ["--labels", "text"] if version == "after" else []  # as before there was a choice
             found[version] = run(source, asked.model, words, asked.work / f"{name}-{job.replace(', ', '-')}-{version}")
         before, after = found["before"], found["after"]
         differing = [key for key in SAME if before[key] != after[key]]

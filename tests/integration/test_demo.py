@@ -69,7 +69,7 @@ def test_both_halves_are_shown(tmp_path: Path) -> None:
     shown = show(out, TINY)
     plans = {row.plan: row for row in shown.bits.rows}
     assert list(plans) == ["full precision", "uniform 4", "uniform 2", "coopq 3", "auto 3"]
-    assert plans["full precision"].nll < plans["uniform 2"].nll
+    assert plans["full precision"].kl < plans["uniform 2"].kl
     assert plans["uniform 2"].bytes < plans["auto 3"].bytes <= plans["uniform 4"].bytes < plans["full precision"].bytes
     assert plans["auto 3"].avg_bits <= 3.0
     assert read_manifest(Path(shown.bits.files["checkpoint"]))

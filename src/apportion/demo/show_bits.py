@@ -4,13 +4,18 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apportion.bits.game.samples import WINDOWS
-from apportion.bits.perplexity import first_windows, perplexity, perplexity_of
+from torch import Tensor
+
+from apportion.bits.game import full_precision_hidden, own_nll
+from apportion.bits.perplexity import first_windows, perplexity_of
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
+from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.core.artifact import Json, write_bytes
+from apportion.core.device import place
 from apportion.demo import calibration_text, heldout_text, model_path
-from apportion.models.text import load_calibration
+from apportion.models.load import load_staged
+from apportion.models.staged import StagedModel
 
 METHODS = ("coopq", "auto")
 
@@ -52,14 +57,14 @@ class PlanRow:
     """A row of the table of plans.
 
     Attributes:
-        nll: nats per token on the calibration text. perplexity: on the held-out text.
+        kl: mean KL divergence from full precision, nats per token, and perplexity: on the held-out text.
         evaluations: coalitions measured to find the plan, its frontier included; 0 where nothing was searched.
     """
 
     plan: str
     avg_bits: float
     bytes: int
-    nll: float
+    kl: float
     perplexity: float
     evaluations: int = 0
 
@@ -87,8 +92,10 @@ def show_bits(out: Path, plan: BitsPlan) -> BitsShown:
         print(f"quantize to {plan.avg_bits:g} bits by {method} ...", file=sys.stderr)
         ask = QuantizeRequest(avg_bits=plan.avg_bits, method=method, evaluations=plan.evaluations)
         results[method] = quantize(str(model_path()), out / method, ask, plan.recipe(method, text))
-    rows = uniform_rows(out / METHODS[0] / "samples", heldout, plan, text)
-    rows += [plan_row(method, results[method], heldout, plan) for method in METHODS]
+    quantizer = open_model(str(model_path()), plan.recipe("auto", text))
+    judge = judge_for(quantizer, heldout, plan)
+    rows = uniform_rows(quantizer, judge)
+    rows += [plan_row(f"{method} {plan.avg_bits:g}", results[method], judge) for method in METHODS]
     files = {
         "checkpoint": str(out / "auto"),
         "report": str(out / "auto" / "report" / "report.md"),
@@ -97,44 +104,53 @@ def show_bits(out: Path, plan: BitsPlan) -> BitsShown:
     return BitsShown(tuple(rows), files, results)
 
 
-def uniform_rows(samples: Path, heldout: Path, plan: BitsPlan, text: Path) -> list[PlanRow]:
-    """Full precision and every uniform width, on the windows that the plans were made with."""
-    quantizer = open_model(str(model_path()), plan.recipe("auto", text))
-    asked = first_windows(quantizer.tokenizer, heldout, window_tokens=plan.window_tokens, windows=plan.text_windows)
-    told = load_calibration(samples / WINDOWS).windows
+@dataclass(frozen=True)
+class Judge:
+    """Held-out windows, full precision's hidden states on them, and its own entropy there, nats per token."""
 
-    def measured(name: str, avg_bits: float, size: int) -> PlanRow:
+    windows: Tensor
+    teacher: Tensor
+    own: float
+
+    def row(self, staged: StagedModel, name: str, avg_bits: float, size: int, evaluations: int = 0) -> PlanRow:
         """A row for the weights that are in place now."""
-        nll = float(quantizer.staged.window_nll(told).mean())
-        return PlanRow(name, avg_bits, size, nll, perplexity_of(quantizer.staged, asked).perplexity)
+        kl = float(staged.window_nll(self.windows, teacher=self.teacher).mean()) - self.own
+        return PlanRow(name, avg_bits, size, kl, perplexity_of(staged, self.windows).perplexity, evaluations)
 
+
+def judge_for(quantizer: Quantizer, heldout: Path, plan: BitsPlan) -> Judge:
+    """The held-out text, and what full precision says of it."""
+    windows = first_windows(quantizer.tokenizer, heldout, window_tokens=plan.window_tokens, windows=plan.text_windows)
+    teacher = full_precision_hidden(quantizer.staged, windows)
+    return Judge(windows, teacher, float(own_nll(quantizer.staged, teacher, windows).mean()))
+
+
+def uniform_rows(quantizer: Quantizer, judge: Judge) -> list[PlanRow]:
+    """Full precision and every uniform width."""
     weights = sum(path.stat().st_size for path in model_path().glob("*.safetensors"))
-    found = [measured("full precision", 16.0, weights)]
-    costs = quantizer.costs
+    staged, costs = quantizer.staged, quantizer.costs
+    staged.restore()
+    found = [judge.row(staged, "full precision", 16.0, weights)]
     for column in reversed(range(len(costs.widths))):
         quantizer.bank.put_all(costs.uniform(column))
-        bits = costs.widths[column].bits
-        found.append(measured(f"uniform {bits:g}", float(bits), costs.spent(costs.uniform(column)) + costs.fixed_bytes))
-    quantizer.staged.restore()
+        bits, size = costs.widths[column].bits, costs.spent(costs.uniform(column)) + costs.fixed_bytes
+        found.append(judge.row(staged, f"uniform {bits:g}", float(bits), size))
+    staged.restore()
     return found
 
 
-def plan_row(method: str, result: Json, heldout: Path, plan: BitsPlan) -> PlanRow:
+def plan_row(name: str, result: Json, judge: Judge) -> PlanRow:
     """A row for a checkpoint as it was written, loaded again."""
-    length, count = plan.window_tokens, plan.text_windows
-    found = perplexity(result["out"], heldout, window_tokens=length, windows=count)
-    name = f"{method} {plan.avg_bits:g}"
-    return PlanRow(
-        name, result["avg_bits"], result["bytes"], result["nll_plan"], found.perplexity, result["evaluations"]
-    )
+    staged = load_staged(result["out"], place())
+    return judge.row(staged, name, result["avg_bits"], result["bytes"], result["evaluations"])
 
 
 def table_text(rows: tuple[PlanRow, ...]) -> str:
     """The table of plans for people."""
-    lines = [f"{'plan':<16}{'bits':>6}{'bytes':>13}{'NLL':>9}{'perplexity':>12}{'evaluations':>13}"]
+    lines = [f"{'plan':<16}{'bits':>6}{'bytes':>13}{'KL':>9}{'perplexity':>12}{'evaluations':>13}"]
     for row in rows:
         spent = f"{row.evaluations:,}" if row.evaluations else "-"
         lines.append(
-            f"{row.plan:<16}{row.avg_bits:>6.2f}{row.bytes:>13,}{row.nll:>9.4f}{row.perplexity:>12.4f}{spent:>13}"
+            f"{row.plan:<16}{row.avg_bits:>6.2f}{row.bytes:>13,}{row.kl:>9.4f}{row.perplexity:>12.4f}{spent:>13}"
         )
     return "\n".join(lines)
