@@ -23,7 +23,8 @@ from apportion.bits.recipe import Recipe
 from apportion.core.artifact import Json, read_json, write_json
 
 KEPT = (
-    "avg_bits", "stored_bits", "bytes", "nll_plan", "nll_judged", "judged_on", "source", "choice", "tuned", "uniform",
+    "avg_bits", "stored_bits", "bytes", "labels", "nll_fp", "nll_plan", "kl_plan", "nll_judged", "kl_judged",
+    "judged_on", "source", "choice", "tuned", "uniform",
     "evaluations", "block_forwards", "naive_block_forwards", "seconds", "peak_memory_bytes", "apply_rounding",
     "rounding", "servers", "execution",
 )  # fmt: skip

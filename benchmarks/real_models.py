@@ -133,7 +133,8 @@ class Model:
         for bits, assignment in self.plans():
             widths = widths_by_path(self.quantizer.staged, self.quantizer.costs, assignment)
             for writing in self.asked.writings:
-                key = {"plan": f"auto, {bits:g} bits{self.other_widths()}", "written": writing.name}
+                plan = f"auto, {bits:g} bits{self.other_widths()}"
+                key = {"plan": plan, "labels": self.asked.labels, "written": writing.name}
                 self.add(key, lambda widths=widths, writing=writing: self.write(widths, writing))
 
     def other_widths(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from apportion.core import graphs
+
 
 class Graph:
     """Counts captures and replays."""
@@ -52,6 +54,7 @@ def install(monkeypatch: pytest.MonkeyPatch, graph: type = Graph) -> None:
         finally:
             Stream.devices.pop()
 
+    monkeypatch.setattr(graphs, "STREAMS", {})
     Graph.captures.clear()
     Graph.replays = 0
     Stream.made_on.clear()

@@ -41,8 +41,9 @@ def budget_of(plan: str) -> str | None:
 
 
 def by_budget(item: Json, written: str | None) -> dict[str, Json]:
-    """Searched plans by budget; those of a rounding, where rows have one."""
+    """Searched plans by budget; those of a rounding, where rows have one, and of the present search before others."""
     rows = [row for row in item.get("rows", ()) if written is None or row.get("written") == written]
+    rows.sort(key=lambda row: row.get("labels") == "predictions")
     return {bits: row for row in rows if (bits := budget_of(row["plan"])) and "kl" in row}
 
 
@@ -79,7 +80,7 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
     searched, plain, theirs = by_budget(own, LEARNED), one_width(own), by_budget(peer, None)
     command = command_of(files.get(f"main_job_{model}"))
     rows = [
-        [bits, *(f"{row[bits]['kl']:.3f}" if bits in row else "–" for row in (theirs, searched, plain, command))]
+        [bits, *(figure(row[bits], "kl:.3f") if bits in row else "–" for row in (theirs, searched, plain, command))]
         for bits in sorted(set(theirs) & set(searched), key=float)
     ]
     return [
@@ -91,8 +92,26 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
             ["average bits", "AutoRound", "ours, searched", "ours, one width for all", "the command alone"], rows
         ),
         "",
-        f"Made by `{peer['command']}` and `{own['command']}`.",
+        f"{steps_of(searched)}"
+        + (f"; the command alone takes {command_steps(files.get(f'main_job_{model}'))}. " if command else ". ")
+        + f"Made by `{peer['command']}` and `{own['command']}`.",
     ]
+
+
+def steps_of(searched: Mapping[str, Json]) -> str:
+    """How long plans were learned.
+
+    >>> steps_of({"2": {"steps": 1500}, "4": {"steps": 1000}})
+    'Ours learned in 1,500 steps, 1,000 at 4 bits'
+    """
+    most = max(row["steps"] for row in searched.values())
+    fewer = [f", {row['steps']:,} at {bits} bits" for bits, row in searched.items() if row["steps"] < most]
+    return f"Ours learned in {most:,} steps{''.join(fewer)}"
+
+
+def command_steps(job: Json | None) -> str:
+    """Steps that the command without options chose."""
+    return f"{job['result']['tuned']['asked']:,}" if job else "–"
 
 
 def program(peer: Json) -> str:
@@ -147,7 +166,8 @@ def bits_of(budget: str, peer: Json | None, own: Json | None) -> str:
 
 def figure(row: Json | None, form: str) -> str:
     name, spec = form.split(":")
-    return NOT_RUN if row is None else format(row[name], spec)
+    earlier = " (searched by NLL)" if name == "kl" and row and row.get("labels") == "text" else ""
+    return NOT_RUN if row is None else format(row[name], spec) + earlier
 
 
 def rows_part(files: Mapping[str, Json]) -> list[str]:

@@ -45,10 +45,10 @@ def test_replayed_values_by_full_precisions_predictions_equal_plain_ones(
     windows = read_mixture(text_file, tokenizer, 32).draw(3, seed=0)
     teacher = quantizer.teacher(windows.windows)
     every = list(product((0, 1), repeat=2))
-    game = MeasuredGame(quantizer.bank, windows, teacher=teacher)
+    game = MeasuredGame(quantizer.bank, windows, teacher=lambda: teacher)
     found = game.values(every)
     assert game._engine is not None
     assert game._engine.mode == "replay"
-    plain = MeasuredGame(quantizer.bank, windows, teacher=teacher)
+    plain = MeasuredGame(quantizer.bank, windows, teacher=lambda: teacher)
     plain._engine = engine.PlainEngine(quantizer.bank, staged.embed(windows.windows), windows.windows.cuda(), teacher)
     assert np.allclose(found, plain.values(every), rtol=1e-5)

@@ -1,6 +1,7 @@
 """Values by full precision's predictions: mean KL divergence from it, from the game to result and report."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -9,18 +10,23 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from apportion.bits.game import MeasuredGame, full_precision_hidden, full_precision_nll
+from apportion.bits.game import MeasuredGame, full_precision_nll, own_nll
 from apportion.bits.plan import plan_from
 from apportion.bits.quantize import QuantizeRequest, quantize
 from apportion.bits.quantizer import Quantizer, take_samples
 from apportion.bits.recipe import Recipe
+from apportion.bits.rounding import full_precision_hidden
+from apportion.bits.vocabulary import rounded
 from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactMismatchError, InputError
 from apportion.core.log import AppendLog
+from apportion.formats import grid_width
 from apportion.models.load import load_staged
 from apportion.models.mixture import read_mixture
 from apportion.models.pretrained import load_tokenizer
+from apportion.models.staged import StagedModel
+from apportion.models.vocabulary import vocabulary_of
 from tests.recipes import small
 from tests.tiny_models import KINDS
 
@@ -38,19 +44,15 @@ def test_a_value_less_full_precisions_own_is_the_kl_of_the_whole_models_logits(
     staged, text = quantizer.staged, quantizer.chosen(3)
     teacher = full_precision_hidden(staged, text.windows)
     own = full_precision_nll(staged, text, teacher)
-    game = MeasuredGame(quantizer.bank, text, teacher=teacher)
+    game = MeasuredGame(quantizer.bank, text, teacher=lambda: teacher)
     every = list(product((0, 1), repeat=2))
     found = game.values(every)
 
-    def log_shares() -> torch.Tensor:
-        with torch.inference_mode():
-            return staged.model(text.windows, use_cache=False).logits[:, :-1].double().log_softmax(-1)
-
     staged.restore()
-    wanted = log_shares()
+    wanted = log_shares(staged, text.windows)
     for assignment, value in zip(every, found, strict=True):
         game.bank.put_all(assignment)
-        naive = kl_div(log_shares(), wanted, log_target=True, reduction="none").sum(-1).mean(1)
+        naive = kl_div(log_shares(staged, text.windows), wanted, log_target=True, reduction="none").sum(-1).mean(1)
         staged.restore()
         np.testing.assert_allclose(value - own, naive.numpy(), rtol=2e-3, atol=2e-6)
     assert (found > own).all()  # Gibbs: on every window no other predictions are as near as full precision's own
@@ -72,12 +74,57 @@ def test_values_of_the_two_labels_are_kept_apart(
     assert again.means() == by_predictions.means()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_full_precisions_predictions_are_by_its_own_head_whatever_is_in_place_of_it(
+    checkpoint: Callable[..., Path], text_file: Path, kind: str, bits: int
+) -> None:
+    quantizer = quantizer_of(checkpoint(kind, blocks=2), text_file)
+    staged, windows = quantizer.staged, quantizer.chosen(3).windows
+    teacher = full_precision_hidden(staged, windows)
+    matrices, _ = vocabulary_of(staged)
+    own, wanted = own_nll(staged, teacher, windows), log_shares(staged, windows)
+    with staged.in_place(rounded(staged, dict.fromkeys(matrices, grid_width(bits, 32)))):
+        found = staged.window_nll(windows, teacher=teacher) - own
+        other = log_shares(staged, windows)
+    naive = kl_div(other, wanted, log_target=True, reduction="none").sum(-1).mean(1)
+    np.testing.assert_allclose(found, naive.numpy(), rtol=2e-3, atol=2e-6)
+    assert (found > 0).all()
+    torch.testing.assert_close(log_shares(staged, windows), wanted)  # and its own weights are back
+
+
+def log_shares(staged: StagedModel, windows: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of next tokens by the whole model as it is now."""
+    with torch.inference_mode():
+        return staged.model(windows, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+
+
+def test_a_file_of_few_bytes_is_judged_by_kl_embedding_and_head_included(
+    checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint("llama", blocks=2)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    ask = QuantizeRequest(max_bytes=int(0.45 * size), evaluations=30, finalists=2)
+    result = quantize(str(folder), tmp_path / "q", ask, small(text_file, players="linears", widths=(2, 4, 8)))
+    assert result["vocabulary"]["widths"]
+    text = quantizer_of(folder, text_file).chosen(4).windows
+    full, written = (load_staged(str(item), place("cpu", "float32")) for item in (folder, tmp_path / "q"))
+    naive = kl_div(log_shares(written, text), log_shares(full, text), log_target=True, reduction="none")
+    assert result["kl_plan"] == pytest.approx(float(naive.sum(-1).mean()), rel=2e-3)
+
+
+def test_what_was_asked_of_a_folder_before_there_was_a_choice_is_asked_still(text_file: Path) -> None:
+    recipe = small(text_file)
+    assert "labels" not in recipe.for_method("coopq").asked()
+    assert recipe.for_method("auto").asked()["labels"] == "predictions"
+
+
 def test_a_game_beside_another_has_the_same_labels(
     checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     quantizer = quantizer_of(checkpoint("llama", blocks=2), text_file, labels="predictions")
     text = quantizer.chosen(2)
-    game = MeasuredGame(quantizer.bank, text, teacher=quantizer.teacher(text.windows))
+    game = MeasuredGame(quantizer.bank, text, teacher=partial(quantizer.teacher, text.windows))
     with AppendLog(tmp_path / "values.log", {}, resume=False) as log:
         beside = game.beside(log, {})
         assert np.array_equal(beside.values([(0, 1)]), game.values([(0, 1)]))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from apportion.bits.game import COALITIONS, FULL_PRECISION
+from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
-from apportion.bits.rounding import BATCH_TOKENS, TUNING
+from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, TUNING
 from apportion.bits.time_left import BACKWARD, SHARED, foresee
 from apportion.core import progress as bars
 from apportion.core.device import place

@@ -106,7 +106,7 @@ def test_full_precisions_answers_are_the_same_wherever_there_is_room_for_them(ch
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     monkeypatch.setattr(lessons, "free_bytes", lambda device: free)
     monkeypatch.setattr(lessons, "PART", 2)
-    found = lessons.answers(staged, WINDOWS[:5])
+    found = lessons.full_precision_hidden(staged, WINDOWS[:5])
     torch.testing.assert_close(found, staged.last_hidden(WINDOWS[:5]))
 
 

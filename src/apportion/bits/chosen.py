@@ -41,7 +41,7 @@ def by_estimate(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, 
     budgets = (*(offer.budget for offer in offers.choices), *frontier_budgets(game.costs))
     stop = PlansStable(estimator, budgets) if ask.until_stable else None
     samples = sample(game, folder, quantizer.orders(), stop=stop)
-    foresee(quantizer, evaluations=0, finalists=1)
+    foresee(quantizer, evaluations=shown_plans(game.costs), finalists=1, measured=game.counts.evaluations)
     sensitivity = estimator(samples)
     choices = priced(quantizer, offers.choices, game.text, float(samples.nll_fp.mean()))
     plans = [plan_in(offer, allocate(sensitivity, offer.budget)) for offer in choices]
@@ -62,7 +62,8 @@ def by_search(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, of
     choices = priced(quantizer, offers.choices, game.text, float(samples.nll_fp.mean()))
     budgets = [offer.budget for offer in choices]
     samples, found = searched(game, samples, budgets, evaluations=ask.evaluations, seed=quantizer.recipe.seed)
-    foresee(quantizer, evaluations=0, finalists=ask.finalists + 1, measured=game.counts.evaluations)
+    measured = game.counts.evaluations
+    foresee(quantizer, evaluations=shown_plans(game.costs), finalists=ask.finalists + 1, measured=measured)
     candidates = [Candidate(*pair) for pair in zip(choices, found, strict=True)]
     if not quantizer.rewrites and not any(offer.vocabulary for offer in choices):
         (only,) = candidates
@@ -85,6 +86,11 @@ def frontier_plans(sensitivity: Sensitivity, offer: Offer) -> list[Plan]:
             found.append(plan_in(sampled, allocate(sensitivity, budget, seconds=FRONTIER_SECONDS)))
             advance()
     return found
+
+
+def shown_plans(costs: Costs) -> int:
+    """Plans that are measured besides, to be shown: the frontier's and the uniform ones."""
+    return FRONTIER + 1 + len(costs.widths)
 
 
 def frontier_budgets(costs: Costs) -> list[Budget]:

@@ -173,6 +173,7 @@ def best_written(
         met, ranked = [*again, *met], sorted(again, key=judged)
     best = ranked[0]
     teacher = quantizer.teacher(judges.windows.windows)
+    quantizer.forget_teacher(judges.windows.windows)
     own = None if teacher is None else float(own_nll(quantizer.staged, teacher, judges.windows.windows).mean())
     one = owner[id(best.offer)]
     source = one.found.source if best.assignment == one.found.assignment else "finalist"

@@ -17,7 +17,7 @@ def draw_frontier(frontier: list[Plan], plan: Plan, nll_fp: float, loss: str) ->
     axes.plot([plan.avg_bits], [plan.measured_nll], "D", color="#c2410c", markersize=8, label="this plan")
     axes.axhline(nll_fp, color="#1f7a4d", linewidth=1, label="full precision")
     axes.set_xlabel("average bits per quantized weight")
-    axes.set_ylabel(f"{loss.lower()},\ncalibration text, nats per token")
+    axes.set_ylabel(f"{loss[0].lower()}{loss[1:]},\ncalibration text, nats per token")
     axes.legend(frameon=False)
     return png(figure)
 

@@ -103,7 +103,7 @@ def quantize(
     began = time.monotonic()
     recipe = (recipe or Recipe()).for_method(ask.method)
     ask.check(recipe)
-    asked = {"kind": "quantize", "model_source": model, **asdict(ask), **asdict(recipe)}
+    asked = {"kind": "quantize", "model_source": model, **asdict(ask), **recipe.asked()}
     asked |= {"model": source_identity(model), "text": identity_of(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
         if finished(claimed, asked, resume=resume, raisable=("evaluations",)):

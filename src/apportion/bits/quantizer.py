@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from apportion.bits.game import (
     Samples,
     WeightBank,
     costs_of,
-    full_precision_hidden,
     players_of,
     sample,
     widths_by_path,
@@ -32,7 +31,17 @@ from apportion.bits.game import (
 from apportion.bits.game.samples import VALUES, WINDOWS
 from apportion.bits.game.spqe import draw_permutations
 from apportion.bits.recipe import Recipe
-from apportion.bits.rounding import Choice, Lesson, Rounding, lesson_of, round_all, round_plan, rounding_named, tune
+from apportion.bits.rounding import (
+    Choice,
+    Lesson,
+    Rounding,
+    full_precision_hidden,
+    lesson_of,
+    round_all,
+    round_plan,
+    rounding_named,
+    tune,
+)
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, digest_of, require_same
 from apportion.core.log import AppendLog, read_log
@@ -180,7 +189,7 @@ class Quantizer:
             settings = self.settings(text)
             self.staged.verify(text.windows)
             with AppendLog(folder / VALUES, settings, resume=True) as log:
-                yield MeasuredGame(self.bank, text, log, settings, self.teacher(text.windows))
+                yield MeasuredGame(self.bank, text, log, settings, partial(self.teacher, text.windows))
 
     def teacher(self, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"] | None:
         """What full precision predicts these windows with, where its predictions are the labels; asked once each."""
@@ -190,6 +199,10 @@ class Quantizer:
         if digest not in self._teachers:
             self._teachers[digest] = full_precision_hidden(self.staged, windows)
         return self._teachers[digest]
+
+    def forget_teacher(self, windows: Int[Tensor, "windows tokens"]) -> None:
+        """Let go of what `teacher` keeps of these windows."""
+        self._teachers.pop(Windows(windows, "").digest, None)
 
     def text_for(self, folder: Path) -> Windows:
         """The windows asked for, kept in the folder; windows sampled by the model itself are sampled once.

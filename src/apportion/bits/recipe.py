@@ -1,9 +1,10 @@
 """What is asked of a quantization: everything that measured values and written weights depend on, besides the model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from apportion.bits.game.players import require_kind
 from apportion.bits.rounding import ROUNDINGS, Choice, Rounding, require_tunable, rounding_named
+from apportion.core.artifact import Json
 from apportion.core.errors import InputError, require_all
 from apportion.formats import COMPRESSED_TENSORS, Width, rising, width_named
 from apportion.formats.width import require_bits
@@ -120,6 +121,13 @@ class Recipe:
             players, labels = self.players or "linears", self.labels or "predictions"
             return replace(self, players=players, labels=labels, permutations=0)
         return replace(self, players=self.kind, labels=self.labels or "text")
+
+    def asked(self) -> Json:
+        """What a run's folder says was asked; without the text's labels, as before there was a choice."""
+        fields = asdict(self)
+        if self.labels != "predictions":
+            del fields["labels"]
+        return fields
 
     def check(self) -> None:
         """Refuse what can be refused without the model, all at once.

@@ -28,7 +28,7 @@ def write_report(folder: Path) -> list[str]:
 
 def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Json) -> str:
     """The Markdown page."""
-    settings = plan.settings
+    settings, kl = plan.settings, entropies(result)
     lines = [
         f"# {plan.avg_bits:.2f} bits on average ({plan.asked})",
         "",
@@ -53,9 +53,12 @@ def page(plan: Plan, frontier: list[Plan], sensitivity: Sensitivity, result: Jso
         "",
         "## The plain alternatives",
         "",
-        "| every player at | bytes | within the budget | loss as sampled | as written, judged |",
+        f"| every player at | bytes | within the budget | {'mean KL' if any(kl) else 'loss'} as sampled | "
+        "as written, judged |",
         "|---|---|---|---|---|",
-        *map(uniform_row, result["uniform"]),
+        *(uniform_row(row, kl) for row in result["uniform"]),
+        f"| this plan | {result['bytes']:,} | yes | {result['nll_plan_sampled'] - kl[0]:.4f} | "
+        f"{judged_cell(result, kl)} |",
         "",
         "## Other budgets from the same samples",
         "",
@@ -112,11 +115,24 @@ def vocabulary_note(result: Json) -> str:
     return f"{', '.join(widths)}; {result['bits_per_weight']:.2f} bits per parameter of the file"
 
 
-def uniform_row(row: Json) -> str:
+def entropies(result: Json) -> tuple[float, float]:
+    """Full precision's own losses, as sampled and where plans were judged, to be taken away where KL is shown."""
+    if result.get("labels") != "predictions":
+        return 0.0, 0.0
+    judged = 0.0 if result["kl_judged"] is None else result["nll_judged"] - result["kl_judged"]
+    return result["nll_fp"], judged
+
+
+def judged_cell(row: Json, own: tuple[float, float]) -> str:
+    """The loss or KL of a plan as written, on the windows that finalists are judged on."""
+    return "not tried" if row["nll_judged"] is None else f"{row['nll_judged'] - own[1]:.4f}"
+
+
+def uniform_row(row: Json, own: tuple[float, float]) -> str:
     """One uniform plan of the table."""
-    judged = "not tried" if row["nll_judged"] is None else f"{row['nll_judged']:.4f}"
     fits = "yes" if row["fits"] else "no"
-    return f"| {row['width']} | {row['bytes']:,} | {fits} | {row['nll_sampled']:.4f} | {judged} |"
+    sampled = f"{row['nll_sampled'] - own[0]:.4f}"
+    return f"| {row['width']} | {row['bytes']:,} | {fits} | {sampled} | {judged_cell(row, own)} |"
 
 
 def roundings(settings: Json) -> str:

@@ -1,13 +1,14 @@
 """What a run still has before it, judged by how long its first stages took; bars show the sum (`core.progress`)."""
 
 from apportion.bits.finalists import JUDGES, WRITTEN
-from apportion.bits.game import COALITIONS, FULL_PRECISION
+from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
-from apportion.bits.rounding import BATCH_TOKENS, IN_SEQUENCE, TUNING
+from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, IN_SEQUENCE, TUNING
 from apportion.core.progress import expect, spent_s
 
 SHARED = 0.5  # of a coalition's blocks that another has been through already, about
 BACKWARD = 3.0  # a step of learning beside a pass forward
+ENOUGH = 10  # coalitions, to tell how long one takes
 ONE_WIDTH = 0.5  # of rounding every linear at every width: moments are gathered once, however many widths
 
 
@@ -21,7 +22,7 @@ def foresee(quantizer: Quantizer, *, evaluations: int, finalists: int, measured:
             all does, in which a GPU's libraries set themselves up.
     """
     recipe = quantizer.recipe
-    text_s = spent_s(COALITIONS) / measured / SHARED if measured else spent_s(FULL_PRECISION)
+    text_s = spent_s(COALITIONS) / measured / SHARED if measured >= ENOUGH else spent_s(FULL_PRECISION)
     expect(COALITIONS, evaluations * text_s * SHARED)
     if not quantizer.rewrites:
         return

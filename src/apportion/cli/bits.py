@@ -161,7 +161,14 @@ def samples(
     require_free(out, resume=resume, kind="samples")
     taken = take_samples(open_model(model, asked, place.ask()), out, resume=resume)
     bos = taken.windows.bos
-    result = {"coalitions": len(taken.values), "nll_high": taken.nll_high, "nll_low": taken.nll_low, **taken.counts}
+    labels = taken.settings.get("labels", "text")
+    result = {
+        "coalitions": len(taken.values),
+        "labels": labels,
+        "nll_high": taken.nll_high,
+        "nll_low": taken.nll_low,
+        **taken.counts,
+    }
     text = f"{out}: {len(taken.values)} coalitions measured on {len(taken.windows.windows)} windows{told(bos)}"
     emit({**result, "bos": bos, "out": str(out)}, as_json=as_json, text=text)
 

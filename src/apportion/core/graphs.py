@@ -8,6 +8,15 @@ import torch
 from apportion.core.device import free_memory
 
 Made = TypeVar("Made")
+STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a device's work is recorded, always the same: torch keeps a pool's free memory by stream, so
+    graphs of one pool that were recorded on several would not share it."""
+    if device not in STREAMS:
+        STREAMS[device] = torch.cuda.Stream()
+    return STREAMS[device]
 
 
 def record(
@@ -32,7 +41,7 @@ def record(
         RuntimeError: as torch has it: the work waits for the device, or memory ran out.
     """
     with torch.cuda.device(device):
-        graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+        graph, stream, current = torch.cuda.CUDAGraph(), stream_of(device), torch.cuda.current_stream()
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):

@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 SHOW_AFTER_S = 2.0
 PLAIN_EVERY_S = 15.0
+Part = TypeVar("Part", bound=Sized)
 
 
 @runtime_checkable
@@ -71,6 +72,13 @@ def spent_s(label: str) -> float:
     """Seconds that finished work under a label took in this run; 0 without a forecast."""
     known = _FORECAST.get()
     return known.spent.get(label, 0.0) if known else 0.0
+
+
+def counted(items: Iterable[Part], advance: Callable[[int], object]) -> Iterator[Part]:
+    """Items as they come; after each, its length is told."""
+    for item in items:
+        yield item
+        advance(len(item))
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def text_of(shown: Shown) -> str:
     bits, route = shown.bits, shown.route
     return "\n".join(
         [
-            "Bits for layers: the shipped model, NLL on its calibration text, perplexity on held-out text",
+            "Bits for layers: the shipped model, mean KL from full precision and perplexity on held-out text",
             show_bits.table_text(bits.rows),
             "",
             "Routing: the shipped model on its made-up world, recorded test questions, the router learned on the train "

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from apportion.bits.game import full_precision_hidden, own_nll
+from apportion.bits.game import own_nll
 from apportion.bits.perplexity import first_windows, perplexity_of
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
+from apportion.bits.rounding import full_precision_hidden
 from apportion.core.artifact import Json, write_bytes
 from apportion.core.device import place
 from apportion.demo import calibration_text, heldout_text, model_path

@@ -1,9 +1,12 @@
 """A model's parameters: whether they are still what they were, their dtype, and a digest of all of them."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
@@ -41,3 +44,20 @@ def parameter_digest(model: nn.Module) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A model with other weights in some of its modules, by path, and its own again afterwards.
+
+    Yields:
+        The weights that were there.
+    """
+    own = {path: model.get_submodule(path).weight.data for path in weights}
+    try:
+        for path, weight in weights.items():
+            model.get_submodule(path).weight.data = weight
+        yield own
+    finally:
+        for path, weight in own.items():
+            model.get_submodule(path).weight.data = weight

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from apportion.core.device import Placement, free_memory, is_out_of_memory
 from apportion.core.errors import ModelStructureError, NumericError, OutOfMemoryError
+from apportion.core.progress import counted
 from apportion.formats import Packed
 from apportion.models.calls import (
     Call,
@@ -35,7 +36,7 @@ from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_pl
 from apportion.models.loss import mean_nll
 from apportion.models.loss import token_nll as token_nll
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
-from apportion.models.parameters import cast_parameters, parameter_digest
+from apportion.models.parameters import cast_parameters, parameter_digest, swapped
 from apportion.models.structure import Layout, find_layout
 
 # logits in flight: more gains nothing on CPU; a GPU waits for launches, and may hold several processes
@@ -90,6 +91,7 @@ class StagedModel:
         self.embeddings = 0
         self.untaught: set[str] = set()
         self.given_up: list[str] = []
+        self._outside: dict[str, Tensor] = {}  # own weights of embedding and head, while others are in place
         self._embedded = EmbeddedTexts()
 
     @property
@@ -129,16 +131,14 @@ class StagedModel:
 
         Tied modules are one: what is given to the embedding is the head's too.
         """
-        outside = {path: self.model.get_submodule(path).weight.data for path in packed if path not in self._full}
+        weights = {path: item.dequantize(self.compute_dtype).to(self.placement.device) for path, item in packed.items()}
         try:
-            for path, item in packed.items():
-                weight = item.dequantize(self.compute_dtype).to(self.placement.device)
-                self.model.get_submodule(path).weight.data = weight
-            yield
+            with swapped(self.model, weights) as own:
+                self._outside = {path: weight for path, weight in own.items() if path not in self._full}
+                yield
         finally:
+            self._outside = {}
             self.restore()
-            for path, weight in outside.items():
-                self.model.get_submodule(path).weight.data = weight
 
     def shrink(self, windows: Int[Tensor, "windows tokens"]) -> None:
         """Run half as much at once from now on, since memory ran out.
@@ -291,13 +291,19 @@ class StagedModel:
     ) -> Float[Tensor, " windows"]:
         """Mean next-token negative log-likelihood of each window, in nats per token, left on the device.
 
-        With a teacher (hidden states after the last block) the next tokens are not the text's own but all of the
-        vocabulary, each with the teacher's probability: the cross-entropy to it, which is least for itself.
+        With a teacher (full precision's hidden states after the last block) the next tokens are not the text's own but
+        all of the vocabulary, each with the probability that its own head gives: the cross-entropy to that, which is
+        least for itself.
 
         Logits are made in chunks of at most HEAD_BYTES, so that the vocabulary never sets the peak.
         """
         row_bytes = 4 * int(self.model.config.get_text_config().vocab_size)
-        return mean_nll(self.logits, hidden, windows, teacher, max(1, self.head_bytes // row_bytes))
+        return mean_nll(self.logits, hidden, windows, self.head_bytes // row_bytes, teacher, self.own_logits)
+
+    def own_logits(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        """`logits` with the checkpoint's own head, whatever is in place of it now."""
+        with swapped(self.model, self._outside):
+            return self.logits(hidden)
 
     def window_nll(
         self,
@@ -315,7 +321,7 @@ class StagedModel:
         Raises:
             OutOfMemoryError: a single window does not fit the device.
         """
-        return self._within_memory(windows, lambda: self._window_nll(windows, advance, teacher))
+        return self.within_memory(windows, lambda: self._window_nll(windows, advance, teacher))
 
     def _window_nll(
         self,
@@ -336,17 +342,9 @@ class StagedModel:
         self, windows: Int[Tensor, "windows tokens"], advance: Callable[[int], object] = lambda done: None
     ) -> Float[Tensor, "windows tokens hidden"]:
         """Hidden states after the last block with the weights that are in place now: what a teacher is made of."""
+        return self.within_memory(windows, lambda: torch.cat(list(counted(self._last(windows), advance))))
 
-        def work() -> Tensor:
-            found = []
-            for hidden in self._last(windows):
-                found.append(hidden)
-                advance(len(hidden))
-            return torch.cat(found)
-
-        return self._within_memory(windows, work)
-
-    def _within_memory(self, windows: Int[Tensor, "windows tokens"], work: Callable[[], Made]) -> Made:
+    def within_memory(self, windows: Int[Tensor, "windows tokens"], work: Callable[[], Made]) -> Made:
         """Try with ever fewer windows at once, as memory has it."""
         while True:
             try:

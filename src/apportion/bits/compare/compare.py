@@ -136,7 +136,7 @@ def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = 
     recipe = (recipe or Recipe()).for_method("coopq")
     recipe.check()
     ask.check(recipe)
-    asked = {"kind": "compare", "model_source": model, **asdict(ask), **asdict(recipe)}
+    asked = {"kind": "compare", "model_source": model, **asdict(ask), **recipe.asked()}
     asked |= {"model": source_identity(model), "texts": [identity_of(recipe.calibration), text_identity(ask.text)]}
     with output_folder(Path(out), "compare", resume=resume, reads=[model]) as claimed:
         if finished(claimed, asked, resume=resume):
@@ -263,7 +263,7 @@ def judging_quantizer(quantizer: Quantizer) -> Quantizer:
 
 def judge(quantizer: Quantizer, held_out: Windows, plans: list[Assignment], out: Path) -> Judged:
     """Evaluate every plan on the held-out text, each once, sharing prefixes, appended to `text.log`."""
-    settings = quantizer.settings(held_out)
+    settings = {key: value for key, value in quantizer.settings(held_out).items() if key != "labels"}  # perplexity's
     with AppendLog(out / "text.log", settings, resume=True) as log:
         game = MeasuredGame(quantizer.bank, held_out, log, settings)
         game.values(plans)

@@ -36,13 +36,19 @@ def page(result: Json) -> str:
         "Bold: best (the exhaustive optimum looks at every plan and does not compete). ≈: the 95 % bootstrap interval "
         "of the paired difference to the best, over windows, holds zero. Excess: mean over the "
         "curve's budgets of the log-perplexity above all-highest, nats. Regret: mean over the same budgets "
-        "of the calibration NLL above the exhaustive optimum's, nats. Evaluations: distinct coalitions "
-        "that the method asked for beyond the shared ones, also where another method had asked for them before.",
+        f"of the calibration {loss_name(settings)} above the exhaustive optimum's, nats. Evaluations: "
+        "distinct coalitions that the method asked for beyond the shared ones, also where another method had asked for "
+        "them before.",
         "",
         "![comparison](compare.png)",
         "",
     ]
     return "\n".join(lines)
+
+
+def loss_name(settings: Json) -> str:
+    """What plans were chosen by."""
+    return "cross-entropy to full precision" if settings.get("labels") == "predictions" else "NLL"
 
 
 def table(result: Json) -> list[str]:

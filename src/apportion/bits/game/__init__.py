@@ -4,11 +4,9 @@ from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.costs import Costs, costs_from, costs_of, widths_by_path
 from apportion.bits.game.game import (
     COALITIONS,
-    FULL_PRECISION,
     Game,
     MeasuredGame,
     Values,
-    full_precision_hidden,
     full_precision_nll,
     naive_values,
     own_nll,
@@ -21,7 +19,6 @@ from apportion.bits.game.sampling import measure, sample
 
 __all__ = [
     "COALITIONS",
-    "FULL_PRECISION",
     "Assignment",
     "Costs",
     "Game",
@@ -34,7 +31,6 @@ __all__ = [
     "costs_of",
     "decode",
     "encode",
-    "full_precision_hidden",
     "full_precision_nll",
     "load_samples",
     "measure",

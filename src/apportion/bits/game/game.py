@@ -22,6 +22,7 @@ from apportion.bits.game.bank import WeightBank
 from apportion.bits.game.costs import Costs
 from apportion.bits.game.engine import Engine, engine_for
 from apportion.bits.game.players import Assignment, Player, decode, encode
+from apportion.bits.rounding import FULL_PRECISION
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
 from apportion.core.device import free_memory, is_out_of_memory
@@ -31,7 +32,7 @@ from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
 from apportion.models.text import Windows
 
-COALITIONS, FULL_PRECISION = "coalitions", "full precision"  # what bars say
+COALITIONS = "coalitions"  # what bars say
 Values = dict[Assignment, NDArray[np.float64]]
 Read = Callable[[], NDArray[np.float64]]
 IN_FLIGHT = {"cuda": 8}  # coalitions queued on a GPU before the first is read; a kill loses no more than these
@@ -92,7 +93,8 @@ class MeasuredGame:
         text: the windows on which values are measured.
         log: where values are appended as they come; its records are known from the start.
         settings: what the values depend on, by digest and by name.
-        teacher: `full_precision_hidden` of the text, where full precision's predictions are the labels.
+        teacher: `full_precision_hidden` of the text, where full precision's predictions are the labels; asked for when
+            something is measured.
 
     Attributes:
         known: values so far. resumed: those of an earlier run.
@@ -104,7 +106,7 @@ class MeasuredGame:
         text: Windows,
         log: AppendLog | None = None,
         settings: Json | None = None,
-        teacher: Float[Tensor, "windows tokens hidden"] | None = None,
+        teacher: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         self.bank, self.text, self.log, self.teacher = bank, text, log, teacher
         self.costs = bank.costs
@@ -218,7 +220,7 @@ class MeasuredGame:
             if not staged.given_up:
                 self.bank.choose_cache(self.text.windows.numel())
             windows = self.text.windows.to(staged.placement.device)
-            self._engine = engine_for(self.bank, staged.embed(self.text.windows), windows, self.teacher)
+            self._engine = engine_for(self.bank, staged.embed(self.text.windows), windows, self.teacher())
         return self._engine
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
@@ -261,15 +263,6 @@ def reading(values: Tensor) -> Read:
     return read
 
 
-def full_precision_hidden(
-    staged: StagedModel, windows: Int[Tensor, "windows tokens"]
-) -> Float[Tensor, "windows tokens hidden"]:
-    """Hidden states after the last block of the checkpoint's own weights: what its predictions are made of."""
-    staged.restore()
-    with progress(FULL_PRECISION, len(windows), "windows") as advance:
-        return staged.last_hidden(windows, advance)
-
-
 def full_precision_nll(
     staged: StagedModel, calibration: Windows, teacher: Float[Tensor, "windows tokens hidden"] | None = None
 ) -> NDArray[np.float64]:
@@ -295,13 +288,13 @@ def full_precision_nll(
 def own_nll(
     staged: StagedModel, teacher: Float[Tensor, "windows tokens hidden"], windows: Int[Tensor, "windows tokens"]
 ) -> NDArray[np.float64]:
-    """Cross-entropy per window of a teacher to itself: its entropy, nats per token; no block is run."""
-    device = staged.placement.device
-    found = [
-        staged.device_nll(own.to(device), part, own).cpu().numpy()
-        for own, part in zip(teacher.split(1), windows.split(1), strict=True)
-    ]
-    return np.concatenate(found)
+    """Entropy per window of a teacher, nats per token, with its own head in place; no block is run."""
+    device, pairs = staged.placement.device, list(zip(teacher.split(1), windows.split(1), strict=True))
+
+    def work() -> list[NDArray[np.float64]]:
+        return [staged.device_nll(own.to(device), part, own).cpu().numpy() for own, part in pairs]
+
+    return np.concatenate(staged.within_memory(windows, work))
 
 
 def naive_values(bank: WeightBank, calibration: Windows, assignments: Sequence[Assignment]) -> NDArray[np.float64]:

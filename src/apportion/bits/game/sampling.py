@@ -41,7 +41,7 @@ def sample(game: MeasuredGame, folder: Path, orders: Orders, *, stop: Stop | Non
     began = time.monotonic()
     if (folder / SAMPLES).exists() and (saved := load_samples(folder)) and answers(saved, orders, stop):
         return saved
-    nll_fp = full_precision_nll(game.bank.staged, game.text, game.teacher)
+    nll_fp = full_precision_nll(game.bank.staged, game.text, game.teacher())
     ends = [game.costs.uniform(-1), game.costs.uniform(0)]
     game.values(ends[:1] if len(orders) else ends)
     samples = Samples(

@@ -1,7 +1,14 @@
 """Rounding: weights to codes, one algorithm per file, one protocol."""
 
 from apportion.bits.rounding.choice import Choice, best_affordable
-from apportion.bits.rounding.lesson import BATCH_TOKENS, Lesson, lesson_of, require_windows
+from apportion.bits.rounding.lesson import (
+    BATCH_TOKENS,
+    FULL_PRECISION,
+    Lesson,
+    full_precision_hidden,
+    lesson_of,
+    require_windows,
+)
 from apportion.bits.rounding.linears import round_all, round_plan
 from apportion.bits.rounding.looks import Tuned
 from apportion.bits.rounding.moments import Moments
@@ -12,6 +19,7 @@ from apportion.bits.rounding.tuning import TUNING, require_tunable, tune
 
 __all__ = [
     "BATCH_TOKENS",
+    "FULL_PRECISION",
     "IN_SEQUENCE",
     "ROUNDINGS",
     "TUNING",
@@ -21,6 +29,7 @@ __all__ = [
     "Rounding",
     "Tuned",
     "best_affordable",
+    "full_precision_hidden",
     "lesson_of",
     "require_tunable",
     "require_windows",

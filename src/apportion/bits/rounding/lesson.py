@@ -17,12 +17,13 @@ from apportion.models.text import continue_windows
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 KEPT_SHARE = 8  # one window of so many is kept aside
 OFTEN = 4  # a window is met so often, and the model writes more of them
-OWN_MOST = 2048  # windows that it writes
+OWN_MOST = 8192  # windows that it writes
 BEGINNING = 16  # tokens that it goes on from
 AT_ONCE = {"cpu": 64, "cuda": 2048}  # windows that it writes side by side, while caches take less than CACHE_SHARE
 CACHE_SHARE = 0.25
-ANSWERS_SHARE = 0.1  # of the memory that is free on the device
-PART = 256  # windows whose answers are on the device at once, where they are kept on the CPU
+HIDDEN_SHARE = 0.1  # of the memory that is free on the device, for full precision's hidden states
+PART = 256  # windows whose hidden states are on the device at once, where they are kept on the CPU
+FULL_PRECISION = "full precision"  # what bars say
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,27 @@ def lesson_of(
     require_windows(windows)
     batch = batch_of(staged, windows)
     kept, taught = parted(windows, steps, seed, batch)
-    staged.restore()
     own = min(OWN_MOST, max(0, steps * batch // OFTEN - len(taught))) if codes else 0
     if own:
+        staged.restore()
         taught = torch.cat([taught, written_by(staged, taught, own, seed)])
-    return Lesson(taught, answers(staged, taught), kept, answers(staged, kept), steps, seed, codes, own)
+    hidden = [full_precision_hidden(staged, item) for item in (taught, kept)]
+    return Lesson(taught, hidden[0], kept, hidden[1], steps, seed, codes, own)
 
 
-def answers(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "windows tokens hidden"]:
-    """Full precision's hidden states after the last block; on the CPU where they would crowd the device.
+def full_precision_hidden(
+    staged: StagedModel, windows: Int[Tensor, "windows tokens"]
+) -> Float[Tensor, "windows tokens hidden"]:
+    """The checkpoint's own hidden states after the last block, of which its predictions are made; on the CPU where they
+    would crowd the device.
 
     Cost: a forward pass over the windows.
     """
+    staged.restore()
     hidden = int(staged.model.config.get_text_config().hidden_size)
     size = windows.numel() * hidden * staged.compute_dtype.itemsize
-    with progress("full precision's answers", len(windows), "windows") as advance:
-        if size <= ANSWERS_SHARE * free_bytes(staged.placement.device):
+    with progress(FULL_PRECISION, len(windows), "windows") as advance:
+        if size <= HIDDEN_SHARE * free_bytes(staged.placement.device):
             return staged.last_hidden(windows, advance)
         return torch.cat([staged.last_hidden(part, advance).cpu() for part in windows.split(PART)])
 

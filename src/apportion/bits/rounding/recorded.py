@@ -57,12 +57,15 @@ class Recorder:
             work(own)
             self.forget()
 
+        failure = ""
         try:
             self.graph, self.loss = record(lambda: work(own), self.device, first=first, lean=True)
             self.inputs, self.gradients = own, [value.grad for value in self.values]
         except RuntimeError as error:
+            failure = first_line(error)
+        if failure:  # the error, whose frames hold what was recorded so far, is gone by now
             del own
-            self.give_up(first_line(error))
+            self.give_up(failure)
         self.forget()
 
     def give_up(self, failure: str) -> None:

@@ -143,7 +143,7 @@ class Passes:
 
     def _record(self, memory: Memory, rows: int, length: int) -> Recorded:
         memory.pool = memory.pool or torch.cuda.graph_pool_handle()
-        graph, made = record(lambda: self.step(memory, rows, length), self.device, pool=memory.pool)
+        graph, made = record(lambda: self.step(memory, rows, length), self.device, pool=memory.pool, lean=True)
         return Recorded(graph, *made)
 
     def _call(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
