@@ -7,10 +7,9 @@ aside choose the state, the test text's perplexity stands beside it and decides 
 """
 
 import argparse
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +227,7 @@ class Bench:
     own_text: Callable[[], Tensor]
     starts: Callable[[str], dict[str, GridWeight]]
     seconds: float
+    taught: int | None = None
 
     def row(self, variant: Variant, tell: Callable[[Json], None]) -> Json:
         """Learn as a variant says, and measure what came of it; told at every look."""
@@ -306,7 +306,7 @@ class Bench:
         staged = self.staged
         kept, taught = parted(self.text, LONG, 0, batch_of(staged, self.text))
         own = self.own_text()[: variant.own] if variant.own else taught[:0]
-        windows = torch.cat([taught, own])
+        windows = torch.cat([taught[: self.taught], own])
         staged.restore()
         return Lesson(windows, staged.last_hidden(windows), kept, staged.last_hidden(kept), LONG, 0, True, len(own))
 
@@ -314,8 +314,7 @@ class Bench:
 def main() -> None:
     asked = arguments()
     began = time.monotonic()
-    chosen = best_of(asked.best_of) if asked.best_of else VARIANTS
-    chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else chosen
+    chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else VARIANTS
     chosen = [
         replace(variant, steps=asked.steps or variant.steps, own=asked.own if variant.own else 0) for variant in chosen
     ]
@@ -347,24 +346,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="numbers of variants, with commas")
-    parser.add_argument("--best-of", type=Path, nargs="*", help="the variant that was best aside in these results")
     parser.add_argument("--windows", type=int, default=1024)
     parser.add_argument("--window-tokens", type=int, default=512)
     parser.add_argument("--judged", type=int, default=128, help="windows of the test text")
+    parser.add_argument("--taught", type=int, help="windows of the text that are learned from, at most")
     parser.add_argument("--own", type=int, default=2048, help="windows that the model writes")
     parser.add_argument("--seconds", type=float, default=0.0, help="of learning in each row; 0: all steps")
     parser.add_argument("--steps", type=int, default=0, help="of learning in each row; 0: the variant's own")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit-s", type=float, default=1e9, help="no row begins later")
     return parser.parse_args()
-
-
-def best_of(files: Sequence[Path]) -> list[Variant]:
-    """The variant of least cross-entropy on the windows kept aside; test text decides nothing."""
-    rows = [row for file in files if file.exists() for row in json.loads(file.read_text())["rows"]]
-    ranked = sorted((row for row in rows if "after" in row), key=lambda row: row["after"])
-    named = {variant.name: variant for variant in VARIANTS}
-    return [named[ranked[0]["variant"]]] if ranked else [VARIANTS[3]]
 
 
 def bench_of(asked: argparse.Namespace) -> Bench:
@@ -393,7 +384,7 @@ def bench_of(asked: argparse.Namespace) -> Bench:
         return found
 
     judge = Judge(staged, windows_of(asked.text, tokenizer, asked.window_tokens)[: asked.judged])
-    return Bench(staged, judge, text, own_text, starts, asked.seconds)
+    return Bench(staged, judge, text, own_text, starts, asked.seconds, asked.taught)
 
 
 if __name__ == "__main__":
