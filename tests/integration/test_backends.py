@@ -129,14 +129,16 @@ def test_a_plan_of_one_rounding_is_applied_with_another(checkpoint, text_file, t
     assert (result["rounding"], result["apply_rounding"]) == ("nearest", "gptq")
     assert read_manifest(tmp_path / "out")["result"]["apply_rounding"] == "gptq"
     assert result["nll_plan"] != result["nll_plan_sampled"]
-    # nll_plan is that of the file, measured on the samples' own windows
+    # nll_plan is that of the file, measured on the samples' own windows by full precision's predictions
+    from apportion.bits.rounding import full_precision_hidden
     from apportion.core.device import place
     from apportion.models.load import load_staged
     from apportion.models.text import load_calibration
 
     staged = load_staged(str(tmp_path / "out"), place("cpu", "float32"))
     windows = load_calibration(tmp_path / "out" / "samples" / "windows.safetensors").windows
-    assert float(staged.window_nll(windows).mean()) == result["nll_plan"]
+    teacher = full_precision_hidden(load_staged(model, place("cpu", "float32")), windows)
+    assert float(staged.window_nll(windows, teacher=teacher).mean()) == result["nll_plan"]
 
 
 def test_apply_counts_bytes_in_the_format_it_writes(checkpoint, text_file, tmp_path):

@@ -14,7 +14,7 @@ from apportion.bits.plan import plan_from
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.recipe import Recipe
 from apportion.bits.report import tuning_note
-from apportion.bits.rounding import distil
+from apportion.bits.rounding import distil, full_precision_hidden
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
@@ -77,7 +77,8 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
     assert gained in quantize_text(result)
     staged = load_staged(str(tmp_path / "q"), CPU)
     windows = load_calibration(tmp_path / "q" / "samples" / WINDOWS).windows
-    assert float(staged.window_nll(windows).mean()) == pytest.approx(result["nll_plan"], abs=1e-5)
+    teacher = full_precision_hidden(load_staged(source, CPU), windows)
+    assert float(staged.window_nll(windows, teacher=teacher).mean()) == pytest.approx(result["nll_plan"], abs=1e-5)
 
 
 def test_tuning_leaves_a_quarter_of_the_text_for_judging_finalists(checkpoint: Make, tmp_path: Path) -> None:

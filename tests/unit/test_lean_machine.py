@@ -17,4 +17,4 @@ def test_gpu_tests_are_collected_without_what_is_missing_there() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", COLLECT], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tests/gpu/test_engine.py: 3" in done.stdout
+    assert "tests/gpu/test_engine.py: 4" in done.stdout
