@@ -114,8 +114,7 @@ def bench(name: str, folder: str, asked: argparse.Namespace) -> Bench:
         windows=asked.windows,
         window_tokens=asked.window_tokens,
         rounding_windows=asked.rounding_windows,
-        permutations=0,
-    )
+    ).for_method("auto")
     quantizer = open_model(folder, recipe, QuantizeRequest(device=asked.device, dtype=asked.dtype))
     text = first_windows(quantizer.tokenizer, asked.text, window_tokens=asked.window_tokens, windows=asked.text_windows)
     return Bench(name, quantizer, reference_of(quantizer.staged, text), asked)
