@@ -106,8 +106,12 @@ class Model:
             tuned = tune(staged, packed, self.lesson(writing))
             packed = dict(tuned.packed)
             told = {"learned": tuned.learned, "best_step": tuned.steps, "codes_changed": tuned.moved}
-            told |= {"steps": writing.steps, "own_windows": tuned.own, "execution": tuned.execution}
-            told |= {"aside": tuned.after}
+            told |= {
+                "steps": writing.steps,
+                "own_windows": tuned.own,
+                "execution": tuned.execution,
+                "aside": tuned.after,
+            }
         with staged.in_place(packed):
             bits = average_bits(staged.originals, widths)
             return {**self.judge.judge(), "avg_bits": bits, "bits_with_scales": stored_bits(packed), **told}

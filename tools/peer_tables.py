@@ -78,7 +78,8 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
     if not own or not peer:
         return []
     searched, plain, theirs = by_budget(own, LEARNED), one_width(own), by_budget(peer, None)
-    command = command_of(files.get(f"main_job_{model}"))
+    job = files.get(f"main_job_{model}")
+    command, tuned = command_of(job), job["result"]["tuned"] if job else None
     rows = [
         [bits, *(figure(row[bits], "kl:.3f") if bits in row else "–" for row in (theirs, searched, plain, command))]
         for bits in sorted(set(theirs) & set(searched), key=float)
@@ -92,8 +93,8 @@ def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list
             ["average bits", "AutoRound", "ours, searched", "ours, one width for all", "the command alone"], rows
         ),
         "",
-        f"{steps_of(searched)}"
-        + (f"; the command alone takes {command_steps(files.get(f'main_job_{model}'))}. " if command else ". ")
+        steps_of(searched)
+        + (f"; the command alone takes {tuned['asked']:,}. " if tuned else ". ")
         + f"Made by `{peer['command']}` and `{own['command']}`.",
     ]
 
@@ -107,11 +108,6 @@ def steps_of(searched: Mapping[str, Json]) -> str:
     most = max(row["steps"] for row in searched.values())
     fewer = [f", {row['steps']:,} at {bits} bits" for bits, row in searched.items() if row["steps"] < most]
     return f"Ours learned in {most:,} steps{''.join(fewer)}"
-
-
-def command_steps(job: Json | None) -> str:
-    """Steps that the command without options chose."""
-    return f"{job['result']['tuned']['asked']:,}" if job else "–"
 
 
 def program(peer: Json) -> str:
