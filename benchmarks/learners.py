@@ -18,13 +18,15 @@ import torch
 from blockwise import Blockwise
 from command_line import own_command
 from judging import Judge
+from tasks import RESAMPLED, STATES
 from torch import Tensor
+from ways import Centred, Norms, Relaxed, Signed, WithNorms, straight
 
 from apportion.bits.game import own_nll
 from apportion.bits.rounding import round_plan, rounding_named, tuning
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.distil import Predictions
-from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
+from apportion.bits.rounding.latent import Latents, Make
 from apportion.bits.rounding.lesson import Lesson, batch_of, loss_of, parted, written_by
 from apportion.bits.rounding.looks import Looks
 from apportion.core.artifact import Json, write_json
@@ -40,130 +42,6 @@ TITLE = "Ways to learn codes and scales of all linears at one width, side by sid
 SHOWN = ("variant", "after", "perplexity", "kl", "moved", "best_step", "seconds")
 
 
-class Centred(StraightThrough):
-    """Positions begin in the middle of their codes."""
-
-    def __init__(self, start: Start, position_rate: float, gain_rate: float = 0.01) -> None:
-        super().__init__(start, position_rate, gain_rate)
-        self.position = start.codes.float().requires_grad_()
-
-
-class SignSgd(torch.optim.Optimizer):
-    """Each step moves every value by the rate, in the direction of its gradient's sign."""
-
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, {})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for value in group["params"]:
-                value.sub_(value.grad.sign_(), alpha=group["lr"])
-
-
-class Signed(StraightThrough):
-    """AutoRound's: offsets of at most half a code from the checkpoint's own weights, moved by signs of gradients."""
-
-    def __init__(self, start: Start, rate: float = 0.005, gain_rate: float = 0.0005, own: bool = True) -> None:
-        super().__init__(start)
-        self.rates = (rate, gain_rate)
-        self.middle = start.wanted.float().clamp(start.lowest - 0.49, start.highest + 0.49) if own else start.codes
-        self.reach = 0.5 if own else 0.75
-        self.position = self.middle.detach().float().clone().requires_grad_()
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        rate, gain_rate = self.rates
-        return SignSgd([{"params": [self.position], "lr": rate}, {"params": [self.gain], "lr": gain_rate}])
-
-    @torch.no_grad()
-    def confine(self) -> None:
-        self.position.copy_(
-            torch.minimum(torch.maximum(self.position, self.middle - self.reach), self.middle + self.reach)
-        )
-
-
-class Relaxed:
-    """GSQ's: each code a distribution over itself and its neighbours, sampled by Gumbel noise, ever colder."""
-
-    steady = False  # colder with every step
-
-    def __init__(self, start: Start, rate: float = 0.05, gain_rate: float = 0.01, sure: float = 3.0) -> None:
-        self.start, self.rates = start, (rate, gain_rate)
-        self.logits = torch.zeros(3, *start.codes.shape, device=start.codes.device)
-        self.logits[1] += sure
-        self.logits[0][start.codes == start.lowest] = -1e4
-        self.logits[2][start.codes == start.highest] = -1e4
-        self.logits.requires_grad_()
-        self.gain = torch.zeros_like(start.scale).requires_grad_()
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        groups = [{"params": [self.logits], "lr": self.rates[0]}, {"params": [self.gain], "lr": self.rates[1]}]
-        return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=self.gain.is_cuda)
-
-    def decode(self, dtype: torch.dtype, progress: float) -> Tensor:
-        heat = 1.0 * 0.05**progress
-        noise = -torch.empty_like(self.logits).exponential_().log()
-        share = torch.softmax((self.logits + noise) / heat, dim=0)
-        position = self.start.codes + (share[2] - share[0])
-        return (position * (self.start.scale * self.gain.exp())).to(dtype)
-
-    def confine(self) -> None:
-        pass
-
-    @torch.no_grad()
-    def found(self) -> tuple[Tensor, Tensor]:
-        codes = self.start.codes + self.logits.argmax(0).to(torch.int8) - 1
-        return codes, self.start.scale * self.gain.exp()
-
-
-class Norms:
-    """Gains of the blocks' norms, learned too: no bytes; but other tensors than the source's."""
-
-    steady = True
-
-    def __init__(self, staged: StagedModel, rate: float) -> None:
-        inside, self.rate, device = f"{staged.layout.prefix}.", rate, staged.placement.device
-        named = staged.model.named_parameters()
-        vectors = {name: item for name, item in named if item.ndim == 1 and name.startswith(inside)}
-        self.own = {name[:-7]: item.data for name, item in vectors.items() if name.endswith(".weight")}
-        self.gains = {path: torch.zeros(item.shape, device=device).requires_grad_() for path, item in self.own.items()}
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(list(self.gains.values()), lr=self.rate, betas=(0.9, 0.95))
-
-    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        return {path: (item.float() * (1 + self.gains[path])).to(dtype) for path, item in self.own.items()}
-
-    def confine(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A weight that is no grid's."""
-
-    weight: Tensor
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.weight.to(dtype)
-
-
-class WithNorms:
-    """`Latents` and the norms beside them."""
-
-    def __init__(self, latents: Latents, norms: Norms) -> None:
-        self.latents, self.norms = latents, norms
-        self.codes: list[Any] = [*latents.codes, norms]
-
-    def weights(self, dtype: torch.dtype, progress: float) -> dict[str, Tensor]:
-        return self.latents.weights(dtype, progress) | self.norms.weights(dtype)
-
-    @torch.no_grad()
-    def found(self) -> dict[str, Any]:
-        norms = {path: Plain(weight) for path, weight in self.norms.weights(torch.float32).items()}
-        return {**self.latents.found(), **norms}
-
-
 class Timed(Descent):
     """A descent that is over after so many seconds, if its steps are not before."""
 
@@ -174,10 +52,6 @@ class Timed(Descent):
     @property
     def progress(self) -> float:
         return min(1.0, max(self.done / self.steps, (time.monotonic() - self.began) / self.seconds))
-
-
-def straight(position: float = 0.01, gain: float = 0.01) -> Make:
-    return lambda start: StraightThrough(start, position, gain)
 
 
 @dataclass(frozen=True)
@@ -193,6 +67,7 @@ class Variant:
     own: int = 2048
     norms: float = 0.0
     batch_share: float = 1.0
+    task: Callable[[StagedModel, Lesson], Predictions] = Predictions
 
 
 LONG = 6000
@@ -213,6 +88,13 @@ VARIANTS = [
     Variant("relaxed codes", make=Relaxed, steps=LONG),
     Variant("straight-through, rate .002", make=straight(0.002), steps=2 * LONG),
     Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=LONG),
+    Variant(
+        "straight-through, rate .002, three in ten tokens drawn anew",
+        make=straight(0.002),
+        steps=2 * LONG,
+        task=RESAMPLED,
+    ),
+    Variant("straight-through, rate .002, hidden states too", make=straight(0.002), steps=2 * LONG, task=STATES),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
@@ -251,7 +133,7 @@ class Bench:
             "text_windows": len(lesson.windows) - lesson.own, "own_windows": lesson.own,
             "batch_tokens": size * self.text.shape[1],
         }  # fmt: skip
-        task, waiting = Predictions(staged, lesson), [*LOOKS]
+        task, waiting = variant.task(staged, lesson), [*LOOKS]
         descent.began = time.monotonic()
         for step, batch in enumerate(batches(len(lesson.windows), size, variant.steps, 0), start=1):
             loss = descent.step(task, batch)
@@ -316,8 +198,10 @@ def main() -> None:
     began = time.monotonic()
     chosen = [VARIANTS[int(item)] for item in asked.only.split(",")] if asked.only else VARIANTS
     chosen = [
-        replace(variant, steps=asked.steps or variant.steps, own=asked.own if variant.own else 0) for variant in chosen
+        replace(item, steps=asked.steps or item.steps, own=(asked.own or item.own) if item.own else 0)
+        for item in chosen
     ]
+    asked.own = max(variant.own for variant in chosen)
     bench = bench_of(asked)
     rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
     with bench.staged.in_place(bench.starts("gptq")):
@@ -350,7 +234,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window-tokens", type=int, default=512)
     parser.add_argument("--judged", type=int, default=128, help="windows of the test text")
     parser.add_argument("--taught", type=int, help="windows of the text that are learned from, at most")
-    parser.add_argument("--own", type=int, default=2048, help="windows that the model writes")
+    parser.add_argument("--own", type=int, default=0, help="windows that the model writes; 0: the variant's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="of learning in each row; 0: all steps")
     parser.add_argument("--steps", type=int, default=0, help="of learning in each row; 0: the variant's own")
     parser.add_argument("--dtype", default="auto")

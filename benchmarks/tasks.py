@@ -1,0 +1,99 @@
+"""What codes may be taught besides full precision's predictions on texts as they are, for `learners.py`."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from apportion.bits.rounding.descent import LOSS_SCALE
+from apportion.bits.rounding.distil import Predictions, cross_entropy, parts
+from apportion.bits.rounding.lesson import Lesson
+from apportion.models.staged import StagedModel
+
+
+class Resampled(Predictions):
+    """Each time a window is met, a share of its tokens is what full precision might have had there instead.
+
+    Cost: two forward passes of full precision a step.
+    """
+
+    def __init__(self, staged: StagedModel, lesson: Lesson, share: float = 0.3) -> None:
+        super().__init__(staged, lesson)
+        self.share = share
+
+    @torch.no_grad()
+    def inputs(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        staged = self.staged
+        ids = self.lesson.windows[chosen].to(staged.placement.device)
+        other = torch.rand(ids[:, 1:].shape, device=ids.device) < self.share
+        wanted = staged.last_hidden(ids)[:, :-1][other]
+        new = [drawn(staged, wanted[part]) for part in parts(staged, len(wanted))]
+        ids[:, 1:][other] = torch.cat(new).to(ids)
+        hidden, calls = staged.begin(ids)
+        self.calls.setdefault(len(chosen), calls)
+        return hidden, staged.last_hidden(ids).to(hidden.device)
+
+
+def drawn(staged: StagedModel, hidden: Tensor) -> Tensor:
+    """A token of each distribution."""
+    logits = staged.logits(hidden[None])[0].float()
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+
+
+class WithStates(Predictions):
+    """Predictions, and after every block the hidden state of full precision: the distance of each token's to it, as a
+    share of its norm, squared.
+
+    Cost: one forward pass of full precision a step.
+    """
+
+    def __init__(self, staged: StagedModel, lesson: Lesson, weight: float = 1.0) -> None:
+        super().__init__(staged, lesson)
+        self.weight = weight
+
+    @torch.no_grad()
+    def inputs(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        hidden, teacher = super().inputs(chosen)
+        states = through({}, self.staged, hidden, self.calls[len(chosen)])
+        return hidden, teacher, *states
+
+    def gradient(self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], share: float) -> Tensor:
+        begun, teacher, *wanted = inputs
+        staged, factor = self.staged, LOSS_SCALE.get(self.staged.compute_dtype, 1.0)
+        states = through(weights, staged, begun, self.calls[len(begun)])
+        hidden, labels = (item[:, :-1].flatten(0, 1) for item in (states[-1], teacher))
+        leaf = hidden.detach().requires_grad_()
+        total = torch.zeros((), device=hidden.device)
+        for part in parts(staged, len(leaf)):
+            logits = staged.head(leaf[None, part])
+            loss, slope = cross_entropy(logits, staged.logits(labels[None, part]))
+            logits.backward((slope * (share * factor / len(leaf))).to(logits))
+            total += loss * (share / len(leaf))
+        far = torch.stack([distance(own, full) for own, full in zip(states, wanted, strict=True)]).mean()
+        torch.autograd.backward([hidden, far * (self.weight * share * factor)], [leaf.grad, None])
+        return total
+
+
+def through(weights: dict[str, Tensor], staged: StagedModel, hidden: Tensor, calls: tuple) -> list[Tensor]:
+    """Hidden states after every block."""
+    inside, states = f"{staged.layout.prefix}.", []
+    own: list[dict[str, Tensor]] = [{} for _ in calls]
+    for path, weight in weights.items():
+        block, _, name = path.removeprefix(inside).partition(".")
+        own[int(block)][f"{name}.weight"] = weight
+    for module, put, (args, kwargs) in zip(staged.blocks, own, calls, strict=True):
+        out = functional_call(module, put, (hidden, *args), kwargs)
+        hidden = out[0] if isinstance(out, tuple) else out
+        states.append(hidden)
+    return states
+
+
+def distance(own: Tensor, full: Tensor) -> Tensor:
+    """Mean over tokens of the squared distance over the squared norm."""
+    own, full = own.float(), full.float()
+    return ((own - full).square().sum(-1) / full.square().sum(-1)).mean()
+
+
+RESAMPLED = partial(Resampled, share=0.3)
+STATES = partial(WithStates, weight=1.0)

@@ -1,0 +1,138 @@
+"""Ways to learn codes that `learners.py` puts beside `rounding.latent`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough
+from apportion.models.staged import StagedModel
+
+
+class Centred(StraightThrough):
+    """Positions begin in the middle of their codes."""
+
+    def __init__(self, start: Start, position_rate: float, gain_rate: float = 0.01) -> None:
+        super().__init__(start, position_rate, gain_rate)
+        self.position = start.codes.float().requires_grad_()
+
+
+class SignSgd(torch.optim.Optimizer):
+    """Each step moves every value by the rate, in the direction of its gradient's sign."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for value in group["params"]:
+                value.sub_(value.grad.sign_(), alpha=group["lr"])
+
+
+class Signed(StraightThrough):
+    """AutoRound's: offsets of at most half a code from the checkpoint's own weights, moved by signs of gradients."""
+
+    def __init__(self, start: Start, rate: float = 0.005, gain_rate: float = 0.0005, own: bool = True) -> None:
+        super().__init__(start)
+        self.rates = (rate, gain_rate)
+        self.middle = start.wanted.float().clamp(start.lowest - 0.49, start.highest + 0.49) if own else start.codes
+        self.reach = 0.5 if own else 0.75
+        self.position = self.middle.detach().float().clone().requires_grad_()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        rate, gain_rate = self.rates
+        return SignSgd([{"params": [self.position], "lr": rate}, {"params": [self.gain], "lr": gain_rate}])
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        self.position.copy_(
+            torch.minimum(torch.maximum(self.position, self.middle - self.reach), self.middle + self.reach)
+        )
+
+
+class Relaxed:
+    """GSQ's: each code a distribution over itself and its neighbours, sampled by Gumbel noise, ever colder."""
+
+    steady = False  # colder with every step
+
+    def __init__(self, start: Start, rate: float = 0.05, gain_rate: float = 0.01, sure: float = 3.0) -> None:
+        self.start, self.rates = start, (rate, gain_rate)
+        self.logits = torch.zeros(3, *start.codes.shape, device=start.codes.device)
+        self.logits[1] += sure
+        self.logits[0][start.codes == start.lowest] = -1e4
+        self.logits[2][start.codes == start.highest] = -1e4
+        self.logits.requires_grad_()
+        self.gain = torch.zeros_like(start.scale).requires_grad_()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        groups = [{"params": [self.logits], "lr": self.rates[0]}, {"params": [self.gain], "lr": self.rates[1]}]
+        return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=self.gain.is_cuda)
+
+    def decode(self, dtype: torch.dtype, progress: float) -> Tensor:
+        heat = 1.0 * 0.05**progress
+        noise = -torch.empty_like(self.logits).exponential_().log()
+        share = torch.softmax((self.logits + noise) / heat, dim=0)
+        position = self.start.codes + (share[2] - share[0])
+        return (position * (self.start.scale * self.gain.exp())).to(dtype)
+
+    def confine(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def found(self) -> tuple[Tensor, Tensor]:
+        codes = self.start.codes + self.logits.argmax(0).to(torch.int8) - 1
+        return codes, self.start.scale * self.gain.exp()
+
+
+class Norms:
+    """Gains of the blocks' norms, learned too: no bytes; but other tensors than the source's."""
+
+    steady = True
+
+    def __init__(self, staged: StagedModel, rate: float) -> None:
+        inside, self.rate, device = f"{staged.layout.prefix}.", rate, staged.placement.device
+        named = staged.model.named_parameters()
+        vectors = {name: item for name, item in named if item.ndim == 1 and name.startswith(inside)}
+        self.own = {name[:-7]: item.data for name, item in vectors.items() if name.endswith(".weight")}
+        self.gains = {path: torch.zeros(item.shape, device=device).requires_grad_() for path, item in self.own.items()}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(self.gains.values()), lr=self.rate, betas=(0.9, 0.95))
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {path: (item.float() * (1 + self.gains[path])).to(dtype) for path, item in self.own.items()}
+
+    def confine(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A weight that is no grid's."""
+
+    weight: Tensor
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype)
+
+
+class WithNorms:
+    """`Latents` and the norms beside them."""
+
+    def __init__(self, latents: Latents, norms: Norms) -> None:
+        self.latents, self.norms = latents, norms
+        self.codes: list[Any] = [*latents.codes, norms]
+
+    def weights(self, dtype: torch.dtype, progress: float) -> dict[str, Tensor]:
+        return self.latents.weights(dtype, progress) | self.norms.weights(dtype)
+
+    @torch.no_grad()
+    def found(self) -> dict[str, Any]:
+        norms = {path: Plain(weight) for path, weight in self.norms.weights(torch.float32).items()}
+        return {**self.latents.found(), **norms}
+
+
+def straight(position: float = 0.01, gain: float = 0.01) -> Make:
+    return lambda start: StraightThrough(start, position, gain)
