@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from apportion.bits.rounding.descent import LOSS_SCALE
-from apportion.bits.rounding.distil import Predictions, cross_entropy, parts
+from apportion.bits.rounding.distil import Predictions, parts
 from apportion.bits.rounding.lesson import Lesson
+from apportion.models.loss import teacher_slope
 from apportion.models.staged import StagedModel
 
 
@@ -67,8 +68,8 @@ class WithStates(Predictions):
         total = torch.zeros((), device=hidden.device)
         for part in parts(staged, len(leaf)):
             logits = staged.head(leaf[None, part])
-            loss, slope = cross_entropy(logits, staged.logits(labels[None, part]))
-            logits.backward((slope * (share * factor / len(leaf))).to(logits))
+            loss, slope = teacher_slope(logits, staged.logits(labels[None, part]), share * factor / len(leaf))
+            logits.backward(slope)
             total += loss * (share / len(leaf))
         far = torch.stack([distance(own, full) for own, full in zip(states, wanted, strict=True)]).mean()
         torch.autograd.backward([hidden, far * (self.weight * share * factor)], [leaf.grad, None])

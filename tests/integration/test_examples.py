@@ -20,7 +20,7 @@ import apportion.models
 from tests.tiny_models import make_text
 
 PACKAGES = (apportion.core, apportion.formats, apportion.models, apportion.bits)
-GPU_ONLY = {"apportion.bits.rounding.kernels"}  # imports triton, which comes with torch for CUDA
+GPU_ONLY = {"apportion.bits.rounding.kernels", "apportion.models.loss_kernels"}  # import triton
 MODULES = [
     module.name
     for package in PACKAGES

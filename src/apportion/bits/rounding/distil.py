@@ -15,6 +15,7 @@ from torch.func import functional_call
 from apportion.bits.rounding.descent import LOSS_SCALE
 from apportion.bits.rounding.lesson import Lesson
 from apportion.models.calls import Call
+from apportion.models.loss import teacher_slope
 from apportion.models.staged import StagedModel
 
 LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 1 << 29}  # float32 logits in flight, of which about four copies exist at once
@@ -64,10 +65,11 @@ def predictions_gradient(
     wanted = teacher[:, :-1].flatten(0, 1)
     leaf = hidden.detach().requires_grad_()
     total = torch.zeros((), device=hidden.device)
+    factor = share * LOSS_SCALE.get(staged.compute_dtype, 1.0) / len(leaf)
     for part in parts(staged, len(leaf)):
         logits = staged.head(leaf[None, part])
-        loss, slope = cross_entropy(logits, staged.logits(wanted[None, part]))
-        logits.backward((slope * (share * LOSS_SCALE.get(staged.compute_dtype, 1.0) / len(leaf))).to(logits))
+        loss, slope = teacher_slope(logits, staged.logits(wanted[None, part]), factor)
+        logits.backward(slope)
         total += loss * (share / len(leaf))
     hidden.backward(leaf.grad)
     return total
@@ -89,20 +91,6 @@ def through_blocks(
         out = functional_call(module, put, (hidden, *args), kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
     return hidden
-
-
-@torch.no_grad()
-def cross_entropy(
-    logits: Float[Tensor, "1 tokens vocabulary"], wanted: Float[Tensor, "1 tokens vocabulary"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, "1 tokens vocabulary"]]:
-    """Summed cross-entropy to the wanted logits' distribution, and its gradient softmax(logits) - softmax(wanted).
-
-    By hand: a third of the passes over the vocabulary that autograd would make.
-    """
-    log_share = logits.float().log_softmax(-1)
-    labels = wanted.float().softmax(-1)
-    loss = -torch.linalg.vecdot(labels.flatten(), log_share.flatten())
-    return loss, log_share.exp_().sub_(labels)
 
 
 def parts(staged: StagedModel, tokens: int) -> Iterator[slice]:

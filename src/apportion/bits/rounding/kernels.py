@@ -9,22 +9,17 @@ Count, 4,096 x 4,096, one sweep: 4096^2 * 128 * 10 = 21 GFLOP in registers (.4 m
 and the eight launches a column of the plain loop (4,096 * 8 * 5 us = 160 ms) are what is saved.
 """
 
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
-
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from apportion.core.launch import on_its_device
 from apportion.formats import Width
 
 COLUMNS = 128
 ROWS = 8
-P = ParamSpec("P")
-Made = TypeVar("Made")
 GROUPS = 16
 NEAREST_EVEN = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and taking it away rounds half to even, as torch.round
 
@@ -125,19 +120,6 @@ def search_kernel(  # type: ignore[no-untyped-def]
         scale = tl.sum(importance * code * weight, axis=1) / norm
         best, error = better_scale(weight, importance, scale, best, error, lowest, highest, STORED)
     tl.store(scales + group, best, mask=group < groups)
-
-
-def on_its_device(launch: Callable[P, Made]) -> Callable[P, Made]:
-    """Launch where the first tensor is: Triton launches on the current device, which may be another."""
-
-    @wraps(launch)
-    def launched(*given: P.args, **named: P.kwargs) -> Made:
-        first = given[0]
-        assert isinstance(first, Tensor)
-        with torch.cuda.device(first.device):
-            return launch(*given, **named)
-
-    return launched
 
 
 @on_its_device

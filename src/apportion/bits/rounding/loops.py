@@ -9,12 +9,12 @@ that way. There `kernels` does a block of columns in one launch, with the same a
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from apportion.core.launch import has_kernels
 from apportion.formats import Width
 
 BLOCK = 128  # columns of one launch; the columns outside are updated by one matrix product
@@ -32,7 +32,7 @@ class Loops:
 
 def loops_for(device: torch.device) -> Loops:
     """One launch a block where there are CUDA and Triton (which comes with torch), else operation by operation."""
-    return fused() if device.type == "cuda" and find_spec("triton") else Loops(feed_back, settle)
+    return fused() if has_kernels(device) else Loops(feed_back, settle)
 
 
 @cache

@@ -6,7 +6,6 @@ best scale is a least-squares quotient, for a fixed scale the best codes are the
 2 bits and group 64 the search cuts the relative error from .510 (min-max) to .388]
 """
 
-from importlib.util import find_spec
 from typing import ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.bits.rounding.moments import Moments
+from apportion.core.launch import has_kernels
 from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Width
 
 FACTORS = 29
@@ -65,7 +65,7 @@ def search_scale(
     Cost: 2 * (FACTORS + REFINEMENTS) passes over the weights.
     """
     factors = clip_factors(width)
-    if grouped.is_cuda and find_spec("triton") and dtype in FUSED:
+    if has_kernels(grouped.device) and dtype in FUSED:
         from apportion.bits.rounding import kernels
 
         return kernels.search_scale(grouped, importance, width, dtype, factors, REFINEMENTS)

@@ -1,0 +1,32 @@
+"""Where kernels are launched."""
+
+from collections.abc import Callable
+from functools import wraps
+from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels in Triton (which comes with torch for CUDA) run on a device."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def on_its_device(launch: Callable[P, Made]) -> Callable[P, Made]:
+    """Launch where the first tensor is: Triton launches on the current device, which may be another."""
+
+    @wraps(launch)
+    def launched(*given: P.args, **named: P.kwargs) -> Made:
+        first = given[0]
+        assert isinstance(first, Tensor)
+        if not first.is_cuda:  # Triton's interpreter
+            return launch(*given, **named)
+        with torch.cuda.device(first.device):
+            return launch(*given, **named)
+
+    return launched
