@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from apportion.core.errors import ArtifactError, InputError
+from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.errors import ArtifactError, InputError, OutOfMemoryError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed, stream
 from apportion.models.decoding import GROWING
@@ -215,12 +216,33 @@ def continue_windows(
 
     Args:
         beginnings: token ids, the same number of each. window_tokens: of a whole window, the beginning included.
-        at_once: windows that are written side by side.
+        at_once: windows that are written side by side, half as many whenever memory runs out.
+
+    Raises:
+        OutOfMemoryError: one window does not fit.
 
     Cost: for every `at_once` windows a forward pass of one token each, `window_tokens` times.
     """
-    parts = beginnings.split(at_once)
-    found = [written_on(staged, part, window_tokens, 0, derived_seed(seed, "part", i)) for i, part in enumerate(parts)]
+    found: list[Tensor] = []
+    left = beginnings
+    while len(left):
+        part, ran_out = left[:at_once], False
+        try:
+            found.append(written_on(staged, part, window_tokens, 0, derived_seed(seed, "part", len(found))))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            ran_out = True
+        if not ran_out:
+            left = left[len(part) :]
+        elif len(part) == 1:
+            raise OutOfMemoryError(
+                f"a window of {window_tokens} tokens does not fit into memory while the model writes it",
+                "give a calibration text, smaller --window-tokens, or --device cpu",
+            )
+        else:
+            at_once = len(part) // 2
+            free_memory(staged.placement.device)
     return torch.cat(found)
 
 

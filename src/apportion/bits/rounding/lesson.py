@@ -19,8 +19,9 @@ KEPT_SHARE = 8  # one window of so many is kept aside
 OFTEN = 4  # a window is met so often, and the model writes more of them
 OWN_MOST = 8192  # windows that it writes
 BEGINNING = 16  # tokens that it goes on from
-AT_ONCE = {"cpu": 64, "cuda": 2048}  # windows that it writes side by side, while caches take less than CACHE_SHARE
-CACHE_SHARE = 0.25
+AT_ONCE = {"cpu": 64, "cuda": 8192}  # windows that it writes side by side, while they take less than WRITING_SHARE
+WRITING_SHARE = 0.4  # of the memory that is free
+LOGIT_COPIES = 4  # of a token's logits in float32, while the next one is drawn
 HIDDEN_SHARE = 0.1  # of the memory that is free on the device, for full precision's hidden states
 PART = 256  # windows whose hidden states are on the device at once, where they are kept on the CPU
 FULL_PRECISION = "full precision"  # what bars say
@@ -95,7 +96,8 @@ def written_by(
     tokens = windows.shape[1]
     beginnings = windows[torch.arange(count) % len(windows), : max(1, min(BEGINNING, tokens // 2))]
     kind = torch.device(staged.placement.device).type
-    fit = int(CACHE_SHARE * free_bytes(staged.placement.device)) // (tokens * cache_bytes(staged))
+    drawing = 4 * LOGIT_COPIES * int(staged.model.config.get_text_config().vocab_size)
+    fit = int(WRITING_SHARE * free_bytes(staged.placement.device)) // (tokens * cache_bytes(staged) + drawing)
     return continue_windows(staged, beginnings, tokens, seed, max(1, min(AT_ONCE[kind], fit)))
 
 
