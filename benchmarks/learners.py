@@ -65,6 +65,7 @@ class Variant:
     block_make: Make | None = None
     rounding: str = "gptq"
     own: int = 2048
+    words: bool = False  # every other window of the model's own begins with one token of the text, not with sixteen
     norms: float = 0.0
     batch_share: float = 1.0
     task: Callable[[StagedModel, Lesson], Predictions] = Predictions
@@ -88,13 +89,11 @@ VARIANTS = [
     Variant("relaxed codes", make=Relaxed, steps=LONG),
     Variant("straight-through, rate .002", make=straight(0.002), steps=2 * LONG),
     Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=LONG),
-    Variant(
-        "straight-through, rate .002, three in ten tokens drawn anew",
-        make=straight(0.002),
-        steps=2 * LONG,
-        task=RESAMPLED,
-    ),
-    Variant("straight-through, rate .002, hidden states too", make=straight(0.002), steps=2 * LONG, task=STATES),
+    Variant("rate .002, tokens drawn anew", make=straight(0.002), steps=2 * LONG, task=RESAMPLED),
+    Variant("rate .002, hidden states too", make=straight(0.002), steps=2 * LONG, task=STATES),
+    Variant("rate .002, more own text", make=straight(0.002), steps=2 * LONG, own=8192),
+    Variant("rate .003, more own text", make=straight(0.003), steps=LONG, own=8192),
+    Variant("rate .003, more own text, from words too", make=straight(0.003), steps=LONG, own=8192, words=True),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
@@ -106,7 +105,7 @@ class Bench:
     staged: StagedModel
     judge: Judge
     text: Tensor
-    own_text: Callable[[], Tensor]
+    own_text: Callable[[bool], Tensor]
     starts: Callable[[str], dict[str, GridWeight]]
     seconds: float
     taught: int | None = None
@@ -187,7 +186,7 @@ class Bench:
         """The text, and what the model wrote; aside is the same for all variants."""
         staged = self.staged
         kept, taught = parted(self.text, LONG, 0, batch_of(staged, self.text))
-        own = self.own_text()[: variant.own] if variant.own else taught[:0]
+        own = self.own_text(variant.words)[: variant.own] if variant.own else taught[:0]
         windows = torch.cat([taught[: self.taught], own])
         staged.restore()
         return Lesson(windows, staged.last_hidden(windows), kept, staged.last_hidden(kept), LONG, 0, True, len(own))
@@ -257,14 +256,18 @@ def bench_of(asked: argparse.Namespace) -> Bench:
         found: dict[str, GridWeight] = kept[name]
         return found
 
-    def own_text() -> Tensor:
-        if "own" not in kept:
+    def own_text(words: bool) -> Tensor:
+        name = f"own text, {words}"
+        if name not in kept:
             began = time.monotonic()
             staged.restore()
             taught = parted(text, LONG, 0, batch_of(staged, text))[1]
-            kept["own"] = written_by(staged, taught, asked.own, 0)
-            print(f"own text written in {time.monotonic() - began:.1f} s", flush=True)
-        found: Tensor = kept["own"]
+            halves = (
+                [written_by(staged, taught, asked.own // 2, 1, beginning) for beginning in (16, 1)] if words else []
+            )
+            kept[name] = torch.stack(halves, 1).flatten(0, 1) if words else written_by(staged, taught, asked.own, 0)
+            print(f"{name}: written in {time.monotonic() - began:.1f} s", flush=True)
+        found: Tensor = kept[name]
         return found
 
     judge = Judge(staged, windows_of(asked.text, tokenizer, asked.window_tokens)[: asked.judged])

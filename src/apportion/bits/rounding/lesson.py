@@ -90,11 +90,11 @@ def full_precision_hidden(
 
 
 def written_by(
-    staged: StagedModel, windows: Int[Tensor, "windows tokens"], count: int, seed: int
+    staged: StagedModel, windows: Int[Tensor, "windows tokens"], count: int, seed: int, beginning: int = BEGINNING
 ) -> Int[Tensor, "count tokens"]:
     """So many windows that the model writes from the beginnings of those given, each in turn."""
     tokens = windows.shape[1]
-    beginnings = windows[torch.arange(count) % len(windows), : max(1, min(BEGINNING, tokens // 2))]
+    beginnings = windows[torch.arange(count) % len(windows), : max(1, min(beginning, tokens // 2))]
     kind = torch.device(staged.placement.device).type
     drawing = 4 * LOGIT_COPIES * int(staged.model.config.get_text_config().vocab_size)
     fit = int(WRITING_SHARE * free_bytes(staged.placement.device)) // (tokens * cache_bytes(staged) + drawing)
