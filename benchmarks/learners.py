@@ -94,6 +94,8 @@ VARIANTS = [
     Variant("rate .002, more own text", make=straight(0.002), steps=2 * LONG, own=8192),
     Variant("rate .003, more own text", make=straight(0.003), steps=LONG, own=8192),
     Variant("rate .003, more own text, from words too", make=straight(0.003), steps=LONG, own=8192, words=True),
+    Variant("rate .003, most own text", make=straight(0.003), steps=LONG, own=32768),
+    Variant("rate .002, most own text", make=straight(0.002), steps=2 * LONG, own=32768),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
