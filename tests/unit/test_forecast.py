@@ -1,17 +1,18 @@
 """What is left in all: told by what was measured of earlier work, and said by every bar."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
-from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, TUNING
-from apportion.bits.time_left import BACKWARD, SHARED, foresee
+from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, TUNING, step_seconds
+from apportion.bits.time_left import BACKWARD, SHARED, foresee, tuning_step_s
 from apportion.core import progress as bars
 from apportion.core.device import place
-from apportion.core.progress import expect, forecast, progress, spent_s
+from apportion.core.progress import expect, expect_units, forecast, progress, spent_s
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
 from tests.recipes import small
@@ -50,6 +51,44 @@ def test_bars_say_what_is_left_in_all(clock: list[float], capsys: pytest.Capture
             clock[0] += 30
             advance()
         assert capsys.readouterr().err.endswith(", about 1h00m in all\n")  # later than foreseen is nothing, not less
+
+
+def test_units_that_are_done_tell_how_long_the_others_take(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice 100 steps were taken to last 2 s each; they last half a second, and one plan has them done already."""
+    with forecast():
+        expect("third", 60)
+        expect("steps", 400, 200)
+        with progress("steps", 100, "steps", done=50) as advance:
+            clock[0] += 5
+            advance(10)
+            assert capsys.readouterr().err.endswith("20s left, about 2m35s in all\n")  # 190 steps and the third
+            clock[0] += 20
+            advance(40)
+        with progress("fourth", 2, "units") as advance:
+            clock[0] += 60
+            advance()
+        assert capsys.readouterr().err.endswith("about 3m15s in all\n")  # 60 of its own, 60, 150 steps
+        expect_units("steps", 100)
+        with progress("fourth", 2, "units") as advance:
+            clock[0] += 60
+            advance()
+        assert capsys.readouterr().err.endswith("about 2m50s in all\n")
+        expect_units("third", 5)
+        assert bars._FORECAST.get().expected["third"] == 60  # type: ignore[union-attr]
+
+
+def test_on_a_gpu_learning_takes_what_recorded_steps_take(
+    clock: list[float], checkpoint: Callable[..., Path], text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(checkpoint("llama", blocks=2))
+    recipe = small(text_file, windows=4, window_tokens=64, tune=100)
+    quantizer = Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
+    staged = quantizer.staged
+    passed = sum(weight.numel() for weight in staged.originals.values()) + staged.model.lm_head.weight.numel()
+    monkeypatch.setattr(staged, "placement", replace(staged.placement, device="cuda:1"))
+    assert tuning_step_s(quantizer, 7.0) == step_seconds(passed) > 0
 
 
 def test_outside_a_forecast_nothing_is_foreseen(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,11 @@ from apportion.bits.game.sampling import added, since
 from apportion.bits.offers import Offer, plan_in
 from apportion.bits.plan import Budget, Found, Plan, plan_of, search
 from apportion.bits.quantizer import PlanWeights, Quantizer
+from apportion.bits.rounding import TUNING
 from apportion.bits.vocabulary import by_name
 from apportion.core.artifact import Json
 from apportion.core.errors import NumericError
-from apportion.core.progress import progress
+from apportion.core.progress import expect_units, progress
 from apportion.core.seeds import derived_seed
 from apportion.models.text import Windows
 
@@ -169,7 +170,9 @@ def best_written(
     if quantizer.recipe.tune:
         level = [item for item in ranked if len(set(item.assignment)) == 1]
         pairs = [(owner[id(item.offer)], item.assignment) for item in [ranked[0], *level[:1]]]
-        again = meet(list(dict.fromkeys(pairs)), tuned=True)
+        pairs = list(dict.fromkeys(pairs))
+        expect_units(TUNING, len(pairs) * quantizer.recipe.tune)
+        again = meet(pairs, tuned=True)
         met, ranked = [*again, *met], sorted(again, key=judged)
     best = ranked[0]
     teacher = quantizer.teacher(judges.windows.windows)

@@ -34,6 +34,7 @@ from apportion.core.progress import forecast
 from apportion.models.identity import source_identity
 from apportion.models.load import load_full
 from apportion.models.mixture import identity_of
+from apportion.models.structure import head_weights
 from apportion.models.vocabulary import names_of
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
@@ -152,7 +153,8 @@ def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantiz
     """`open_model`, with what the recipe leaves open as the machine affords it."""
     staged, tokenizer = load_full(model, place(ask.device, ask.dtype), trust_remote_code=ask.trust_remote_code)
     device, weights = staged.placement.device, sum(weight.numel() for weight in staged.originals.values())
-    choice = best_affordable(device, weights, free_bytes(device), fast=ask.fast) if recipe.open else None
+    head = head_weights(staged.model)
+    choice = best_affordable(device, weights, free_bytes(device), head=head, fast=ask.fast) if recipe.open else None
     return Quantizer(staged, tokenizer, recipe, choice)
 
 

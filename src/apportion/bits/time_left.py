@@ -3,8 +3,9 @@
 from apportion.bits.finalists import JUDGES, WRITTEN
 from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
-from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, IN_SEQUENCE, TUNING
+from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, IN_SEQUENCE, TUNING, step_seconds
 from apportion.core.progress import expect, spent_s
+from apportion.models.structure import head_weights
 
 SHARED = 0.5  # of a coalition's blocks that another has been through already, about
 BACKWARD = 3.0  # a step of learning beside a pass forward
@@ -29,9 +30,18 @@ def foresee(quantizer: Quantizer, *, evaluations: int, finalists: int, measured:
     expect(IN_SEQUENCE, finalists * ONE_WIDTH * spent_s(IN_SEQUENCE))
     expect(WRITTEN, finalists * text_s * (1 + JUDGES * (finalists > 1)))
     if recipe.tune:
-        steps = (
-            recipe.tune
-            * BATCH_TOKENS[quantizer.staged.placement.device.split(":")[0]]
-            / (recipe.windows * recipe.window_tokens)
-        )
-        expect(TUNING, min(finalists, 2) * steps * BACKWARD * text_s)
+        steps = min(finalists, 2) * recipe.tune
+        expect(TUNING, steps * tuning_step_s(quantizer, text_s), steps)
+
+
+def tuning_step_s(quantizer: Quantizer, text_s: float) -> float:
+    """Seconds of a step of learning, until steps themselves tell.
+
+    On a CPU as long as passes over as many tokens; on a GPU, where passes of the game wait for launches and recorded
+    steps do not, what an H200 takes.
+    """
+    recipe, staged = quantizer.recipe, quantizer.staged
+    kind = staged.placement.device.split(":")[0]
+    if kind == "cuda":
+        return step_seconds(sum(item.numel() for item in staged.originals.values()) + head_weights(staged.model))
+    return BACKWARD * text_s * BATCH_TOKENS[kind] / (recipe.windows * recipe.window_tokens)

@@ -45,6 +45,8 @@ def record(
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):
+                if lean:  # what other streams keep is of no use on this one
+                    free_memory(str(device))
                 if first is not None:
                     first()
                 stream.synchronize()

@@ -35,8 +35,9 @@ def progress(label: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
 
 @dataclass(slots=True)
 class _Forecast:
-    """Seconds by label: spent so far, and expected from now on."""
+    """Seconds by label: spent so far, and expected from now on; and the units expected, where they were told."""
 
+    units: dict[str, int] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
 
@@ -62,10 +63,22 @@ def forecast() -> Iterator[None]:
         _FORECAST.reset(token)
 
 
-def expect(label: str, seconds: float) -> None:
-    """Say how long all work under a label will take from now on; without a forecast nothing happens."""
+def expect(label: str, seconds: float, units: int = 0) -> None:
+    """Say how long all work under a label will take from now on; without a forecast nothing happens.
+
+    Args:
+        units: of that work in all, if they are known: then the rate of what is done of them tells the time of the rest.
+    """
     if (known := _FORECAST.get()) is not None:
-        known.expected[label] = seconds
+        known.expected[label], known.units[label] = seconds, units
+
+
+def expect_units(label: str, units: int) -> None:
+    """Say how many units of work under a label are to come after all; they take as long each as was expected."""
+    known = _FORECAST.get()
+    if known is not None and known.units.get(label):
+        known.expected[label] *= units / known.units[label]
+        known.units[label] = units
 
 
 def spent_s(label: str) -> float:
@@ -136,13 +149,20 @@ class _Meter:
             return ""
         others = sum(seconds for label, seconds in known.expected.items() if label != self.label)
         own = max(left, known.expected.get(self.label, 0.0) - elapsed)
+        made = self.count - self.first
+        if made and known.units.get(self.label):
+            own = max(left, (known.units[self.label] - made) * elapsed / made)
         return f", about {clock(others + own)} in all"
 
     def close(self) -> None:
         if (known := _FORECAST.get()) is not None:
             took = time.monotonic() - self.start
             known.spent[self.label] = known.spent.get(self.label, 0.0) + took
-            if self.label in known.expected:
+            made = self.count - self.first
+            if made and known.units.get(self.label):
+                known.units[self.label] = max(0, known.units[self.label] - made)
+                known.expected[self.label] = known.units[self.label] * took / made
+            elif self.label in known.expected:
                 known.expected[self.label] = max(0.0, known.expected[self.label] - took)
         if self.terminal and self.wait != SHOW_AFTER_S:
             sys.stderr.write("\r\x1b[K")

@@ -121,6 +121,12 @@ def head_of(model: Any) -> str:
     return next((name for name, item in model.named_modules() if item is module), "")
 
 
+def head_weights(model: Any) -> int:
+    """Weights of the output head; 0 where there is none."""
+    path = head_of(model)
+    return int(model.get_parameter(f"{path}.weight").numel()) if path else 0
+
+
 def linear_names(block: nn.Module) -> list[str]:
     """Paths of a block's linears, in the order in which the modules are defined."""
     return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]

@@ -1,6 +1,6 @@
 """Rounding: weights to codes, one algorithm per file, one protocol."""
 
-from apportion.bits.rounding.choice import Choice, best_affordable
+from apportion.bits.rounding.choice import Choice, best_affordable, step_seconds
 from apportion.bits.rounding.lesson import (
     BATCH_TOKENS,
     FULL_PRECISION,
@@ -36,5 +36,6 @@ __all__ = [
     "round_all",
     "round_plan",
     "rounding_named",
+    "step_seconds",
     "tune",
 ]

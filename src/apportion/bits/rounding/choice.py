@@ -14,9 +14,9 @@ from apportion.bits.rounding.distil import WEIGHT_BYTES
 
 STEPS = {"cuda": 200, "cpu": 60}  # of scales alone; of codes at least, and more as long as GPU_S seconds last
 GPU_S = 180
-# Seconds of a recorded step of 8,192 tokens on an H200 of its own, estimated: whatever the size, and for each weight.
-# Measured: .056 at 106 million weights (.119 where the steps were not recorded).
-STEP_S, WEIGHT_S = 0.03, 2.6e-10
+# Seconds of a recorded step of 8,192 tokens on an H200 of its own: whatever the size, and for each weight that a token
+# passes, the head's included. Measured: .0483 at 134 million (SmolLM2-135M), .0818 at 268 million (Gemma-3-270M).
+STEP_S, WEIGHT_S = 0.0133, 2.6e-10
 SMALL_WEIGHTS = 40_000_000  # that two cores tune in less than an hour
 MEMORY_SHARE = 0.6  # of what is free may go to learning; the rest is for activations
 
@@ -36,23 +36,33 @@ class Choice:
     reason: str
 
 
-def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = False) -> Choice:
+def step_seconds(passed: int) -> float:
+    """Seconds of a recorded step of learning on an H200 of its own.
+
+    >>> round(step_seconds(134_000_000), 3)
+    0.048
+    """
+    return STEP_S + WEIGHT_S * passed
+
+
+def best_affordable(device: str, weights: int, free_bytes: int, *, head: int = 0, fast: bool = False) -> Choice:
     """The rounding and tuning that a machine affords.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
         weights: number of weights of the linears that are quantized.
         free_bytes: memory that is free on the device, the model loaded.
+        head: number of weights of the output embedding, which every token passes too.
         fast: as quick as can be instead.
 
     Returns:
         The choice, with its reason.
 
     Example:
-        >>> best_affordable("cuda", 106_000_000, 70 << 30).tune
-        3130
-        >>> best_affordable("cuda", 1_300_000_000, 70 << 30)
-        Choice(rounding='gptq', tune=490, codes=True, reason='a GPU: 3 minutes a plan on an H200 alone, estimated')
+        >>> best_affordable("cuda", 106_000_000, 70 << 30, head=28_000_000).tune
+        3740
+        >>> best_affordable("cuda", 1_300_000_000, 70 << 30, head=233_000_000)
+        Choice(rounding='gptq', tune=440, codes=True, reason='a GPU: 3 minutes a plan on an H200 alone, estimated')
         >>> best_affordable("cuda", 7_000_000_000, 60 << 30).reason
         'a GPU; learning 7,000,000,000 codes needs 224,000,000,000 bytes, 38,654,705,664 may be taken'
         >>> best_affordable("cpu", 500_000_000, 16 << 30).reason
@@ -65,7 +75,7 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, fast: bool = 
     if device.startswith("cuda"):
         needed, room = WEIGHT_BYTES * weights, int(MEMORY_SHARE * free_bytes)
         if needed <= room:
-            step_s = STEP_S + WEIGHT_S * weights
+            step_s = step_seconds(weights + head)
             steps = max(STEPS["cuda"], 10 * round(GPU_S / step_s / 10))
             took = f"{steps * step_s / 60:.0f} minutes a plan on an H200 alone"
             return Choice("gptq", steps, True, f"a GPU: {took}, estimated")
