@@ -116,24 +116,6 @@ def test_a_new_memory_records_into_a_pool_of_its_own(model: Any, monkeypatch: py
     assert set(Graph.captures) == {model.device}  # a graph of another device would hold nothing
 
 
-def test_results_are_waited_for_on_the_device_that_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Elsewhere(torch.Tensor):
-        device = torch.device("cuda:1")  # type: ignore[assignment]
-
-    class Event:
-        __class__ = torch.cuda.Event  # type: ignore[assignment]
-
-        def record(self, stream: object = "of the current device") -> None:
-            waited.append(stream)
-
-    waited, empty = list[object](), torch.empty
-    monkeypatch.setattr(torch, "empty", lambda shape, *, dtype, pin_memory: empty(shape, dtype=dtype))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
-    engine_module._to_host(torch.ones(2).as_subclass(Elsewhere))
-    assert waited == ["of cuda:1"]
-
-
 def test_why_a_step_could_not_be_recorded_is_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked = Engine(model, end_ids=ENDS, pad_id=0, slots=4), rows()
 

@@ -1,4 +1,4 @@
-"""Where kernels are launched."""
+"""Where kernels are launched, and how their results are read."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,6 +15,16 @@ Made = TypeVar("Made")
 def has_kernels(device: torch.device) -> bool:
     """Whether kernels in Triton (which comes with torch for CUDA) run on a device."""
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and when it is there (None: it is); work queued after it is not waited for."""
+    host = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+    if values.device.type != "cuda":
+        return host, None
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(values.device))
+    return host, ready
 
 
 def on_its_device(launch: Callable[P, Made]) -> Callable[P, Made]:

@@ -27,6 +27,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
 from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import NumericError
+from apportion.core.launch import to_host
 from apportion.core.log import AppendLog
 from apportion.core.progress import progress
 from apportion.models.staged import StagedModel
@@ -250,14 +251,11 @@ def require_finite(whose: str, nll: NDArray[np.float64], remedy: str) -> None:
 
 def reading(values: Tensor) -> Read:
     """Start copying to the host; what comes back waits for this copy alone, not for work queued after it."""
-    if values.device.type != "cuda":
-        return lambda: np.asarray(values.cpu().numpy(), dtype=np.float64)
-    host = values.to("cpu", non_blocking=True)  # into pinned memory
-    copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(values.device))
+    host, ready = to_host(values)
 
     def read() -> NDArray[np.float64]:
-        copied.synchronize()
+        if ready is not None:
+            ready.synchronize()
         return np.asarray(host.numpy(), dtype=np.float64)
 
     return read

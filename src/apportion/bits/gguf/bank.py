@@ -17,6 +17,7 @@ from apportion.bits.rounding.ggml import decode, quantize
 from apportion.core.progress import progress
 from apportion.formats.ggml import GgmlWeight, ggml_width
 from apportion.models.gguf.source import Source
+from apportion.models.parameters import swapped
 from apportion.models.staged import StagedModel
 
 DECODED_BYTES = 8 << 30  # of decoded weights that are kept; others are decoded when they are put in place
@@ -89,13 +90,8 @@ class GgufBank:
 
     def original_logits(self, hidden: Tensor) -> Tensor:
         """The original's logits of hidden states after its last block, whatever is in place now."""
-        put = {name: parameter.data for name, parameter in self.parameters.items()}
-        self.restore()
-        try:
+        with swapped(self.staged.model, {self.source.modules[name]: weight for name, weight in self.own.items()}):
             return self.staged.logits(hidden)
-        finally:
-            for name, weight in put.items():
-                self.parameters[name].data = weight
 
     @contextmanager
     def in_place(self, assignment: Assignment) -> Iterator[StagedModel]:

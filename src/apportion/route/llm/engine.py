@@ -17,6 +17,7 @@ import torch
 
 from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import ServiceError, first_line
+from apportion.core.launch import to_host
 from apportion.route.llm.generate import Row, choose, generate
 from apportion.route.llm.passes import Memory, NotRecordedError, Passes, recorded_length
 from apportion.route.llm.slots import SlotCache
@@ -192,7 +193,7 @@ class Engine:
         working = [(slot, row) for slot, row in enumerate(active) if row is not None]
         length = max(len(row.prompt) + row.issued for _, row in working)
         best, logits = self._forward(memory, len(active), length)
-        read, ready = _to_host(best)
+        read, ready = to_host(best)
         for slot, row in working:
             row.issued += 1
             if row.issued >= row.max_tokens:
@@ -237,17 +238,6 @@ class Engine:
         """Steps run plainly from here on; why is kept."""
         self.how.graph = False
         self.how.reason = f"a step could not be recorded as a CUDA graph: {first_line(error)[:300]}"
-
-
-def _to_host(best: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """A copy on the host, and when it is there; the device is not waited for."""
-    if best.device.type != "cuda":
-        return best, None
-    host = torch.empty(best.shape, dtype=best.dtype, pin_memory=True)
-    host.copy_(best, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(best.device))
-    return host, ready
 
 
 def recorded_rows(rows: int) -> int:
