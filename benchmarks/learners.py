@@ -18,12 +18,12 @@ import torch
 from blockwise import Blockwise
 from command_line import own_command
 from judging import Judge
-from tasks import RESAMPLED, STATES
+from tasks import Resampled, WithStates
 from torch import Tensor
 from ways import Centred, Norms, Relaxed, Signed, WithNorms, straight
 
 from apportion.bits.game import own_nll
-from apportion.bits.rounding import round_plan, rounding_named, tuning
+from apportion.bits.rounding import full_precision_hidden, round_plan, rounding_named, tuning
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.distil import Predictions
 from apportion.bits.rounding.latent import Latents, Make
@@ -65,7 +65,7 @@ class Variant:
     block_make: Make | None = None
     rounding: str = "gptq"
     own: int = 2048
-    words: bool = False  # every other window of the model's own begins with one token of the text, not with sixteen
+    words: bool = False  # every other window of its own goes on from one token (the text's or the beginning)
     norms: float = 0.0
     batch_share: float = 1.0
     task: Callable[[StagedModel, Lesson], Predictions] = Predictions
@@ -89,8 +89,8 @@ VARIANTS = [
     Variant("relaxed codes", make=Relaxed, steps=LONG),
     Variant("straight-through, rate .002", make=straight(0.002), steps=2 * LONG),
     Variant("relaxed codes, rate .2", make=lambda start: Relaxed(start, 0.2), steps=LONG),
-    Variant("rate .002, tokens drawn anew", make=straight(0.002), steps=2 * LONG, task=RESAMPLED),
-    Variant("rate .002, hidden states too", make=straight(0.002), steps=2 * LONG, task=STATES),
+    Variant("rate .002, tokens drawn anew", make=straight(0.002), steps=2 * LONG, task=Resampled),
+    Variant("rate .002, hidden states too", make=straight(0.002), steps=2 * LONG, task=WithStates),
     Variant("rate .002, more own text", make=straight(0.002), steps=2 * LONG, own=8192),
     Variant("rate .003, more own text", make=straight(0.003), steps=LONG, own=8192),
     Variant("rate .003, more own text, from words too", make=straight(0.003), steps=LONG, own=8192, words=True),
@@ -114,9 +114,9 @@ class Bench:
 
     def row(self, variant: Variant, tell: Callable[[Json], None]) -> Json:
         """Learn as a variant says, and measure what came of it; told at every look."""
-        torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
         staged, start = self.staged, self.starts(variant.rounding)
         lesson = self.lesson(variant)
+        torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
         size = max(1, int(min(batch_of(staged, self.text), len(lesson.windows)) * variant.batch_share))
         state, began = start, time.monotonic()
         if variant.blocks:
@@ -191,7 +191,8 @@ class Bench:
         own = self.own_text(variant.words)[: variant.own] if variant.own else taught[:0]
         windows = torch.cat([taught[: self.taught], own])
         staged.restore()
-        return Lesson(windows, staged.last_hidden(windows), kept, staged.last_hidden(kept), LONG, 0, True, len(own))
+        hidden, kept_hidden = (full_precision_hidden(staged, item) for item in (windows, kept))
+        return Lesson(windows, hidden, kept, kept_hidden, LONG, 0, True, len(own))
 
 
 def main() -> None:

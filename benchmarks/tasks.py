@@ -1,15 +1,11 @@
 """What codes may be taught besides full precision's predictions on texts as they are, for `learners.py`."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from apportion.bits.rounding.descent import LOSS_SCALE
-from apportion.bits.rounding.distil import Predictions, parts
+from apportion.bits.rounding.distil import Predictions, parts, through_blocks, through_head
 from apportion.bits.rounding.lesson import Lesson
-from apportion.models.loss import teacher_slope
 from apportion.models.staged import StagedModel
 
 
@@ -56,45 +52,22 @@ class WithStates(Predictions):
     @torch.no_grad()
     def inputs(self, chosen: Tensor) -> tuple[Tensor, ...]:
         hidden, teacher = super().inputs(chosen)
-        states = through({}, self.staged, hidden, self.calls[len(chosen)])
+        states = through_blocks(self.staged, {}, hidden, self.calls[len(chosen)])
         return hidden, teacher, *states
 
     def gradient(self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], share: float) -> Tensor:
         begun, teacher, *wanted = inputs
-        staged, factor = self.staged, LOSS_SCALE.get(self.staged.compute_dtype, 1.0)
-        states = through(weights, staged, begun, self.calls[len(begun)])
+        staged = self.staged
+        states = list(through_blocks(staged, weights, begun, self.calls[len(begun)]))
         hidden, labels = (item[:, :-1].flatten(0, 1) for item in (states[-1], teacher))
-        leaf = hidden.detach().requires_grad_()
-        total = torch.zeros((), device=hidden.device)
-        for part in parts(staged, len(leaf)):
-            logits = staged.head(leaf[None, part])
-            loss, slope = teacher_slope(logits, staged.logits(labels[None, part]), share * factor / len(leaf))
-            logits.backward(slope)
-            total += loss * (share / len(leaf))
+        total, slope = through_head(staged, hidden, labels, share)
         far = torch.stack([distance(own, full) for own, full in zip(states, wanted, strict=True)]).mean()
-        torch.autograd.backward([hidden, far * (self.weight * share * factor)], [leaf.grad, None])
+        scale = share * LOSS_SCALE.get(staged.compute_dtype, 1.0)
+        torch.autograd.backward([hidden, far * (self.weight * scale)], [slope, None])
         return total
-
-
-def through(weights: dict[str, Tensor], staged: StagedModel, hidden: Tensor, calls: tuple) -> list[Tensor]:
-    """Hidden states after every block."""
-    inside, states = f"{staged.layout.prefix}.", []
-    own: list[dict[str, Tensor]] = [{} for _ in calls]
-    for path, weight in weights.items():
-        block, _, name = path.removeprefix(inside).partition(".")
-        own[int(block)][f"{name}.weight"] = weight
-    for module, put, (args, kwargs) in zip(staged.blocks, own, calls, strict=True):
-        out = functional_call(module, put, (hidden, *args), kwargs)
-        hidden = out[0] if isinstance(out, tuple) else out
-        states.append(hidden)
-    return states
 
 
 def distance(own: Tensor, full: Tensor) -> Tensor:
     """Mean over tokens of the squared distance over the squared norm."""
     own, full = own.float(), full.float()
     return ((own - full).square().sum(-1) / full.square().sum(-1)).mean()
-
-
-RESAMPLED = partial(Resampled, share=0.3)
-STATES = partial(WithStates, weight=1.0)

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from apportion.bits import quantize as quantizing
 from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
+from apportion.bits.recipe import Recipe
+from apportion.bits.request import QuantizeRequest
 from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, TUNING, step_seconds
 from apportion.bits.time_left import BACKWARD, SHARED, foresee, tuning_step_s
 from apportion.core import progress as bars
@@ -15,6 +20,7 @@ from apportion.core.device import place
 from apportion.core.progress import expect, expect_units, forecast, progress, spent_s
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
+from apportion.models.structure import head_weights
 from tests.recipes import small
 
 
@@ -56,27 +62,44 @@ def test_bars_say_what_is_left_in_all(clock: list[float], capsys: pytest.Capture
 def test_units_that_are_done_tell_how_long_the_others_take(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Twice 100 steps were taken to last 2 s each; they last half a second, and one plan has them done already."""
+    """Twice 100 steps were taken to last 2 s each; they last half a second, and an earlier run did 50."""
     with forecast():
         expect("third", 60)
         expect("steps", 400, 200)
         with progress("steps", 100, "steps", done=50) as advance:
             clock[0] += 5
             advance(10)
-            assert capsys.readouterr().err.endswith("20s left, about 2m35s in all\n")  # 190 steps and the third
+            assert capsys.readouterr().err.endswith("20s left, about 2m10s in all\n")  # 140 steps and the third
             clock[0] += 20
             advance(40)
         with progress("fourth", 2, "units") as advance:
             clock[0] += 60
             advance()
-        assert capsys.readouterr().err.endswith("about 3m15s in all\n")  # 60 of its own, 60, 150 steps
-        expect_units("steps", 100)
+        assert capsys.readouterr().err.endswith("about 2m50s in all\n")  # 60 of its own, 60, 100 steps
+        expect_units("steps", 20)
         with progress("fourth", 2, "units") as advance:
             clock[0] += 60
             advance()
-        assert capsys.readouterr().err.endswith("about 2m50s in all\n")
+        assert capsys.readouterr().err.endswith("about 2m10s in all\n")
         expect_units("third", 5)
         assert bars._FORECAST.get().expected["third"] == 60  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("done", "made", "left_s"), [(100, 0, 200), (0, 25, 50), (75, 25, 50), (0, 100, 50)])
+def test_work_that_an_earlier_run_did_or_that_ended_early_is_not_to_come(
+    clock: list[float], done: int, made: int, left_s: float
+) -> None:
+    """Two plans of 100 steps, 2 s a step by guess and half a second in truth; what is left is the second plan."""
+    with forecast():
+        expect("steps", 400, 200)
+        with progress("steps", 100, "steps", done=done) as advance:
+            clock[0] += made / 2
+            advance(made)
+        assert bars._FORECAST.get().expected["steps"] == left_s  # type: ignore[union-attr]
+        with progress("steps", 100, "steps", done=50) as advance:
+            clock[0] += 25
+            advance(50)
+        assert bars._FORECAST.get().expected["steps"] == 0  # type: ignore[union-attr]
 
 
 def test_on_a_gpu_learning_takes_what_recorded_steps_take(
@@ -121,3 +144,17 @@ def test_what_a_search_took_tells_how_long_the_rest_takes(
     assert first[TUNING] == pytest.approx(60 * then[TUNING])
     assert then[TUNING] == pytest.approx(2 * 100 * BACKWARD)  # a step sees as many tokens as the text has
     assert then[COALITIONS] == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_steps_are_counted_with_the_heads_weights_tied_or_not(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(quantizing, "best_affordable", lambda *given, **named: seen.append((given, named)))
+    quantizer = quantizing.open_affordable(str(checkpoint(kind)), Recipe(), QuantizeRequest(device="cpu"))
+    config = quantizer.staged.model.config
+    ((given, named),) = seen
+    assert named["head"] == config.vocab_size * config.hidden_size
+    assert given[1] == sum(weight.numel() for weight in quantizer.staged.originals.values())
+    assert head_weights(torch.nn.Linear(2, 2)) == 0

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from apportion.core import graphs
 from apportion.core.graphs import record
 from tests.fake_cuda import Graph, Stream, install
 
@@ -25,6 +26,17 @@ def test_nothing_is_run_before_unless_asked_for(monkeypatch: pytest.MonkeyPatch)
     runs: list[int] = []
     record(lambda: runs.append(1), torch.device("cpu"))
     assert runs == [1]
+
+
+def test_memory_is_given_back_before_the_first_run_and_before_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    done: list[str] = []
+    monkeypatch.setattr(graphs, "free_memory", lambda device: done.append(f"free {device}"))
+    record(lambda: done.append("work"), torch.device("cpu"), first=lambda: done.append("first"), lean=True)
+    assert done == ["free cpu", "first", "free cpu", "work"]
+    done.clear()
+    record(lambda: done.append("work"), torch.device("cpu"), lean=True)
+    assert done == ["free cpu", "work"]
 
 
 def test_an_error_while_recording_ends_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from apportion.bits.rounding.tuning import require_tunable, tune
 from apportion.core.device import place
 from apportion.core.errors import InputError, OutOfMemoryError
 from apportion.formats import COMPRESSED_TENSORS, HQQ, grid_width
-from apportion.models import text as texts
 from apportion.models.load import load_staged
 from tests.tiny_models import KINDS
 
@@ -121,27 +120,6 @@ def test_what_the_model_writes_does_not_depend_on_the_global_seed(checkpoint):
     staged = load_staged(str(checkpoint("gemma2")), place("cpu", "float32"))
     first, again = (written_after(seed, staged) for seed in (1, 2))
     assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize("fits", [2, 0])
-def test_where_memory_runs_out_while_the_model_writes_it_writes_less_at_once(checkpoint, monkeypatch, fits):
-    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
-    honest, asked = texts.written_on, []
-
-    def limited(staged, prompt, *rest):
-        asked.append(len(prompt))
-        if len(prompt) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return honest(staged, prompt, *rest)
-
-    monkeypatch.setattr(texts, "written_on", limited)
-    if not fits:
-        with pytest.raises(OutOfMemoryError, match="a window of 24 tokens"):
-            lessons.written_by(staged, WINDOWS[:4], 5, seed=0)
-        return
-    written = lessons.written_by(staged, WINDOWS[:4], 5, seed=0)
-    assert torch.equal(written[:, :12], WINDOWS[[0, 1, 2, 3, 0], :12])
-    assert asked == [5, 2, 2, 1]
 
 
 def written_after(seed, staged):

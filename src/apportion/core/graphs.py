@@ -45,9 +45,9 @@ def record(
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):
-                if lean:  # what other streams keep is of no use on this one
-                    free_memory(str(device))
                 if first is not None:
+                    if lean:  # what other streams keep is of no use on this one
+                        free_memory(str(device))
                     first()
                 stream.synchronize()
                 if lean:

@@ -1,8 +1,10 @@
 """Where kernels are launched, and how their results are read."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from importlib.util import find_spec
+from os import environ
+from shutil import which
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -13,8 +15,13 @@ Made = TypeVar("Made")
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether kernels in Triton (which comes with torch for CUDA) run on a device."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether kernels in Triton (which comes with torch for CUDA and needs a C compiler) run on a device."""
+    return device.type == "cuda" and can_compile()
+
+
+@cache
+def can_compile() -> bool:
+    return find_spec("triton") is not None and any(map(which, (environ.get("CC", "gcc"), "gcc", "clang")))
 
 
 def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -34,8 +41,6 @@ def on_its_device(launch: Callable[P, Made]) -> Callable[P, Made]:
     def launched(*given: P.args, **named: P.kwargs) -> Made:
         first = given[0]
         assert isinstance(first, Tensor)
-        if not first.is_cuda:  # Triton's interpreter
-            return launch(*given, **named)
         with torch.cuda.device(first.device):
             return launch(*given, **named)
 

@@ -67,7 +67,8 @@ def expect(label: str, seconds: float, units: int = 0) -> None:
     """Say how long all work under a label will take from now on; without a forecast nothing happens.
 
     Args:
-        units: of that work in all, if they are known: then the rate of what is done of them tells the time of the rest.
+        units: the totals of all bars of that work together, if known: then the rate of what is done tells the time of
+            the rest.
     """
     if (known := _FORECAST.get()) is not None:
         known.expected[label], known.units[label] = seconds, units
@@ -151,17 +152,18 @@ class _Meter:
         own = max(left, known.expected.get(self.label, 0.0) - elapsed)
         made = self.count - self.first
         if made and known.units.get(self.label):
-            own = max(left, (known.units[self.label] - made) * elapsed / made)
+            own = max(left, (known.units[self.label] - self.count) * elapsed / made)
         return f", about {clock(others + own)} in all"
 
     def close(self) -> None:
         if (known := _FORECAST.get()) is not None:
             took = time.monotonic() - self.start
             known.spent[self.label] = known.spent.get(self.label, 0.0) + took
-            made = self.count - self.first
-            if made and known.units.get(self.label):
-                known.units[self.label] = max(0, known.units[self.label] - made)
-                known.expected[self.label] = known.units[self.label] * took / made
+            made, units = self.count - self.first, known.units.get(self.label, 0)
+            if units:  # this bar's are over, whether an earlier run did them or they were left out
+                each = took / made if made else known.expected[self.label] / units
+                known.units[self.label] = max(0, units - self.total)
+                known.expected[self.label] = known.units[self.label] * each
             elif self.label in known.expected:
                 known.expected[self.label] = max(0.0, known.expected[self.label] - took)
         if self.terminal and self.wait != SHOW_AFTER_S:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from apportion.core.launch import has_kernels
 
-SETS = 3  # of logits with a teacher: the model's, the teacher's, their softmax
+SETS = 3  # of logits with a teacher: the model's, the teacher's, their softmax (which kernels do not make)
 
 
+@torch.no_grad()
 def token_nll(
     logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens"]:
@@ -23,6 +24,7 @@ def token_nll(
     return nn.functional.cross_entropy(flat.float(), labels, reduction="none").view(logits.shape[:2])
 
 
+@torch.no_grad()
 def teacher_nll(
     logits: Float[Tensor, "batch tokens vocabulary"], wanted: Float[Tensor, "batch tokens vocabulary"]
 ) -> Float[Tensor, "batch tokens"]:
@@ -40,7 +42,7 @@ def teacher_nll(
 def teacher_slope(
     logits: Float[Tensor, "batch tokens vocabulary"], wanted: Float[Tensor, "batch tokens vocabulary"], factor: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch tokens vocabulary"]]:
-    """`teacher_nll` summed, and its gradient times a factor, softmax(logits) - softmax(wanted), in the dtype of logits.
+    """`teacher_nll` summed, and its gradient times a factor, softmax(logits) - softmax(wanted), in the dtype of both.
 
     By hand: a third of the passes over the vocabulary that autograd would make. The wanted logits may be overwritten.
     """

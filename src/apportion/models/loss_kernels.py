@@ -39,7 +39,9 @@ def text_kernel(logits, targets, losses, vocabulary, SIZE: tl.constexpr):  # typ
         place = first + column
         value = tl.load(own + place, mask=place < vocabulary, other=LOWEST).to(tl.float32)
         top, total = more(value, top, total)
-    right = tl.load(own + tl.load(targets + row)).to(tl.float32)
+    target = tl.load(targets + row)
+    known = (target >= 0) & (target < vocabulary)
+    right = tl.load(own + target, mask=known, other=float("nan")).to(tl.float32)
     tl.store(losses + row, log_sum(top, total) - right)
 
 
@@ -71,7 +73,7 @@ def teacher_kernel(  # type: ignore[no-untyped-def]
 
 @on_its_device
 def text_nll(logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-    """Negative log-likelihood of each target, float32."""
+    """Negative log-likelihood of each target, float32; NaN for a target that is no word."""
     logits, targets = logits.contiguous(), targets.contiguous()
     losses = torch.empty(len(logits), device=logits.device)
     if len(logits):
@@ -97,6 +99,8 @@ def teacher_slope(
 
 
 def of_teacher(logits: Tensor, wanted: Tensor, factor: float, *, slope: bool) -> Tensor:
+    assert logits.shape == wanted.shape, "logits and wanted ones are of several vocabularies"
+    assert logits.dtype == wanted.dtype, "logits and wanted ones are of several dtypes"
     losses = torch.empty(len(logits), device=logits.device)
     if len(logits):
         teacher_kernel[(len(logits),)](

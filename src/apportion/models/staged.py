@@ -34,7 +34,6 @@ from apportion.models.calls import (
 )
 from apportion.models.embedded import KEPT_BYTES, Embedded, EmbeddedTexts, in_place
 from apportion.models.loss import mean_nll
-from apportion.models.loss import token_nll as token_nll
 from apportion.models.origin import Origin, foreign, origin_of_model, own_weights
 from apportion.models.parameters import cast_parameters, parameter_digest, swapped
 from apportion.models.structure import Layout, find_layout

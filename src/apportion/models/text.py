@@ -1,8 +1,9 @@
 """Text to token windows: from a file, or sampled from the model itself."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,9 @@ def sample_calibration(
     if start is None:
         raise InputError("--calibration: missing, and the tokenizer has no beginning-of-text to sample from")
     prompt = torch.full((windows, 1), start, dtype=torch.long)
-    ids = written_on(staged, prompt, window_tokens + hidden, start, seed)
+    remedy = "give a calibration text, or use smaller --window-tokens or --device cpu"
+    seeds = (seed if part == 0 else derived_seed(seed, "part", part) for part in count())
+    ids = in_parts(staged, prompt, window_tokens + hidden, start, seeds, windows, remedy)
     begun = not hidden and start == tokenizer.bos_token_id
     return Windows(ids[:, hidden:].contiguous(), "sampled from the model itself", bos=begun)
 
@@ -223,22 +226,41 @@ def continue_windows(
 
     Cost: for every `at_once` windows a forward pass of one token each, `window_tokens` times.
     """
-    found: list[Tensor] = []
-    left = beginnings
+    remedy = "use smaller --window-tokens, fewer steps of --tune, --tune-scales, or --device cpu"
+    seeds = (derived_seed(seed, "part", part) for part in count())
+    return in_parts(staged, beginnings, window_tokens, 0, seeds, at_once, remedy)
+
+
+def in_parts(
+    staged: StagedModel,
+    prompts: Int[Tensor, "windows beginning"],
+    window_tokens: int,
+    pad: int,
+    seeds: Iterator[int],
+    at_once: int,
+    remedy: str,
+) -> Int[Tensor, "windows tokens"]:
+    """`written_on` for so many windows at once, half as many whenever memory runs out.
+
+    Args:
+        seeds: one for each part, the same of a part that is tried again with fewer windows.
+        remedy: what the error says where one window does not fit.
+    """
+    found, left, seed = [prompts.new_empty(0, window_tokens)], prompts, next(seeds)
     while len(left):
         part, ran_out = left[:at_once], False
         try:
-            found.append(written_on(staged, part, window_tokens, 0, derived_seed(seed, "part", len(found))))
+            found.append(written_on(staged, part, window_tokens, pad, seed))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             ran_out = True
         if not ran_out:
-            left = left[len(part) :]
+            left, seed = left[len(part) :], next(seeds)
         elif len(part) == 1:
             raise OutOfMemoryError(
                 f"a window of {window_tokens} tokens does not fit into memory while the model writes it",
-                "give a calibration text, smaller --window-tokens, or --device cpu",
+                remedy,
             )
         else:
             at_once = len(part) // 2

@@ -5,6 +5,7 @@ are made in parts of at most LOGIT_BYTES, each with its own backward pass to the
 150 thousand, logits and their gradients would otherwise be most of the memory.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,7 +19,10 @@ from apportion.models.calls import Call
 from apportion.models.loss import teacher_slope
 from apportion.models.staged import StagedModel
 
-LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 1 << 29}  # float32 logits in flight, of which about four copies exist at once
+LOGIT_BYTES = {
+    "cpu": 64 << 20,
+    "cuda": 1 << 29,
+}  # float32 logits in flight; on a CPU four copies
 WEIGHT_BYTES = 32  # of learning one weight: position, its gradient, two moments of Adam; decoded, its gradient; copies
 
 
@@ -61,18 +65,29 @@ def predictions_gradient(
         begun, calls: hidden states before block 0, and the call of every block (`StagedModel.begin`).
         teacher: full precision's hidden states after the last block.
     """
-    hidden = through_blocks(staged, weights, begun, calls)[:, :-1].flatten(0, 1)
-    wanted = teacher[:, :-1].flatten(0, 1)
+    last = deque(through_blocks(staged, weights, begun, calls), maxlen=1).pop()
+    hidden, wanted = (states[:, :-1].flatten(0, 1) for states in (last, teacher))
+    loss, slope = through_head(staged, hidden, wanted, share)
+    hidden.backward(slope)
+    return loss
+
+
+def through_head(
+    staged: StagedModel,
+    hidden: Float[Tensor, "tokens hidden"],
+    teacher: Float[Tensor, "tokens hidden"],
+    share: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens hidden"] | None]:
+    """Cross-entropy to the teacher times `share`, and its gradient for the hidden states after the last block."""
     leaf = hidden.detach().requires_grad_()
     total = torch.zeros((), device=hidden.device)
     factor = share * LOSS_SCALE.get(staged.compute_dtype, 1.0) / len(leaf)
     for part in parts(staged, len(leaf)):
         logits = staged.head(leaf[None, part])
-        loss, slope = teacher_slope(logits, staged.logits(wanted[None, part]), factor)
+        loss, slope = teacher_slope(logits, staged.logits(teacher[None, part]), factor)
         logits.backward(slope)
         total += loss * (share / len(leaf))
-    hidden.backward(leaf.grad)
-    return total
+    return total, leaf.grad
 
 
 def through_blocks(
@@ -80,8 +95,8 @@ def through_blocks(
     weights: dict[str, Tensor],
     hidden: Float[Tensor, "windows tokens hidden"],
     calls: Sequence[Call],
-) -> Float[Tensor, "windows tokens hidden"]:
-    """Hidden states after the last block with these weights, differentiable."""
+) -> Iterator[Float[Tensor, "windows tokens hidden"]]:
+    """Hidden states after every block with these weights, differentiable."""
     inside = f"{staged.layout.prefix}."
     own: list[dict[str, Tensor]] = [{} for _ in calls]
     for path, weight in weights.items():
@@ -90,7 +105,7 @@ def through_blocks(
     for module, put, (args, kwargs) in zip(staged.blocks, own, calls, strict=True):
         out = functional_call(module, put, (hidden, *args), kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
-    return hidden
+        yield hidden
 
 
 def parts(staged: StagedModel, tokens: int) -> Iterator[slice]:
