@@ -9,7 +9,7 @@ aside choose the state, the test text's perplexity stands beside it and decides 
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from apportion.bits.rounding import full_precision_hidden, round_plan, rounding_
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.distil import Predictions
 from apportion.bits.rounding.latent import Latents, Make
-from apportion.bits.rounding.lesson import Lesson, batch_of, loss_of, parted, written_by
+from apportion.bits.rounding.lesson import BEGINNING, Lesson, batch_of, loss_of, parted, written_by
 from apportion.bits.rounding.looks import Looks
 from apportion.core.artifact import Json, write_json
 from apportion.core.device import place
@@ -65,7 +65,8 @@ class Variant:
     block_make: Make | None = None
     rounding: str = "gptq"
     own: int = 2048
-    words: bool = False  # every other window of its own goes on from one token (the text's or the beginning)
+    beginnings: tuple[int, ...] = (BEGINNING,)  # tokens of text that its windows go on from, in turn
+    halves: bool = False  # half of each batch is the text's, however much the model wrote
     norms: float = 0.0
     batch_share: float = 1.0
     task: Callable[[StagedModel, Lesson], Predictions] = Predictions
@@ -93,9 +94,12 @@ VARIANTS = [
     Variant("rate .002, hidden states too", make=straight(0.002), steps=2 * LONG, task=WithStates),
     Variant("rate .002, more own text", make=straight(0.002), steps=2 * LONG, own=8192),
     Variant("rate .003, more own text", make=straight(0.003), steps=LONG, own=8192),
-    Variant("rate .003, more own text, from words too", make=straight(0.003), steps=LONG, own=8192, words=True),
+    Variant("rate .003, from words too", make=straight(0.003), steps=LONG, own=8192, beginnings=(BEGINNING, 1)),
     Variant("rate .003, most own text", make=straight(0.003), steps=LONG, own=32768),
     Variant("rate .002, most own text", make=straight(0.002), steps=2 * LONG, own=32768),
+    Variant("rate .003, half of each batch the text's", make=straight(0.003), steps=LONG, own=8192, halves=True),
+    Variant("rate .003, from half windows", make=straight(0.003), steps=LONG, own=8192, beginnings=(256,)),
+    Variant("rate .003, both", make=straight(0.003), steps=LONG, own=8192, beginnings=(256,), halves=True),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
@@ -107,7 +111,7 @@ class Bench:
     staged: StagedModel
     judge: Judge
     text: Tensor
-    own_text: Callable[[bool], Tensor]
+    own_text: Callable[[tuple[int, ...]], Tensor]
     starts: Callable[[str], dict[str, GridWeight]]
     seconds: float
     taught: int | None = None
@@ -136,7 +140,7 @@ class Bench:
         }  # fmt: skip
         task, waiting = variant.task(staged, lesson), [*LOOKS]
         descent.began = time.monotonic()
-        for step, batch in enumerate(batches(len(lesson.windows), size, variant.steps, 0), start=1):
+        for step, batch in enumerate(batches_of(lesson, size, variant), start=1):
             loss = descent.step(task, batch)
             over = descent.progress
             if over < waiting[0]:
@@ -188,11 +192,20 @@ class Bench:
         """The text, and what the model wrote; aside is the same for all variants."""
         staged = self.staged
         kept, taught = parted(self.text, LONG, 0, batch_of(staged, self.text))
-        own = self.own_text(variant.words)[: variant.own] if variant.own else taught[:0]
+        own = self.own_text(variant.beginnings)[: variant.own] if variant.own else taught[:0]
         windows = torch.cat([taught[: self.taught], own])
         staged.restore()
         hidden, kept_hidden = (full_precision_hidden(staged, item) for item in (windows, kept))
         return Lesson(windows, hidden, kept, kept_hidden, LONG, 0, True, len(own))
+
+
+def batches_of(lesson: Lesson, size: int, variant: Variant) -> Iterator[Tensor]:
+    """What each step learns from: all windows alike, or half of it the text's and half the model's own."""
+    given, half = len(lesson.windows) - lesson.own, size // 2
+    if not variant.halves:
+        return batches(len(lesson.windows), size, variant.steps, 0)
+    pairs = zip(batches(given, half, variant.steps, 0), batches(lesson.own, size - half, variant.steps, 1), strict=True)
+    return (torch.cat([text, own + given]) for text, own in pairs)
 
 
 def main() -> None:
@@ -259,19 +272,18 @@ def bench_of(asked: argparse.Namespace) -> Bench:
         found: dict[str, GridWeight] = kept[name]
         return found
 
-    def own_text(words: bool) -> Tensor:
-        name = f"own text, {words}"
+    def own_text(beginnings: tuple[int, ...]) -> Tensor:
+        name = f"own text from {', '.join(map(str, beginnings))} tokens"
         if name not in kept:
             began = time.monotonic()
             staged.restore()
             taught = parted(text, LONG, 0, batch_of(staged, text))[1]
-            halves = (
-                [written_by(staged, taught, asked.own // 2, 1, beginning) for beginning in (16, 1)] if words else []
-            )
-            kept[name] = torch.stack(halves, 1).flatten(0, 1) if words else written_by(staged, taught, asked.own, 0)
+            each = asked.own // len(beginnings)
+            found = [written_by(staged, taught, each, part, tokens) for part, tokens in enumerate(beginnings)]
+            kept[name] = torch.stack(found, 1).flatten(0, 1)
             print(f"{name}: written in {time.monotonic() - began:.1f} s", flush=True)
-        found: Tensor = kept[name]
-        return found
+        own: Tensor = kept[name]
+        return own
 
     judge = Judge(staged, windows_of(asked.text, tokenizer, asked.window_tokens)[: asked.judged])
     return Bench(staged, judge, text, own_text, starts, asked.seconds, asked.taught)
