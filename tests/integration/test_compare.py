@@ -320,8 +320,8 @@ def test_the_exhaustive_optimum_is_asked_for_by_name_only(text_file: Path) -> No
     assert set(DEFAULT) | {"optimum"} == set(METHODS)
 
 
-def test_a_run_embeds_each_of_its_two_texts_once(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+def test_a_run_embeds_each_of_its_three_texts_once(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
     ask, recipe = ask_for(text_file, methods=("one-at-a-time", "greedy", "auto"), curve=False)
     result = compare(str(checkpoint("llama", blocks=3)), tmp_path / "out", ask, recipe)
     assert result["execution"]["engine"] == "plain"
-    assert result["execution"]["embeddings"] == 3  # the calibration text, the held-out text, the window of the check
+    assert result["execution"]["embeddings"] == 4  # calibration, auto's judges, held-out text, the check's window

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apportion.bits.compare.elsewhere import Elsewhere
 from apportion.bits.compare.methods import DEFAULT, METHODS, Choice, Context, require_methods
 from apportion.bits.compare.optimum import Exhaustive, require_exhaustible
 from apportion.bits.compare.page import write_page
@@ -162,7 +163,10 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     folder = out / "samples"
     with quantizer.game(folder, resume=True) as game:
         samples = sample(game, folder, quantizer.orders())
-        context = Context(game, samples, out, ask.alpha, recipe.seed)
+        elsewhere = (
+            Elsewhere.of(quantizer, judging, game.text, out / "auto-judges.log") if "auto" in ask.methods else None
+        )
+        context = Context(game, samples, out, ask.alpha, recipe.seed, elsewhere=elsewhere)
         budgets = budgets_of(samples.costs, ask)
         chosen = {name: chosen_by(name, context, budgets) for name in ask.methods}
         exhaustive = context.exhaustive if "optimum" in ask.methods else None
@@ -173,6 +177,7 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     result |= {
         "optimum": summary(exhaustive) if exhaustive is not None else None,
         "execution": {**execution, "embeddings": quantizer.staged.embeddings},
+        "auto_judged_on": elsewhere.judges.told if elsewhere is not None else None,
     }
     result["seconds"] = time.monotonic() - run["began"]
     return finish(out, result, chosen)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from apportion.bits.compare.elsewhere import Elsewhere
 from apportion.bits.compare.greedy import demotion_path, first_within
 from apportion.bits.compare.optimum import Exhaustive, exhaust
 from apportion.bits.compare.scores import activation, lim, llm_mq, one_at_a_time, zd
@@ -53,6 +54,7 @@ class Context:
         alpha: shrinkage of coopq's covariance. seed: of random plans.
         asked: coalitions that methods asked for so far, whether or not they were known already.
         allowed: evaluations that `auto` may ask for, of all budgets.
+        elsewhere: where its best few plans of a budget meet; None: its best plan on the search's own windows is kept.
     """
 
     game: MeasuredGame
@@ -62,6 +64,7 @@ class Context:
     seed: int = 0
     asked: set[Assignment] = field(default_factory=set)
     allowed: int = 2000
+    elsewhere: Elsewhere | None = None
 
     @contextmanager
     def measuring(self, log: str = "calibration") -> Iterator[Game]:
@@ -127,10 +130,11 @@ def random_plan(context: Context, budget: Budget, draw: int) -> Assignment:
 
 
 def auto(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
-    """Plans found by measuring, `context.allowed` evaluations for all budgets together."""
+    """Plans found by measuring, `context.allowed` evaluations for all budgets together; the best few meet elsewhere."""
     with context.measuring("auto") as game:
         found, _ = search(game, context.samples, budgets, evaluations=context.allowed, seed=context.seed)
-    return [(item.assignment,) for item in found]
+    kept = [item.assignment for item in found] if context.elsewhere is None else context.elsewhere.choose(found)
+    return [(item,) for item in kept]
 
 
 def optimum(context: Context, budgets: Sequence[Budget]) -> list[Choice]:
