@@ -221,6 +221,7 @@ def main() -> None:
     rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
     with bench.staged.in_place(bench.starts("gptq")):
         rows.append({"variant": "untuned gptq", **bench.judge.judge()})
+    rows[-1] |= bench.met(bench.starts("gptq"), bench.lesson(Variant("the text alone", own=0)))
     print(rows, f"{time.monotonic() - began:.1f} s", flush=True)
 
     def tell(row: Json) -> None:

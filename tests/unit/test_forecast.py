@@ -157,4 +157,4 @@ def test_steps_are_counted_with_the_heads_weights_tied_or_not(
     ((given, named),) = seen
     assert named["head"] == config.vocab_size * config.hidden_size
     assert given[1] == sum(weight.numel() for weight in quantizer.staged.originals.values())
-    assert head_weights(torch.nn.Linear(2, 2)) == 0
+    assert head_weights(torch.nn.Linear(2, 2), "") == 0

@@ -153,7 +153,7 @@ def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantiz
     """`open_model`, with what the recipe leaves open as the machine affords it."""
     staged, tokenizer = load_full(model, place(ask.device, ask.dtype), trust_remote_code=ask.trust_remote_code)
     device, weights = staged.placement.device, sum(weight.numel() for weight in staged.originals.values())
-    head = head_weights(staged.model)
+    head = head_weights(staged.model, staged.layout.head)
     choice = best_affordable(device, weights, free_bytes(device), head=head, fast=ask.fast) if recipe.open else None
     return Quantizer(staged, tokenizer, recipe, choice)
 

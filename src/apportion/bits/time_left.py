@@ -43,5 +43,6 @@ def tuning_step_s(quantizer: Quantizer, text_s: float) -> float:
     recipe, staged = quantizer.recipe, quantizer.staged
     kind = staged.placement.device.split(":")[0]
     if kind == "cuda":
-        return step_seconds(sum(item.numel() for item in staged.originals.values()) + head_weights(staged.model))
+        weights = sum(item.numel() for item in staged.originals.values())
+        return step_seconds(weights + head_weights(staged.model, staged.layout.head))
     return BACKWARD * text_s * BATCH_TOKENS[kind] / (recipe.windows * recipe.window_tokens)

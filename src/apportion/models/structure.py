@@ -121,10 +121,9 @@ def head_of(model: Any) -> str:
     return next((name for name, item in model.named_modules() if item is module), "")
 
 
-def head_weights(model: Any) -> int:
-    """Weights of the output head; 0 where there is none."""
-    path = head_of(model)
-    return int(model.get_parameter(f"{path}.weight").numel()) if path else 0
+def head_weights(model: Any, head: str) -> int:
+    """Weights of the output head, by its module path; 0 where there is none."""
+    return int(model.get_parameter(f"{head}.weight").numel()) if head else 0
 
 
 def linear_names(block: nn.Module) -> list[str]:
