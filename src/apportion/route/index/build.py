@@ -146,10 +146,8 @@ def _change(folder: Path, state: str, collection: Collection, work: Work) -> Bm2
 def _publish(folder: Path, state: str, collection: Collection) -> None:
     target = folder / state
     write_json(target / "terms.json", dict(sorted(collection.term_counts.items())))
-    for lock in target.glob(".tantivy-*.lock"):
-        lock.unlink()
     small = [f"{state}/{name}" for name in ("meta.json", "terms.json")]
-    segments = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.name not in _REWRITTEN}
+    segments = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if _is_segment(path)}
     content = {
         "kind": KIND,
         "retriever": "bm25",
@@ -163,6 +161,11 @@ def _publish(folder: Path, state: str, collection: Collection) -> None:
     for other in folder.glob("bm25-*"):
         if other.name != state:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_segment(path: Path) -> bool:
+    """Locks are not: a thread of tantivy's, which looks at `meta.json`, makes one at any time."""
+    return path.name not in _REWRITTEN and path.suffix != ".lock"
 
 
 def _create_tantivy(target: Path) -> Any:
