@@ -27,6 +27,7 @@ from apportion.route.profile import Question, run_profile
 from apportion.route.profile.preflight import look
 from apportion.route.profile.records import Measured, question_key
 from apportion.route.router import Weights
+from apportion.serve.turns import ASKED_AGAIN
 from tests.integration.serving import logged, serving
 from tests.integration.tiny_model import make_tiny_model
 from tests.integration.upstream_stub import Json, Stub, upstream
@@ -119,6 +120,25 @@ def test_what_was_recorded_before_it_could_be_asked_again_is_asked_anew_and_noth
     report = run_profile(QUESTIONS, setup, tmp_path / "old.parquet", resume=True, unloaded=0)
     assert (report.resumed, len(stub.bodies), len(second_turns(stub))) == (12, 8, 4)
     assert rows_of(tmp_path / "old.parquet")["q0", "cot"]["rule"] == "asked again"
+
+
+def test_a_second_turn_that_the_server_failed_is_asked_for_with_resume(
+    stub: Stub, setup: Setup, tmp_path: Path
+) -> None:
+    def failing(messages: list[Json]) -> str:
+        if messages[-1]["content"] == AGAIN["short"]:
+            raise RuntimeError("the stub fails, as it was told")
+        return reply(messages)
+
+    stub.reply = failing
+    report = run_profile(QUESTIONS, setup, tmp_path / "p.parquet", unloaded=0)
+    assert (report.failed, report.unmatched, report.pipelines["cot"].answers) == (0, 4, 4)
+    assert any("asked for once more, which failed" in said for said in report.weaker)
+    stub.reply = reply
+    stub.bodies.clear()
+    report = run_profile(QUESTIONS, setup, tmp_path / "p.parquet", resume=True, unloaded=0)
+    assert (report.resumed, len(stub.bodies), len(second_turns(stub))) == (12, 8, 4)
+    assert (report.unmatched, report.weaker) == (0, ())
 
 
 def test_an_empty_second_turn_counts_as_one_before_the_run_as_after_it() -> None:
@@ -227,6 +247,7 @@ def test_second_turns_are_one_batch_and_one_that_fails_spoils_no_other(too_long:
     found = complete(llm, prompts, asked)
     assert llm.sizes == sizes
     failed = [one.weaker != () for one in found]
+    assert not any(one.unserved for one in found), "a prompt that is too long is so the next time too"
     assert failed == [False, bool(too_long), False]
     assert [one.total.prompt_tokens for one in found] == [10, 5 if too_long else 10, 10]
 
@@ -312,6 +333,8 @@ def said(client: openai.OpenAI, streamed: bool, **options: Any) -> tuple[str, li
         return whole["choices"][0]["message"]["content"], [whole["choices"][0]["finish_reason"]], whole["usage"]
     asked = {"model": "auto", "messages": ASKED, "stream": True, "stream_options": {"include_usage": True}}
     chunks = [one.model_dump() for one in client.chat.completions.create(**asked, **options)]
+    told = [one["apportion"]["weaker"] for one in chunks if one.get("apportion")]
+    assert ("once more" in json.dumps(told[-1])) == (ASKED_AGAIN in json.dumps(logged(client)[-1]["weaker"]))
     choices = [one["choices"][0] for one in chunks if one["choices"]]
     ends = [one["finish_reason"] for one in choices if one["finish_reason"]]
     assert choices[-1]["finish_reason"] == ends[-1]

@@ -1,7 +1,8 @@
 """An upstream's stream passed on to a client, counted on the way.
 
-Events pass as the bytes they are, except the first (which gets the decision), those with usage (counted, and shown only
-to a client that asked for it) and those with `<think>` (which moves into `reasoning_content`). Comments pass too.
+Events pass as the bytes they are, except the first (which gets the decision), those at the end (which get what came to
+be weaker since), those with usage (counted, and shown only to a client that asked for it) and those with `<think>`
+(which moves into `reasoning_content`). Comments pass too.
 Where reasoning ends without an answer, the end is held back until the second turn has been made and sent.
 """
 
@@ -47,6 +48,7 @@ class Relay:
         self._kept: list[bytes] = []  # events with content, while a second turn is possible
         self._last: dict[str, Any] | None = None  # the chunk with the end, held back
         self._second = Spent()
+        self._told: tuple[str, ...] = ()  # of what made the outcome weaker
 
     async def events(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The client's bytes, one block for each block that the upstream sent; then usage and the end.
@@ -110,7 +112,7 @@ class Relay:
         if self._stamp is None:
             self._outcome.first_ms = self._elapsed_ms()
             self._stamp = {name: found.get(name) for name in ("id", "object", "created", "model")}
-            found["apportion"] = self._decided.public()
+            found["apportion"] = {**self._decided.public(), **self._weaker()}
         found = self._apart(found)
         if self.second_turn is None or not any(one.get("finish_reason") for one in _choices(found)):
             return self._keep(event(found))
@@ -129,11 +131,11 @@ class Relay:
         message = {name: "".join(_texts(self._kept, name)) for name in ("content", "reasoning_content")}
         added = await self.second_turn.after(message, self._outcome.finish, self._counted)
         if added is None:
-            return event(last)
+            return event({**last, **self._news()})
         self._second, self._outcome.finish = added.spent, added.finish
         more = [{**one, "delta": {"content": f"\n\n{added.text}"}, "finish_reason": None} for one in last["choices"]]
         ends = [{**one, "finish_reason": added.finish} for one in last["choices"]]
-        return event({**last, "choices": more}) + event({**last, "choices": ends})
+        return event({**last, "choices": more}) + event({**last, "choices": ends, **self._news()})
 
     def _apart(self, found: dict[str, Any]) -> dict[str, Any]:
         """The chunk with its thinking apart."""
@@ -155,7 +157,16 @@ class Relay:
         self.settle()
         if not self._include_usage or self._stamp is None:
             return DONE
-        return event({**self._stamp, "choices": [], "usage": usage(self._decided, self._outcome.spent)}) + DONE
+        used = usage(self._decided, self._outcome.spent)
+        return event({**self._stamp, "choices": [], "usage": used, **self._news()}) + DONE
+
+    def _weaker(self) -> dict[str, list[str]]:
+        self._told = self._outcome.weaker
+        return {"weaker": [*self._decided.weaker, *self._told]}
+
+    def _news(self) -> dict[str, Any]:
+        """The field of a later chunk: all that is weaker, where more is since it was last told."""
+        return {"apportion": self._weaker()} if self._outcome.weaker != self._told else {}
 
 
 def _choices(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from apportion.route.ask.strategy import STRATEGIES, USES_COT
 from apportion.route.llm.protocol import LLM, Completion, Request
 
 LINE_CHARS = 80  # an answer without its "Answer:" is one line, not longer
+Failed = ServiceError | PromptTooLongError
 _LIMITS: dict[Kind, int] = {"short": 32, "yes_no": 12, "number": 24}  # new tokens of the second turn
 
 
@@ -28,12 +29,14 @@ class Answered:
         first: the completion of its request. extracted: the answer, in the second turn where there was one.
         second: what was said when it was asked once more; None where it was not.
         weaker: why the second turn brought nothing, where it failed.
+        unserved: it failed at the server, and may not if it is made another time.
     """
 
     first: Completion
     extracted: Extracted
     second: Completion | None = None
     weaker: tuple[str, ...] = ()
+    unserved: bool = False
 
     @property
     def shown(self) -> str:
@@ -111,10 +114,11 @@ def second_turn(strategy: str, prompt: Prompt, request: Request, answered: Answe
     return replace(turns, max_tokens=limit, thinking=False, logprobs=False)
 
 
-def with_second(prompt: Prompt, answered: Answered, said: Completion | str) -> Answered:
+def with_second(prompt: Prompt, answered: Answered, said: Completion | Failed) -> Answered:
     """The same with what the second turn brought: a completion, or why it failed."""
-    if isinstance(said, str):
-        return replace(answered, weaker=(f"the answer was asked for once more, which failed: {said}",))
+    if not isinstance(said, Completion):
+        reason = f"the answer was asked for once more, which failed: {said.problem}"
+        return replace(answered, weaker=(reason,), unserved=isinstance(said, ServiceError))
     found = read_second(prompt, said)
     return replace(answered, second=said, extracted=found or answered.extracted)
 
@@ -134,7 +138,7 @@ def read_second(prompt: Prompt, said: Completion) -> Extracted | None:
     return None
 
 
-def _said(llm: LLM, turns: list[Request]) -> list[Completion | str]:
+def _said(llm: LLM, turns: list[Request]) -> list[Completion | Failed]:
     """Completions of second turns; where the call fails, one by one, each with its reason."""
     if not turns:
         return []
@@ -142,5 +146,5 @@ def _said(llm: LLM, turns: list[Request]) -> list[Completion | str]:
         return list(llm.complete(turns))
     except (ServiceError, PromptTooLongError) as error:
         if len(turns) == 1:
-            return [error.problem]
+            return [error]
         return [said for one in turns for said in _said(llm, [one])]

@@ -99,6 +99,7 @@ def _record(asked: _Asked, answered: Answered, setup: Setup) -> Record:
         "asked_as": really,
         "completion": completion.text,
         "again": None if answered.second is None else answered.second.text,
+        "unserved": answered.unserved,
         "thought_chars": len(completion.thinking_text),
         "finish": completion.finish,
         "passages": [one.id for one in shown],

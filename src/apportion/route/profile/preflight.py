@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from apportion.route.ask.extraction import FAILED
 from apportion.route.ask.strategy import STRATEGIES, USES_COT
 from apportion.route.profile.questions import Question
-from apportion.route.profile.records import Measured, Record, question_key
+from apportion.route.profile.records import Measured, Record
 from apportion.route.profile.scoring import score
 
 QUESTIONS = 8
@@ -63,11 +63,7 @@ def look(questions: Sequence[Question], measured: Measured, *, has_chat_template
     warnings = [] if has_chat_template else ["the model has no chat template: prompts are plain text"]
     samples: list[str] = []
     for strategy, reasons in zip(STRATEGIES, USES_COT, strict=True):
-        pairs = [
-            (one, measured.records[question_key(one), strategy])
-            for one in questions
-            if measured.is_done(question_key(one), strategy)
-        ]
+        pairs = [(one, record) for one in questions if (record := measured.answer(one, strategy)) is not None]
         if not pairs:
             continue
         shares[strategy], told, shown = _pipeline(strategy, pairs, reasons)

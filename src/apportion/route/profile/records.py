@@ -24,11 +24,15 @@ def question_key(question: Question) -> str:
 
 
 def is_unasked(record: Record) -> bool:
-    """Whether reasoning without an answer was recorded before such answers were asked for once more.
+    """Whether reasoning without an answer was not asked for it: recorded before that was done, or the call failed.
 
     >>> is_unasked({"strategy": "cot", "rule": "last line"}), is_unasked({"strategy": "cot", "rule": "pattern"})
     (True, False)
+    >>> is_unasked({"strategy": "cot", "rule": "last line", "again": None, "unserved": True})
+    True
     """
+    if record.get("unserved"):
+        return True
     reasons = record["strategy"] in STRATEGIES and USES_COT[STRATEGIES.index(record["strategy"])]
     return reasons and record.get("rule") in FAILED and "again" not in record
 
@@ -48,8 +52,12 @@ class Measured:
 
     def answers(self, questions: Sequence[Question], strategy: str) -> list[Record]:
         """The records of a strategy that did not fail."""
-        keys = [question_key(one) for one in questions]
-        return [self.records[key, strategy] for key in keys if self.is_done(key, strategy)]
+        return [record for one in questions if (record := self.answer(one, strategy)) is not None]
+
+    def answer(self, question: Question, strategy: str) -> Record | None:
+        """What a question was answered, finished or to be asked for once more; None where that failed or never ran."""
+        record = self.records.get((question_key(question), strategy))
+        return record if record is not None and record.get("error") is None else None
 
     def alone(self) -> list[Record]:
         """The records of answers that were timed alone."""
