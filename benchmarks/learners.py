@@ -249,6 +249,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=1024)
     parser.add_argument("--window-tokens", type=int, default=512)
     parser.add_argument("--judged", type=int, default=128, help="windows of the test text")
+    parser.add_argument("--rounding-windows", type=int, default=128, help="of the text, that gptq is calibrated on")
     parser.add_argument("--taught", type=int, help="windows of the text that are learned from, at most")
     parser.add_argument("--own", type=int, default=0, help="windows that the model writes; 0: the variant's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="of learning in each row; 0: all steps")
@@ -268,7 +269,7 @@ def bench_of(asked: argparse.Namespace) -> Bench:
         if name not in kept:
             began = time.monotonic()
             widths = dict.fromkeys(staged.originals, grid_width(asked.bits, GROUP))
-            kept[name] = round_plan(staged, rounding_named(name), widths, text[:128])
+            kept[name] = round_plan(staged, rounding_named(name), widths, text[: asked.rounding_windows])
             print(f"{name}: {len(widths)} linears rounded in {time.monotonic() - began:.1f} s", flush=True)
         found: dict[str, GridWeight] = kept[name]
         return found

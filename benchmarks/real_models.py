@@ -4,7 +4,8 @@
         --text wikitext2-test-raw.txt --work /tmp/work --out docs/results
 
 Uniform plans at every width, and for every budget the plan of each method (`auto`: players linears, widths as asked),
-written with nearest, gptq, gptq with scales tuned and gptq with codes and scales learned. One file a model,
+written with nearest, gptq, gptq with scales tuned and gptq with codes and scales learned. With --bank-steps plans are
+searched with weights that have been learned already, uniformly at each width. One file a model,
 `real_<model>.json`, written after every row; rows that are there are not made again. The paper's own comparison
 (blocks, widths 2 and 4, M = 100) on the same models is benchmarks/gpu_compare.py.
 """
@@ -19,7 +20,7 @@ import torch
 from command_line import own_command
 from judging import Judge
 
-from apportion.bits.game import Assignment, sample, widths_by_path
+from apportion.bits.game import Assignment, WeightBank, sample, widths_by_path
 from apportion.bits.perplexity import first_windows
 from apportion.bits.plan import budget_from_bits, search
 from apportion.bits.quantize import QuantizeRequest, open_model
@@ -46,6 +47,7 @@ class Writing:
     rounding: str
     steps: int = 0
     codes: bool = False
+    banked: bool = False  # begins with the weights that the plan was searched with
 
 
 WRITINGS = (
@@ -53,6 +55,7 @@ WRITINGS = (
     Writing("gptq", "gptq"),
     Writing("gptq, scales tuned", "gptq", 200),
     Writing("gptq, codes and scales learned", "gptq", 200, codes=True),
+    Writing("learned at each width, then together", "gptq", 200, codes=True, banked=True),
 )
 
 
@@ -100,7 +103,10 @@ class Model:
         quantizer, staged = self.quantizer, self.quantizer.staged
         rounding = rounding_named(writing.rounding)
         text = quantizer.rounding_text if rounding.needs_hessian else None
-        packed: dict[str, Packed] = round_plan(staged, rounding, widths, text)
+        if writing.banked:
+            packed: dict[str, Packed] = {path: quantizer.bank.rounded[path, width] for path, width in widths.items()}
+        else:
+            packed = round_plan(staged, rounding, widths, text)
         told: Json = {}
         if writing.steps:
             tuned = tune(staged, packed, self.lesson(writing))
@@ -123,6 +129,25 @@ class Model:
             self.lessons[writing] = lesson_of(self.quantizer.staged, text, writing.steps, codes=writing.codes)
         return self.lessons[writing]
 
+    def learn_bank(self) -> None:
+        """Weights to search with: all linears learned at each width."""
+        quantizer, paths = self.quantizer, self.quantizer.staged.originals
+        lesson = self.lesson(Writing("bank", "gptq", self.asked.bank_steps, codes=True))
+        found: dict[tuple[str, Width], Packed] = {}
+        for width in quantizer.costs.widths:
+            began = time.monotonic()
+            widths = dict.fromkeys(paths, width)
+            tuned = tune(
+                quantizer.staged,
+                round_plan(quantizer.staged, rounding_named("gptq"), widths, quantizer.rounding_text),
+                lesson,
+            )
+            found |= {(path, width): item for path, item in tuned.packed.items()}
+            print(
+                f"{width.name}: {tuned.before:.3f} to {tuned.after:.3f} in {time.monotonic() - began:.0f} s", flush=True
+            )
+        quantizer.bank = WeightBank(quantizer.staged, quantizer.costs, found)
+
     def uniform(self) -> None:
         """All linears at one width."""
         for bits in self.asked.bits:
@@ -138,7 +163,8 @@ class Model:
             widths = widths_by_path(self.quantizer.staged, self.quantizer.costs, assignment)
             for writing in self.asked.writings:
                 plan = f"auto, {bits:g} bits{self.other_widths()}"
-                key = {"plan": plan, "labels": self.asked.labels, "written": writing.name}
+                bank = f", learned in {self.asked.bank_steps} steps" if self.asked.bank_steps else ""
+                key = {"plan": plan, "labels": f"{self.asked.labels}{bank}", "written": writing.name}
                 self.add(key, lambda widths=widths, writing=writing: self.write(widths, writing))
 
     def other_widths(self) -> str:
@@ -147,7 +173,7 @@ class Model:
 
     def plans(self) -> Iterator[tuple[float, Assignment]]:
         """The plan that a search with one rounding finds for each budget: one game serves all."""
-        quantizer, folder = self.quantizer, self.asked.work / self.name
+        quantizer, folder = self.quantizer, self.asked.work / f"{self.name}{self.asked.bank_steps or ''}"
         with quantizer.game(folder, resume=True) as game:
             samples = sample(game, folder, quantizer.orders())
             budgets = [budget_from_bits(quantizer.costs, bits) for bits in self.asked.avg_bits]
@@ -187,15 +213,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of tuning")
     parser.add_argument("--measured", default="gptq", help="the rounding that plans are searched with")
     parser.add_argument("--evaluations", type=int, default=1000, help="0: uniform plans alone")
+    parser.add_argument("--bank-steps", type=int, default=0, help="of learning each width before plans are searched")
     parser.add_argument("--only", default="", help="names of writings, separated by semicolons")
     asked = parser.parse_args()
-    chosen = [one for one in WRITINGS if not asked.only or one.name in asked.only.split(";")]
+    offered = [one for one in WRITINGS if asked.bank_steps or not one.banked]
+    chosen = [one for one in offered if not asked.only or one.name in asked.only.split(";")]
     asked.writings = [replace(one, steps=asked.steps) if one.steps else one for one in chosen]
     for item in asked.models:
         name, folder = item.split("=", 1)
         model = Model(name, folder, asked)
         model.add({"plan": "full precision"}, model.judge.judge)
         if asked.evaluations:
+            if asked.bank_steps:
+                model.learn_bank()
             model.searched()
         model.uniform()
         del model
