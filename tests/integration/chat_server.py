@@ -42,6 +42,7 @@ class Server:
     running: int = 0
     most_running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def users(self) -> list[str]:
         """The user messages that were answered with 200 and a completion, the start-up probe left out."""
@@ -132,7 +133,7 @@ def make_app(server: Server) -> FastAPI:
             if refusal is not None:
                 call["mode"] = "refused"
                 return refusal
-            time.sleep(2.0 if mode == "slow" else server.delay_s)
+            server.over.wait(60) if mode == "slow" else time.sleep(server.delay_s)
             return Response(json.dumps(_completion(server, body, user)), media_type="application/json")
         finally:
             with server.lock:
@@ -157,5 +158,6 @@ def serve(server: Server) -> Iterator[Server]:
         try:
             yield server
         finally:
+            server.over.set()
             runner.should_exit = True
             thread.join(timeout=10)

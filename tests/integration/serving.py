@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 
-from apportion.serve import Address, Routing, Settings, Upstream, create_app
+from apportion.serve import Address, Routing, Settings, Timeouts, Upstream, create_app
 from tests.integration.upstream_stub import Stub, served
 
 QUESTION = [{"role": "user", "content": "Who founded Bern?"}]
@@ -20,7 +20,8 @@ KEY = "a-key-of-this-test-000"
 
 @contextmanager
 def serving(stub: Stub, known: Routing, **settings: Any) -> Iterator[openai.OpenAI]:
-    app = create_app(known, Upstream(Address(stub.url, idle_s=5.0)), Settings(**settings))
+    settings = {"timeouts": Timeouts(search_s=60.0), **settings}  # on a busy machine as on a free one
+    app = create_app(known, Upstream(Address(stub.url, idle_s=60.0)), Settings(**settings))
     with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
         client.state = app.state.serving  # type: ignore[attr-defined]
         yield client
@@ -30,7 +31,7 @@ def get(client: openai.OpenAI, path: str, key: str = KEY) -> tuple[int, Any]:
     url = str(client.base_url).removesuffix("/v1/") + path
     asked = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"})
     try:
-        answer = urllib.request.urlopen(asked, timeout=10)
+        answer = urllib.request.urlopen(asked, timeout=60)
     except urllib.error.HTTPError as error:
         answer = error
     with answer:
@@ -41,7 +42,7 @@ def get(client: openai.OpenAI, path: str, key: str = KEY) -> tuple[int, Any]:
 def logged(client: openai.OpenAI, count: int = 1) -> list[dict[str, Any]]:
     """The decisions logged, the newest first, once there are so many: a stream is noted after its last event."""
     log = client.state.log  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(found := log.recent(count)) < count and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(found) == count, found

@@ -1,7 +1,6 @@
 """The client against a server over a real socket: every way to misbehave becomes one clear error."""
 
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -144,12 +143,11 @@ def test_redirects_are_not_followed(server: Server) -> None:
 
 
 def test_a_slow_server_times_out(server: Server) -> None:
-    llm = connect(server, retries=0, timeout_s=0.2)
+    llm = connect(server, retries=0, timeout_s=2.0)
     server.mode = lambda number: "slow"
-    start = time.monotonic()
     with pytest.raises(ServiceError, match="did not answer in time"):
         ask(llm)
-    assert time.monotonic() - start < 1.5
+    assert server.running == 1, "it had not answered yet"
 
 
 def test_a_server_that_is_down() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints that come with code: run only where it is trusted, by every step, and carried along when quantized."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -99,8 +100,13 @@ def test_apply_runs_code_where_it_is_trusted(own: str, text_file: Path, tmp_path
 
 
 def test_bars_of_other_packages_stay_off_standard_error(
-    checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("apportion.core.progress.SHOW_AFTER_S", math.inf)  # a slow machine would show our own
     recipe = Recipe(
         calibration=text_file, windows=2, window_tokens=24, permutations=2, group_size=32, rounding="nearest"
     )

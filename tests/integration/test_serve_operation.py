@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import sqlite3
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,22 +31,24 @@ def test_keys_open_what_they_should(stub: Stub, known: Routing) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(stub: Stub, known: Routing) -> None:
-    stub.pause_s = 0.5
+    release, refused, answers = threading.Event(), list[openai.RateLimitError](), list[Any]()
     with serving(stub, known, concurrency=1, queue=1) as client:
+        stub.reply = lambda messages: "x" if release.wait(60) else "late"
 
-        def ask() -> Any:
+        def ask() -> None:
             try:
-                return client.chat.completions.create(model="direct", messages=QUESTION)
+                answers.append(client.chat.completions.create(model="direct", messages=QUESTION))
             except openai.RateLimitError as error:
-                return error
+                refused.append(error)
+            if len(refused) == 2:
+                release.set()
 
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
-            found = [one.result() for one in [threads.submit(ask) for _ in range(4)]]
-        refused = [one for one in found if isinstance(one, openai.RateLimitError)]
-        assert len(refused) == 2, "one answers, one waits, two are told"
+            for _ in range(4):
+                threads.submit(ask)
+        assert (len(answers), len(refused)) == (2, 2), "one answers, one waits, two are told"
         assert int(refused[0].response.headers["retry-after"]) >= 1
         assert refused[0].code == "queue_full"
-        stub.pause_s = 0.0
         client.chat.completions.create(model="direct", messages=QUESTION)
 
 
@@ -64,15 +67,15 @@ class _Slow:
 
 
 @pytest.mark.parametrize(
-    ("pause_s", "error", "said"),
-    [(0.5, None, "retrieval took over 0.1 s"), (0.0, OSError("gone"), "retrieval failed (OSError)")],
+    ("pause_s", "limit_s", "error", "said"),
+    [(0.5, 0.1, None, "retrieval took over 0.1 s"), (0.0, 60.0, OSError("gone"), "retrieval failed (OSError)")],
 )
 def test_retrieval_down_is_answered_without_and_marked(
-    stub: Stub, known: Routing, pause_s: float, error: Exception | None, said: str
+    stub: Stub, known: Routing, pause_s: float, limit_s: float, error: Exception | None, said: str
 ) -> None:
     down = replace(known, retriever=_Slow(known.retriever, pause_s, error))
     stub.logprobs = -2.0  # so that the router wants passages
-    with serving(stub, down, timeouts=Timeouts(search_s=0.1)) as client:
+    with serving(stub, down, timeouts=Timeouts(search_s=limit_s)) as client:
         found = client.chat.completions.create(**ASKED).model_dump()["apportion"]
     assert found["route"] == "direct"
     assert any(said in one for one in found["weaker"])
@@ -88,7 +91,7 @@ def test_a_slow_draft_is_decided_without_and_marked(stub: Stub, known: Routing) 
 
 
 def test_a_slow_decision_keeps_its_stream_alive(stub: Stub, known: Routing) -> None:
-    stub.pause_s = 0.5
+    stub.pause_s = 2.0
     with serving(stub, known, timeouts=Timeouts(keep_alive_s=0.1)) as client:
         with client.chat.completions.with_streaming_response.create(stream=True, **ASKED) as raw:
             assert raw.headers["x-apportion-route"] == "pending"
@@ -96,6 +99,7 @@ def test_a_slow_decision_keeps_its_stream_alive(stub: Stub, known: Routing) -> N
         assert text.count(": still deciding") >= 3
         assert '"route":"direct"' in text
         assert text.endswith("data: [DONE]\n\n")
+        stub.pause_s = 0.2
         chunks = list(client.chat.completions.create(stream=True, **ASKED))
         assert chunks[-1].choices[0].finish_reason == "stop"
         stub.fail = (500, {"error": {"message": "out of memory"}})

@@ -152,22 +152,21 @@ def make_app(stub: Stub) -> FastAPI:
 @contextmanager
 def served(app: Any, **options: Any) -> Iterator[str]:
     """An application on a free port of this machine, in a thread; yields its URL."""
-    with socket.socket() as found:
+    with socket.socket() as found:  # held, so that nobody else takes the port meanwhile
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", **options))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        assert time.monotonic() < deadline, "the server did not start in time"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [found]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server did not start in time"
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{found.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,14 +151,24 @@ def test_two_processes_may_not_change_one_index(folder: Path) -> None:
 
 
 def test_searching_goes_on_while_the_index_changes(folder: Path) -> None:
+    enough = threading.Event()
+
+    def change() -> None:
+        for number in range(500):
+            add_passages(folder, [Passage(f"n{number}", "", f"word{number}")])
+            if number >= 14 and enough.is_set():
+                return
+
     with ThreadPoolExecutor(2) as threads:
-        changing = threads.submit(lambda: [add_passages(folder, [Passage(f"n{n}", "", f"word{n}")]) for n in range(15)])
+        changing = threads.submit(change)
         opened = 0
         while not changing.done():
             assert "jp" in ids(Bm25Index.open(folder), "Japan")
             opened += 1
+            if opened > 3:
+                enough.set()
         changing.result()
-    assert opened > 3
+    assert enough.is_set()
     assert ids(Bm25Index.open(folder), "word14") == ["n14"]
 
 
