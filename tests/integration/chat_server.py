@@ -23,7 +23,7 @@ class Server:
     """Settings that a test may change at any time, and what was asked.
 
     Attributes:
-        logprobs: "yes", "omit" (answers 200 without them) or "refuse" (400).
+        logprobs: "yes", "omit" (answers 200 without them) or "refuse" (400). without: user messages to omit them for.
         mode: how the n-th completion (from 0) is answered.
         context: longest prompt in characters before a 400 that names the context length.
         reply: text for a user message.
@@ -32,6 +32,7 @@ class Server:
     url: str = ""
     models: tuple[str, ...] = ("tiny",)
     logprobs: str = "yes"
+    without: Callable[[str], bool] = lambda user: False
     thinking_switch: bool = True
     usage: bool = True
     context: int = 1 << 30
@@ -58,7 +59,7 @@ def _completion(server: Server, body: dict[str, Any], user: str) -> dict[str, An
         "message": {"role": "assistant", "content": text},
         "finish_reason": "stop",
     }
-    if body.get("logprobs") and server.logprobs == "yes":
+    if body.get("logprobs") and server.logprobs == "yes" and not server.without(user):
         listed = [
             {"token": token, "logprob": -0.5 / (1 + n), "bytes": None, **_alternatives(body, token, -0.5 / (1 + n))}
             for n, token in enumerate(tokens)

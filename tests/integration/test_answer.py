@@ -173,6 +173,8 @@ def test_a_question_longer_than_the_context_says_what_was_cut(server: Server, se
 
 
 def test_bad_questions_and_failing_servers(server: Server, setup: Setup) -> None:
+    with pytest.raises(InputError, match="question: holds half a character"):
+        answer("who \udcff", FixedRouter("direct"), setup, WEIGHTS)  # type: ignore[arg-type]
     for question in ("", "  ", "x" * 100_001):
         with pytest.raises(InputError, match="question: has"):
             answer(question, FixedRouter("direct"), setup, WEIGHTS)  # type: ignore[arg-type]

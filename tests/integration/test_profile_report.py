@@ -112,13 +112,8 @@ def test_answers_without_log_probabilities_are_counted_and_lose_only_their_own(
 ) -> None:
     count = len(server.calls)
     server.mode = lambda number: "ok"
-    original = server.reply
 
-    def sometimes(user: str) -> str:
-        server.logprobs = "omit" if "City 3" in user and "lies on" not in user else "yes"
-        return original(user)
-
-    server.reply = sometimes
+    server.without = lambda user: "City 3" in user and "lies on" not in user
     report = run_profile(QUESTIONS, setup, tmp_path / "p.parquet", unloaded=0)
     assert len(server.calls) > count
     assert report.has_logprobs

@@ -155,7 +155,10 @@ def test_a_killed_profile_resumes_and_asks_nothing_twice(server: Server, index_f
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not out.exists()
-    time.sleep(0.2)  # the server finishes what was in flight
+    settled = -1
+    while settled != len(server.calls) or server.running:
+        settled = len(server.calls)
+        time.sleep(0.5)  # the server reads what was sent before the kill, and finishes what was in flight
     log = tmp_path / "p.parquet.log"
     logged = log.read_bytes()
     before = len(server.users())
@@ -173,7 +176,7 @@ def test_a_killed_profile_resumes_and_asks_nothing_twice(server: Server, index_f
     assert read_profile(out).complete.all()
 
 
-def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = 120.0) -> None:  # type: ignore[no-untyped-def]
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"

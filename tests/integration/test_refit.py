@@ -156,7 +156,9 @@ def test_too_little_feedback_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_running_server_takes_over_what_the_path_names(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refused: list[Any] = []
     monkeypatch.setattr(following, "EVERY_S", 0.05)
+    monkeypatch.setattr(following.log, "error", lambda *said, **fields: refused.append(said))
     known = routing(tmp_path, knowing_router())
     save_router(tmp_path / "router", known.router, {})
     with serving(stub, known, router=tmp_path / "router") as client:
@@ -164,11 +166,14 @@ def test_a_running_server_takes_over_what_the_path_names(
         other = replace(static_router("cot"), source={"model": "another"})
         save_router(following.successor(tmp_path / "router"), other, {})
         following.exchange(tmp_path / "router", tmp_path / "router-1")
-        time.sleep(0.5)
+        deadline = time.monotonic() + 60
+        while not refused:
+            assert time.monotonic() < deadline, "the server never looked"
+            time.sleep(0.05)
         assert client.chat.completions.create(**ASKED).model_dump()["apportion"]["tier"] == "full", "refused, kept"
         save_router(tmp_path / "router-3", static_router("cot"), {})
         before = following.exchange(tmp_path / "router", tmp_path / "router-3")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (route := client.chat.completions.create(**ASKED).model_dump()["apportion"]["route"]) != "cot":
             assert time.monotonic() < deadline, route
             time.sleep(0.05)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -168,7 +167,5 @@ def test_help_needs_no_heavy_import() -> None:
         "print([m for m in ('torch', 'transformers', 'pyarrow', 'tantivy', 'openai', 'numpy') if m in sys.modules])"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.monotonic() - start < 5

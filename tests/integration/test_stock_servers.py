@@ -80,10 +80,14 @@ def transformers_serve(folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         llm.close()
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def wait_for_health(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
+def wait_for_health(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while True:
         assert process.poll() is None, log.read_text()

@@ -223,8 +223,13 @@ def test_the_manifest_names_no_lock(folder: Path) -> None:
 
 
 def test_building_needs_an_empty_folder_and_a_passage(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(ArtifactExistsError, match="not empty"):
+    with pytest.raises(ArtifactExistsError, match="holds an index") as held:
         build_index(CAPITALS, folder)
+    assert "--add" in str(held.value)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactExistsError, match="did not put there"):
+        build_index(CAPITALS, tmp_path / "mine")
     with pytest.raises(InputError, match="corpus is empty"):
         build_index([], tmp_path / "none")
     with pytest.raises(ArtifactError, match=r"no manifest\.json"):

@@ -10,6 +10,11 @@ from apportion.core.errors import InputError
 from apportion.formats.ggml import GGUF, PLAIN, TYPES, block_of, ggml_width, matrix_bytes, resolve
 from apportion.formats.packed import Packed, shape_bytes
 
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 FAST = ("Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K")
 
 
@@ -38,7 +43,7 @@ def test_what_is_resolved_always_fits(name: str, columns: int) -> None:
 @pytest.mark.parametrize("name", FAST)
 def test_bytes_are_as_counted(name: str) -> None:
     width = ggml_width(name)
-    packed = quantize(torch.randn(7, 512), width)
+    packed = quantize(noise(7, 512), width)
     assert isinstance(packed, Packed)
     counted = shape_bytes(GGUF.shapes(width, 7, 512, torch.bfloat16))
     assert packed.stored.numel() == counted == matrix_bytes(name, 7, 512) == 7 * 512 * width.bits / 8
@@ -48,20 +53,20 @@ def test_bytes_are_as_counted(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_error_falls_with_the_bits(name: str) -> None:
-    weight = torch.randn(32, 512)
+    weight = noise(32, 512)
     error = (quantize(weight, ggml_width(name)).dequantize(torch.float32) - weight).pow(2).mean().sqrt()
     assert 0.1 < float(error) * 2 ** ggml_width(name).bits < 4
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_ggml_decodes_to_the_bit_what_gguf_does(name: str) -> None:
-    weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
-    found = quantize(weight, ggml_width(name), torch.rand(512) + 0.1)
+    weight = noise(8, 512)
+    found = quantize(weight, ggml_width(name), noise(512).abs() + 0.1)
     assert torch.equal(decode(found), found.dequantize(torch.float32))
 
 
 def test_an_importance_of_columns_moves_the_codes() -> None:
-    weight, importance = torch.randn(8, 256), torch.rand(256) + 0.01
+    weight, importance = noise(8, 256), noise(256, seed=1).abs() + 0.01
     found = quantize(weight, ggml_width("Q4_K"), importance)
     assert not torch.equal(found.stored, quantize(weight, ggml_width("Q4_K")).stored)
     error = [

@@ -34,6 +34,14 @@ def test_questions_without_answers_are_one_error_with_all_lines(tmp_path: Path) 
     assert "line 2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["id", "dataset", "question", "answers"])
+def test_half_characters_are_refused_by_line(tmp_path: Path, field: str) -> None:
+    row = {"id": "1", "dataset": "d", "question": "Q?", "answers": "a"} | {field: "x\udc00"}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match="line 1: holds half a character"):
+        read_questions(tmp_path / "set.jsonl")
+
+
 def test_an_id_may_occur_once_in_a_dataset(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text('{"id": 1, "question": "Q?", "answers": ["a"]}\n' * 2)

@@ -23,6 +23,7 @@ from apportion.core.errors import (
 )
 
 MANIFEST = "manifest.json"
+_FOREIGN = "holds files that this program did not put there"
 RUN = "run.json"
 SCHEMA_VERSION = 1
 Json = dict[str, Any]
@@ -150,12 +151,21 @@ def require_free(folder: Path, *, resume: bool, kind: str = "") -> None:
         return
     begun = begun_as(folder)
     if not kind or begun != kind:
-        holds = f"holds a run of {begun!r}" if begun else "holds files that this program did not put there"
+        made = kind_of(folder)
+        holds = f"holds a run of {begun!r}" if begun else f"holds a whole {made!r}" if made else _FOREIGN
         raise ArtifactExistsError(f"--out {folder}: exists and is not empty; it {holds}", "choose another --out")
     if not resume:
         raise ArtifactExistsError(
             f"--out {folder}: exists and is not empty", "choose another --out, or continue it with --resume"
         )
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder is, by its manifest; empty where it has none."""
+    try:
+        return str(read_json(folder / MANIFEST).get("kind") or "")
+    except ArtifactError:
+        return ""
 
 
 def require_replaceable(path: Path, *fields: str) -> None:

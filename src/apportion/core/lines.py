@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,19 @@ from apportion.core.errors import ArtifactError, InputError
 
 SHOWN = 20
 MAX_LINE_BYTES = 16 << 20
+
+
+_LONE = re.compile(r"[\ud800-\udfff]")
+HALF = "holds half a character (a lone surrogate)"
+
+
+def holds_half(*texts: str) -> bool:
+    """Whether a text cannot be written as UTF-8: `\\ud83d` in JSON makes one, or bytes that are no UTF-8 in a shell.
+
+    >>> holds_half("Zürich"), holds_half("x", "\\ud83d")
+    (False, True)
+    """
+    return any(_LONE.search(text) for text in texts)
 
 
 class Offenders:

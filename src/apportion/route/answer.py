@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from apportion.core.errors import InputError
+from apportion.core.lines import HALF, holds_half
 from apportion.route.ask.answered import Answered, complete
 from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.features import is_draft, needs_of
@@ -135,6 +136,8 @@ def answer(question: str, router: Router, setup: Setup, weights: Weights) -> Ans
         raise InputError(
             f"question: has {len(question)} characters, expected 1 to {MAX_QUESTION_CHARS}", "ask in words"
         )
+    if holds_half(question):
+        raise InputError(f"question: {HALF}", "give it as UTF-8")
     unknown = require_trained_on(router.source, setup)
     work = _Work(question, setup)
     features = _first_features(work, router, weights)

@@ -15,11 +15,12 @@ from apportion.core.artifact import (
     MANIFEST,
     claim_folder,
     disk_error,
+    kind_of,
     versions,
     write_json,
     write_manifest,
 )
-from apportion.core.errors import ArtifactMismatchError, InputError
+from apportion.core.errors import ArtifactExistsError, ArtifactMismatchError, InputError
 from apportion.core.lines import Offenders
 from apportion.core.lock import sole_writer
 from apportion.route.index.bm25 import KIND, Bm25Index, open_tantivy, read_index_manifest
@@ -52,6 +53,8 @@ def build_index(passages: Iterable[Passage], folder: Path) -> Bm25Index:
     >>> index.search("Which capital?", 1).passages[0].title
     'Bern'
     """
+    if kind_of(folder) == KIND:
+        raise ArtifactExistsError(f"--out {folder}: holds an index", "add to it with --add, or choose another --out")
     claim_folder(folder, resume=False)
     with sole_writer(folder):
         return _change(folder, "bm25-1", Collection(), _adding(passages))

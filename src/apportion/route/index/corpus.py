@@ -11,20 +11,18 @@ Passages without text are left out, and counted where the reader is given a `Ski
 `id#2`, ...
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import ArtifactError, InputError
-from apportion.core.lines import Offenders, rows
+from apportion.core.lines import HALF, Offenders, holds_half, rows
 from apportion.route.index.split import MAX_CHARS, markdown_sections, split_text
 
 MIN_CHARS = 100
 SHOWN_PLACES = 5
 MAX_TEXT_FILE_BYTES = 64 << 20
-_LONE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +144,8 @@ def _row(value: dict[str, Any], place: str, default_id: str, offenders: Offender
         offenders.add(place, "has no text (nor contents)" if text is None else "text is not a string")
     elif not isinstance(title, str):
         offenders.add(place, "title is not a string")
-    elif _LONE.search(text) or _LONE.search(title) or _LONE.search(str(given)):
-        offenders.add(place, "holds half a character (a lone surrogate)")
+    elif holds_half(text, title, str(given)):
+        offenders.add(place, HALF)
     elif isinstance(given, bool) or not isinstance(given, str | int | None) or given == "":
         offenders.add(place, "id is neither text nor a whole number")
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import InputError
-from apportion.core.lines import Offenders, rows
+from apportion.core.lines import HALF, Offenders, holds_half, rows
 
 MAX_QUESTION_CHARS = 100_000
 ANSWER_KEYS = ("answers", "golden_answers", "answer")
@@ -68,15 +68,17 @@ def _question(value: dict[str, Any], number: int, place: str, dataset: str, offe
     text, answers = value.get("question"), next((value[key] for key in ANSWER_KEYS if key in value), None)
     if not isinstance(text, str) or not text.strip():
         offenders.add(place, "no question")
-    elif any("\ud800" <= character <= "\udfff" for character in text):
-        offenders.add(place, "question holds half a character (a lone surrogate)")
     elif len(text) > MAX_QUESTION_CHARS:
         offenders.add(place, f"question of {len(text)} characters, at most {MAX_QUESTION_CHARS}")
     elif not (gold := _answers(answers)):
         offenders.add(place, "no answers")
     else:
         given = value.get("id")
-        return Question(str(number if given in (None, "") else given), str(value.get("dataset") or dataset), text, gold)
+        name = str(number if given in (None, "") else given)
+        found = Question(name, str(value.get("dataset") or dataset), text, gold)
+        if not holds_half(found.id, found.dataset, found.question, *found.answers):
+            return found
+        offenders.add(place, HALF)
     return None
 
 

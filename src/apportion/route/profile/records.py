@@ -8,6 +8,7 @@ from apportion.core.artifact import digest_of
 from apportion.route.ask.extraction import FAILED
 from apportion.route.ask.probes import draft_features, retrieved_features
 from apportion.route.ask.strategy import STRATEGIES, USES_COT
+from apportion.route.llm.response import whole_characters
 from apportion.route.profile.latency import LatencyModel
 from apportion.route.profile.profile import Outcome
 from apportion.route.profile.questions import Question
@@ -126,7 +127,7 @@ def _outcome(
         "features": features,
     }
     if record is None or record.get("error") is not None:
-        reason = "was not run" if record is None else str(record["error"])
+        reason = "was not run" if record is None else whole_characters(str(record["error"]))
         return Outcome(**shared, error=reason)
     result = score(record["answer"], question.answers)
     return Outcome(
