@@ -30,8 +30,8 @@ import torch
 from tests.tiny_models import make_checkpoint, make_text
 
 torch.set_num_threads(1)
-# a loaded machine is no failure, and a commit is not refused for an example that it did not bring; to look for new ones:
-# pytest tests/property --hypothesis-profile=fresh
+# a loaded machine is no failure, and a commit is not refused for an example that it did not bring;
+# to look for new ones: pytest tests/property --hypothesis-profile=fresh
 settings.register_profile("apportion", deadline=None, derandomize=True)
 settings.register_profile("fresh", deadline=None, max_examples=1000)
 settings.load_profile("apportion")
