@@ -228,3 +228,11 @@ def test_a_files_own_sign_is_not_taken_for_a_share(tmp_path: Path, monkeypatch: 
     assert read_texts(None, "auto") == {"calibration": None, "bos": None}
     several = (Share(Path("a.txt"), 2.0), Share(Path("b.txt")))
     assert read_texts(["a.txt=2", "b.txt"], "auto")["calibration"] == several
+
+
+def test_a_text_that_is_refused_leaves_no_folder(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.jsonl").write_text('{"text": "one"}\n{"text": "tw')
+    quantizer = open_model(str(checkpoint("llama")), small(tmp_path / "cut.jsonl", permutations=1))
+    with pytest.raises(InputError, match="line 2: is no JSON"):
+        take_samples(quantizer, tmp_path / "s")
+    assert not (tmp_path / "s").exists()

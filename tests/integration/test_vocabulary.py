@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from apportion.bits.apply import apply
 from apportion.bits.checkpoint import write_checkpoint
 from apportion.bits.offers import Offer, offers_for, priced
 from apportion.bits.plan import Budget, Plan, plan_from
+from apportion.bits.plan.budget import LEFT
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.bits.rounding import round_all, rounding_named
 from apportion.bits.vocabulary import by_name, rounded
 from apportion.bits.written import account_of, reloaded
+from apportion.cli.bits import quantize_text
 from apportion.core.artifact import Json, read_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError
@@ -143,6 +146,22 @@ def test_an_embedding_of_four_bits_is_loaded_by_us_and_said_not_to_load_elsewher
     assert outside_blocks(config, tied=True) == ["model.embed_tokens: packed and tied to the head"]
 
 
+def test_a_budget_that_four_bits_leave_unused_brings_eight(
+    checkpoint: Checkpoint, text_file: Path, tmp_path: Path
+) -> None:
+    model, recipe = str(checkpoint(TIED, blocks=2)), small(text_file, players="linears")
+    found = {}
+    for name, changes in {"own": {}, "asked": {"widths": (2, 3, 4)}, "tight": {}}.items():
+        limit = found["asked"]["bytes"] - 1 if name == "tight" else LARGE
+        ask = whole(limit, evaluations=24, keep=("embedding",))
+        found[name] = quantize(model, tmp_path / name, ask, replace(recipe, **changes))
+    names = {name: [width.split("g")[0] for width in one["widths"]] for name, one in found.items()}
+    assert names == {"own": ["w2", "w3", "w4", "w8"], "asked": ["w2", "w3", "w4"], "tight": ["w2", "w3", "w4"]}
+    assert found["own"]["bytes"] > found["asked"]["bytes"]
+    assert found["own"]["kl_plan"] < found["asked"]["kl_plan"]
+    assert LEFT in quantize_text(found["asked"])
+
+
 def test_what_is_kept_stays_as_the_files_have_it(checkpoint: Checkpoint, text_file: Path, tmp_path: Path) -> None:
     model = checkpoint(UNTIED)
     source = load_file(model / "model.safetensors")
@@ -192,7 +211,7 @@ def test_bits_per_weight_are_those_of_the_whole_file(checkpoint: Checkpoint, tex
         ({"keep": ("embeding", "norms")}, "--keep embeding,norms: unknown"),
         ({"embedding_bits": (3, 8)}, "--embedding-bits 3: not supported"),
         ({"bits_per_weight": 4.0}, "expected exactly one of"),
-        ({"max_bytes": None, "bits_per_weight": 0.0}, "expected a number above 0"),
+        ({"max_bytes": None, "bits_per_weight": 0.0}, "expected above 0 and at most 32"),
     ],
 )
 def test_bad_requests_are_refused_before_the_model_is_read(

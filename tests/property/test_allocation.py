@@ -1,5 +1,6 @@
 """The program equals brute force, never exceeds a budget, and is never worse with more."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_excluded_plans_give_the_next_best():
     assert second.predicted_nll >= first.predicted_nll - 1e-9
 
 
+def test_a_width_that_the_budget_does_not_ask_for_is_said():
+    found = random_sensitivity(2, 5, (2, 4))
+    largest = budget_from_bits(found.costs, 4)
+    cheap = replace(found, linear=np.abs(found.linear), pair=np.zeros_like(found.pair))
+    assert allocate(cheap, largest).asked == largest.asked
+    noisy = replace(cheap, linear=np.where(np.arange(len(cheap.linear)) == 1, -0.01, cheap.linear))
+    plan = allocate(noisy, largest)
+    assert plan.avg_bits < 4
+    assert plan.asked.startswith(f"{largest.asked}; 1 players below the highest width by estimates under zero")
+    assert "under zero" not in allocate(noisy, budget_from_bits(found.costs, 3)).asked
+
+
 def test_budgets():
     found = random_sensitivity(2, 5, (2, 4)).costs
     low, high = found.spent(found.uniform(0)), found.spent(found.uniform(-1))
@@ -102,7 +115,7 @@ def test_budgets():
         budget_from_bytes(found, low + 99)
     above = budget_from_bytes(found, high + 101)
     assert above.player_bytes == high
-    assert above.asked.endswith("1 more than the largest plan takes")
+    assert ", 1 more than the largest plan takes (all at " in above.asked
     with pytest.raises(BudgetError, match=r"--avg-bits 4\.5: expected from 2"):
         budget_from_bits(found, 4.5)
 

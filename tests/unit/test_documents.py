@@ -63,10 +63,13 @@ def test_a_mark_at_the_beginning_and_other_line_ends_are_no_text(tmp_path: Path)
         ("a.txt", b"caf\xe9", "is not UTF-8 text"),
         ("a.txt.gz", b"no archive", "is no whole gzip archive"),
         ("a.json", b'{"text": "one"}\n{"text": "two"}\n', "name it .jsonl"),
-        ("a.json", b'[{"text": "one"}, {"body": 1}, 7]', "no 'messages', on element 2, 3"),
-        ("a.csv", b"id,body\n1,one\n", "no 'messages', on row 1"),
+        ("a.json", b'[{"text": "one"}, {"body": 1}, 7]', "element 2, 3: no string field 'text', and no 'messages'"),
+        ("a.csv", b"id,body\n1,one\n", "row 1: no string field"),
         ("a.parquet", b"PAR2", "is no Parquet file"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "on line 1"),
+        ("a.csv.gz", gzip.compress(b"id,body\n1,one\n", mtime=0), "row 1: no string field"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1: a message without role and content"),
+        ("a.jsonl", b'{"text": "one"}\n{"a": 1}\n{"text": "cu', "line 2: no string field"),
+        ("a.jsonl", b'{"text": "one"}\n{"a": 1}\n{"text": "cu', "line 3: is no JSON (cut?)"),
     ],
 )
 def test_what_is_no_text_is_refused_with_a_remedy(name: str, data: bytes, message: str, tmp_path: Path) -> None:

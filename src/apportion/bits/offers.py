@@ -81,6 +81,16 @@ def offers_for(quantizer: Quantizer, ask: QuantizeRequest) -> Offers:
     )
 
 
+def leaves_room(quantizer: Quantizer, ask: QuantizeRequest) -> bool:
+    """Whether a budget of the whole file is not used up by the largest plan, embedding and head at their narrowest."""
+    limit = ask.file_bytes(quantizer.parameters)
+    if limit is None:
+        return False
+    widths, _ = players_of(quantizer, ask)
+    least = min((costs_with(quantizer, choice)[1] for choice in combinations(widths)), key=lambda own: own.fixed_bytes)
+    return limit > least.largest()
+
+
 def players_of(
     quantizer: Quantizer, ask: QuantizeRequest
 ) -> tuple[dict[VocabularyMatrix, tuple[Width, ...]], dict[str, str]]:

@@ -9,7 +9,7 @@ from apportion.bits.checkpoint import write_checkpoint
 from apportion.bits.chosen import Chosen, by_estimate, by_search, frontier_plans, measured, uniform_rows
 from apportion.bits.game import Samples, measure, widths_by_path
 from apportion.bits.game.samples import SAMPLES, VALUES, WINDOWS
-from apportion.bits.offers import offers_for
+from apportion.bits.offers import leaves_room, offers_for
 from apportion.bits.plan import Plan, require_evaluations
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
@@ -38,6 +38,9 @@ from apportion.models.structure import head_weights
 from apportion.models.vocabulary import names_of
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
+WIDER = 8  # bits, a width of `auto` too where its own leave a budget of the whole file unused
+_KEPT = (f"samples/{name}" for name in (SAMPLES, VALUES, WINDOWS))
+EVIDENCE = (RUN, "plan.json", "sensitivity.json", "frontier.json", *_KEPT)
 WORK = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
 
 
@@ -150,12 +153,19 @@ def divergences(plan: Plan, samples: Samples) -> Json:
 
 
 def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantizer:
-    """`open_model`, with what the recipe leaves open as the machine affords it."""
+    """`open_model`, with what the recipe leaves open as the machine affords it and as the budget has room for."""
     staged, tokenizer = load_full(model, place(ask.device, ask.dtype), trust_remote_code=ask.trust_remote_code)
     device, weights = staged.placement.device, sum(weight.numel() for weight in staged.originals.values())
     head = head_weights(staged.model, staged.layout.head)
     choice = best_affordable(device, weights, free_bytes(device), head=head, fast=ask.fast) if recipe.open else None
-    return Quantizer(staged, tokenizer, recipe, choice)
+    quantizer = Quantizer(staged, tokenizer, recipe, choice)
+    formats = quantizer.rounding.format, quantizer.applied.format
+    if ask.method != "auto" or recipe.widths is not None or not all(WIDER in form.bits for form in formats):
+        return quantizer
+    if quantizer.recipe.kind == "linears" and leaves_room(quantizer, ask):
+        own = (width.name for width in quantizer.costs.widths)
+        return Quantizer(staged, tokenizer, replace(recipe, widths=(*own, WIDER)), choice)
+    return quantizer
 
 
 def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan], run: Json) -> Json:
@@ -180,6 +190,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
     write_json(out / "frontier.json", {"plans": frontier})
     result = {
         "avg_bits": plan.avg_bits,
+        "widths": [width.name for width in quantizer.costs.widths],
         "stored_bits": plan.costs.stored_bits(plan.assignment),
         "bytes": weight_bytes,
         "player_bytes": plan.player_bytes,
@@ -216,8 +227,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "plan": plan.by_name(),
         "out": str(out),
     }
-    files += [RUN, "plan.json", "sensitivity.json", "frontier.json"]
-    files += [f"samples/{name}" for name in (SAMPLES, VALUES, WINDOWS)]
+    files += EVIDENCE
     write_json(out / "result.json", result)
     files += ["result.json", *write_report(out)]
     placement = quantizer.staged.placement

@@ -362,5 +362,6 @@ def take_samples(
     >>> sorted(samples.values)  # two orders of two blocks: both low, the same one low in both, both high
     [(0, 0), (1, 0), (1, 1)]
     """
+    quantizer.require_text()
     with quantizer.game(folder, resume=resume) as game:
         return sample(game, folder, quantizer.orders(), stop=stop)

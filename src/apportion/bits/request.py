@@ -76,7 +76,7 @@ class QuantizeRequest:
                 "a budget: expected exactly one of --avg-bits, --max-bytes and --bits-per-weight", "give one of them"
             )
         if self.bits_per_weight is not None and not 0 < self.bits_per_weight <= 32:
-            raise BudgetError(f"--bits-per-weight {self.bits_per_weight}: expected a number above 0, e.g. 4.5")
+            raise BudgetError(f"--bits-per-weight {self.bits_per_weight}: expected above 0 and at most 32, e.g. 4.5")
 
     def require_vocabulary(self) -> None:
         """Refuse matrices that are none, and bits that they cannot have.

@@ -32,6 +32,7 @@ from apportion.cli.options import (
     TuneScales,
     TuneWindows,
     WindowTokens,
+    options_given,
     parse_bits,
     parse_bos,
     parse_names,
@@ -39,7 +40,6 @@ from apportion.cli.options import (
     tuning,
     with_groups,
 )
-from apportion.core.errors import InputError
 
 METHODS = "coopq (the paper), regression, or shapley (means alone)"
 
@@ -47,6 +47,7 @@ METHODS = "coopq (the paper), regression, or shapley (means alone)"
 @app.command(rich_help_panel="Bits for layers")
 @with_groups
 def quantize(
+    context: typer.Context,
     model: ModelArg,
     out: Out,
     *,
@@ -55,7 +56,7 @@ def quantize(
     keep: Keep = None,
     embedding_bits: EmbeddingBits = "8",
     method: Annotated[str, typer.Option(help=f"auto (measured search), {METHODS}.")] = "auto",
-    evaluations: Annotated[int, typer.Option(help="Plans that auto may measure.")] = 500,
+    evaluations: Annotated[int, typer.Option(help="Plans that the search of auto may measure.")] = 500,
     finalists: Annotated[int, typer.Option(help="Plans that auto writes and measures again.")] = 3,
     apply_rounding: ApplyRounding = None,
     tune: Tune = None,
@@ -79,9 +80,7 @@ def quantize(
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
     One file for llama.cpp: apportion quantize ./Llama-3.2-3B --format gguf --max-bytes 1.5GB --out model.gguf
     """
-    if file.is_gguf():
-        if keep is not None:
-            raise InputError("--keep: only for checkpoints", "leave it out: in a GGUF file every matrix is a player")
+    if file.is_gguf(options_given(context)):
         written = quantize_file(model, out, file, max_bytes, recipe, place, resume=resume)
         emit(written, as_json=as_json, text=file_text(written))
         return
@@ -114,6 +113,7 @@ def quantize(
 
 def quantize_text(result: dict[str, Any]) -> str:
     """What a person sees when the run is done."""
+    from apportion.bits.plan.budget import LEFT
     from apportion.bits.report import choice_note, divergence_note, loss_name, tuning_note, vocabulary_note
     from apportion.models.text import told
 
@@ -123,7 +123,9 @@ def quantize_text(result: dict[str, Any]) -> str:
         f"{result['out']}: {result['avg_bits']:.3f} bits on average ({result['stored_bits']:.3f} with scales), "
         f"{result['bytes']:,} bytes of weights, loaded by {' and '.join(result['servers'])}\n"
         f"{vocabulary_note(result)}\n"
-        f"{loss_name(result)} on {result['calibration']}{told(result['bos'])}: {result['nll_fp']:.4f} full precision, "
+        + (f"budget: {result['budget']}\n" if LEFT in result["budget"] else "")
+        + f"{loss_name(result)} on {result['calibration']}{told(result['bos'])}: "
+        f"{result['nll_fp']:.4f} full precision, "
         f"{result['nll_high']:.4f} all at the highest width, {result['nll_plan']:.4f} this plan\n"
         + "".join(f"{line}\n" for line in divergence_note(result) if line)
         + f"{result['evaluations']} coalitions{earlier}, {result['block_forwards']:,} block forwards "
@@ -216,7 +218,7 @@ def plan(
     limit = parse_bytes(max_bytes) if max_bytes is not None else None
     found = allocate(loaded, QuantizeRequest(avg_bits=avg_bits, max_bytes=limit).budget(loaded.costs))
     write_json(out, found)
-    text = f"{out}: {found.avg_bits:.3f} bits on average, at most {found.total_bytes:,} bytes of weights"
+    text = f"{out}: {found.avg_bits:.3f} bits on average, at most {found.total_bytes:,} bytes of weights\n{found.asked}"
     emit(plain(found), as_json=as_json, text=text)
 
 

@@ -1,5 +1,6 @@
 """Options of `quantize --format gguf`, and its call."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,11 @@ from apportion.core.errors import InputError
 
 FORMATS = ("checkpoint", "gguf")
 PLAN_TOKENS = {"cpu": 2048, "cuda": 16384}
+FILES_ALONE = ("--types", "--plans", "--plan-tokens", "--sequences", "--threads", "--reuse", "--allow-requantize")
+BOTH = (
+    *("--out", "--format", "--max-bytes", "--bits-per-weight", "--calibration", "--bos", "--window-tokens", "--seed"),
+    *("--device", "--dtype", "--trust-remote-code", "--resume", "--json"),
+)
 
 
 def require_format(name: str) -> None:
@@ -49,30 +55,35 @@ class FileOptions:
         bool, typer.Option("--allow-requantize", help="gguf: take a source that is quantized already.")
     ] = False
 
-    def is_gguf(self) -> bool:
+    def is_gguf(self, given: Collection[str]) -> bool:
         """Whether a GGUF file is asked for.
 
+        Args:
+            given: options on the command line.
+
         Raises:
-            InputError: unknown format, or options of GGUF files without it.
+            InputError: unknown format, or options that it would leave aside.
         """
         require_format(self.format)
-        given = {
-            "--types": self.types,
-            "--plan-tokens": self.plan_tokens,
-            "--threads": self.threads,
-            "--reuse": self.reuse,
-        }
-        named = [name for name, value in given.items() if value is not None]
-        if self.format != "gguf" and (named or self.allow_requantize):
-            named += ["--allow-requantize"] * self.allow_requantize
-            raise InputError(f"{', '.join(named)}: only for GGUF files", "add --format gguf")
-        return self.format == "gguf"
+        if self.format != "gguf":
+            if named := [name for name in given if name in FILES_ALONE]:
+                raise InputError(f"{', '.join(named)}: only for GGUF files", "add --format gguf")
+            return False
+        if named := [name for name in given if name not in (*BOTH, *FILES_ALONE)]:
+            raise InputError(
+                f"{', '.join(named)}: only for checkpoints",
+                "leave it out: in a GGUF file every matrix is a player, of --types, within --max-bytes or "
+                "--bits-per-weight, chosen by measuring --plans",
+            )
+        if self.plan_tokens is not None and self.plan_tokens < 1:
+            raise InputError(f"--plan-tokens {self.plan_tokens}: expected at least 1")
+        return True
 
 
 def quantize_file(
     model: str, out: Path, file: FileOptions, max_bytes: str | None, recipe: Any, place: Any, *, resume: bool
 ) -> dict[str, Any]:
-    """Run it; options of checkpoints are left aside."""
+    """Run it."""
     from apportion.bits.gguf.ladders import DEFAULT_TYPES
     from apportion.bits.gguf.quantize import quantize_gguf
     from apportion.bits.gguf.recipe import FileRequest
@@ -80,7 +91,7 @@ def quantize_file(
     from apportion.core.device import place as placed
 
     device = placed(place.device, place.dtype).device.split(":")[0]
-    tokens = file.plan_tokens or PLAN_TOKENS.get(device, 2048)
+    tokens = PLAN_TOKENS.get(device, 2048) if file.plan_tokens is None else file.plan_tokens
     types = DEFAULT_TYPES if file.types is None else tuple(part.strip().upper() for part in file.types.split(","))
     ask = FileRequest(
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),

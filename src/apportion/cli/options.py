@@ -212,6 +212,13 @@ def tuning(tune: int | None, tune_scales: int | None) -> dict[str, Any]:
     return {"tune": tune if tune_scales is None else tune_scales, "codes": tune_scales is None}
 
 
+def options_given(context: typer.Context) -> list[str]:
+    """The options that stand on the command line, e.g. `--avg-bits`, in the order of the help."""
+    named = {item.name or "": item.opts[0] for item in context.command.params if item.opts[0].startswith("--")}
+    found = {name: context.get_parameter_source(name) for name in named}
+    return [named[name] for name, source in found.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are groups (dataclasses of options) are options of their own."""
     asked = inspect.signature(command).parameters.values()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apportion.core.device import Placement
-from apportion.core.errors import InputError, first_line
+from apportion.core.errors import InputError
 from apportion.formats.packed import Packed
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
@@ -22,7 +22,16 @@ from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
 from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
 from apportion.models.parameters import round_computed
-from apportion.models.pretrained import attention_for, local_folder, model_class, own_code, quiet
+from apportion.models.pretrained import (
+    attention_for,
+    local_folder,
+    model_class,
+    own_code,
+    quiet,
+    refusals,
+    told,
+    wrong_config,
+)
 from apportion.models.source import Source, open_source
 
 
@@ -151,13 +160,16 @@ def reading(model: str) -> Iterator[None]:
     """Say what transformers refuses in one line, with the model's name."""
     from safetensors import SafetensorError
 
+    refused: tuple[type[Exception], ...] = (*refusals(), RuntimeError, SafetensorError)
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except refused as error:
         raise InputError(
-            f"MODEL {model}: transformers cannot load a causal LM from it: {first_line(error)}",
-            own_code(error) or "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
+            f"MODEL {model}: transformers cannot load a causal LM from it: {told(error)}",
+            own_code(error)
+            or wrong_config(error)
+            or "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
         ) from error
 
 

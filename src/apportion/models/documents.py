@@ -21,6 +21,7 @@ from apportion.core.errors import InputError
 MAX_TEXT_BYTES = 1 << 30
 FORMS = "give UTF-8 text, or .jsonl, .json, .csv, .tsv or .parquet with a field 'text' or 'messages' (each may be .gz)"
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+BROKEN = object()  # what a line is that is no JSON
 Conversation = tuple[dict[str, str], ...]
 """Messages with `role` and `content`."""
 
@@ -43,7 +44,8 @@ def read_documents(path: Path) -> list[Document]:
     data = read_bytes(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".parquet":
-        return [document(row, path, f"row {number}") for number, row in enumerate(parquet_rows(data, path), start=1)]
+        rows_found = ((f"row {number}", row) for number, row in enumerate(parquet_rows(data, path), start=1))
+        return from_places(rows_found, path, "columns")
     content = decode(data, path)
     if kind in (".jsonl", ".ndjson"):
         return from_places(json_lines(content), path, "one JSON object per line")
@@ -62,7 +64,7 @@ def read_bytes(path: Path) -> bytes:
         InputError: missing, too large, unreadable or a broken archive.
     """
     if not path.is_file():
-        raise InputError(f"text {path}: no such file", FORMS)
+        raise InputError(f"text {path}: {'is a folder' if path.is_dir() else 'no such file'}", FORMS)
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise InputError(f"text {path}: {path.stat().st_size:,} bytes, at most {MAX_TEXT_BYTES:,} are read", "cut it")
     try:
@@ -99,7 +101,7 @@ Places = Iterable[tuple[str, Any]]
 
 
 def json_lines(content: str) -> Places:
-    """Each line's value with its number; a line that is no JSON has none."""
+    """Each line's value with its number; BROKEN where a line is no JSON."""
     # not splitlines: it also cuts at U+2028 and others, which JSON allows inside a string
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
@@ -113,20 +115,20 @@ def json_array(content: str, path: Path) -> Places:
         InputError: it is no JSON.
     """
     value = parsed(content)
-    if value is None:
+    if value is BROKEN:
         lines = content.strip().split("\n")
-        remedy = "name it .jsonl" if len(lines) > 1 and parsed(lines[0]) is not None else "write it as JSON again"
+        remedy = "name it .jsonl" if len(lines) > 1 and parsed(lines[0]) is not BROKEN else "write it as JSON again"
         raise InputError(f"text {path}: is no JSON", remedy)
     for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
         yield f"element {number}", item
 
 
 def parsed(text: str) -> Any:
-    """A JSON value; None where it is none."""
+    """A JSON value; BROKEN where it is none."""
     try:
         return json.loads(text)
-    except ValueError:
-        return None
+    except (ValueError, RecursionError):
+        return BROKEN
 
 
 def parquet_rows(data: bytes, path: Path) -> list[dict[str, Any]]:
@@ -153,24 +155,31 @@ def from_places(places: Places, path: Path, shape: str) -> list[Document]:
         InputError: naming the first of them.
     """
     found: list[Document] = []
-    bad: list[str] = []
+    bad: dict[str, list[str]] = {}
     for place, value in places:
         try:
-            found.append(document(value, path, place))
-        except InputError:
-            bad.append(place)
+            if value is BROKEN:
+                raise InputError("is no JSON (cut?)")
+            found.append(document(value))
+        except InputError as error:
+            bad.setdefault(error.problem, []).append(place)
     if bad:
-        word = bad[0].split()[0]
-        listed = ", ".join(place.split()[1] for place in bad[:10])
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise InputError(
-            f"text {path}: no string field 'text', and no 'messages', on {word} {listed}{more}",
-            f"{shape}, with a field 'text' or 'messages'",
-        )
+        told = "; ".join(f"{listed(where)}: {problem}" for problem, where in bad.items())
+        raise InputError(f"text {path}: {told}", f"{shape}, with a field 'text' or 'messages'")
     return found
 
 
-def document(value: Any, path: Path, place: str) -> Document:
+def listed(places: list[str]) -> str:
+    """The first few of places of one kind.
+
+    >>> listed(["line 3", "line 5"])
+    'line 3, 5'
+    """
+    more = f" and {len(places) - 10} more" if len(places) > 10 else ""
+    return f"{places[0].split()[0]} {', '.join(place.split()[1] for place in places[:10])}{more}"
+
+
+def document(value: Any) -> Document:
     """The text or conversation of one place.
 
     Raises:
@@ -183,11 +192,11 @@ def document(value: Any, path: Path, place: str) -> Document:
             return str(value["text"])
         for key, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
             if isinstance(value.get(key), list) and value[key]:
-                return conversation(value[key], role, content, f"text {path}: {key} on {place}")
-    raise InputError(f"text {path}: no string field 'text', and no 'messages', on {place}", FORMS)
+                return conversation(value[key], role, content)
+    raise InputError("no string field 'text', and no 'messages'")
 
 
-def conversation(messages: list[Any], role: str, content: str, where: str) -> Conversation:
+def conversation(messages: list[Any], role: str, content: str) -> Conversation:
     """Messages in one form, whatever they call their fields.
 
     Raises:
@@ -198,7 +207,7 @@ def conversation(messages: list[Any], role: str, content: str, where: str) -> Co
         said = message if isinstance(message, dict) else {}
         who, what = said.get(role), said.get(content)
         if not isinstance(who, str) or not isinstance(what, str):
-            raise InputError(f"{where}: a message without {role} and {content}", "each message is {role, content}")
+            raise InputError(f"a message without {role} and {content}")
         found.append({"role": ROLES.get(who, who), "content": what})
     return tuple(found)
 

@@ -110,6 +110,8 @@ def load_full(model: str, placement: Placement, *, trust_remote_code: bool = Fal
         InputError: it cannot be loaded, or is quantized already (FP8 and GGUF at 8 bits or more are not refused).
         ModelStructureError: blocks of unknown structure, or whose weights mostly lie outside of linears.
     """
+    if is_gguf(model):
+        require_high_precision(GgufFile(Path(model).expanduser()))
     staged = load_staged(model, placement, trust_remote_code=trust_remote_code)
     if staged.stored_as not in ("", FP8, GGUF):
         raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
@@ -121,9 +123,7 @@ def read(model: str, placement: Placement, *, trust_remote_code: bool, apart: bo
     """The plain weights of a folder or of a GGUF file; `apart`: as whoever quantizes them needs them."""
     require_model(model)
     if is_gguf(model):
-        file = GgufFile(Path(model).expanduser())
-        require_high_precision(file)
-        return Dense(model_of(file), None, GGUF)
+        return Dense(model_of(GgufFile(Path(model).expanduser())), None, GGUF)
     return read_dense(model, placement, trust_remote_code=trust_remote_code, apart=apart)
 
 

@@ -7,10 +7,14 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
+from apportion.core.artifact import read_json
 from apportion.core.errors import InputError, first_line
 from apportion.core.progress import without_tqdm
 from apportion.models.source import OTHER_WEIGHTS
 
+CONFIG = "config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+NO_TOKENIZER = ("no tokenizer", "add tokenizer.json to it")
 GENERATES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 NEVER = tuple(f"*{suffix}" for suffix in OTHER_WEIGHTS if suffix != ".safetensors")
 
@@ -79,7 +83,7 @@ def local_folder(model: str) -> Path:
     try:
         with quiet():
             return Path(snapshot_download(model, ignore_patterns=list(NEVER)))
-    except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of these
+    except refusals() as error:
         raise InputError(
             f"MODEL {model}: is no local folder, and the hub gave none: {first_line(error)}",
             "give a local checkpoint folder or a hub name owner/name",
@@ -122,15 +126,40 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
 
     require_model(model)
     path = Path(model).expanduser()
-    where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
-    source = str(path.parent if path.is_file() else local_folder(model))
+    if path.is_file():
+        from apportion.models.gguf.load import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(path)
+    folder = local_folder(model)
+    if (folder / CONFIG).is_file():
+        read_json(folder / CONFIG)
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"MODEL {model}: no tokenizer: {first_line(error)}", own_code(error) or "add tokenizer.json to it"
-        ) from error
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except refusals() as error:
+        remedy = own_code(error) or wrong_config(error)
+        there = [name for name in TOKENIZERS if (folder / name).is_file()]
+        said, otherwise = ("its tokenizer cannot be read", f"bring {there[0]} again") if there else NO_TOKENIZER
+        raise InputError(f"MODEL {model}: {said}: {told(error)}", remedy or otherwise) from error
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What transformers and the hub raise for files that they will not have."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return OSError, ValueError, KeyError, StrictDataclassError
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one line; a refused configuration's reason stands in its second."""
+    return " ".join(str(error).split()) if wrong_config(error) else first_line(error)
+
+
+def wrong_config(error: BaseException) -> str:
+    """The remedy where transformers refuses a configuration's values; empty for other errors."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return f"mend its {CONFIG}, or bring it again" if isinstance(error, StrictDataclassError) else ""
 
 
 def own_code(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from apportion.bits.divergence.summary import summarize
 from apportion.core.artifact import Json, digest_of, plain, versions, write_bytes, write_json
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError, require_all
-from apportion.models.gguf.load import is_gguf, load_gguf, load_gguf_tokenizer
+from apportion.models.gguf.load import is_gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer, local_folder, require_model
@@ -128,8 +128,6 @@ def measured(
 
 def opened(name: str, placement: Placement, ask: Measurement) -> tuple[StagedModel, Any]:
     """Model and tokenizer of a folder or a GGUF file."""
-    if is_gguf(name):
-        return load_gguf(Path(name), placement), load_gguf_tokenizer(Path(name))
     remote = ask.trust_remote_code
     return load_staged(name, placement, trust_remote_code=remote), load_tokenizer(name, trust_remote_code=remote)
 

@@ -5,6 +5,8 @@ y <= x_k, y <= x_l, y >= x_k + x_l - 1, at most one choice per player, and the b
 Source: CoopQ, section on allocation (there with two widths); any set of widths is ours.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from apportion.bits.game import Assignment
@@ -35,7 +37,8 @@ def allocate(
             by then, the first that is found later.
 
     Returns:
-        The plan; `optimal` where the solver proved it. Of plans with equal loss the one with more bytes.
+        The plan; `optimal` where the solver proved it. Of plans with equal loss the one with more bytes. Where every
+        player could have the highest width and some do not, `asked` says so: their estimated costs are below zero.
 
     Raises:
         BudgetError: nothing fits.
@@ -53,7 +56,12 @@ def allocate(
     (['w2g32', 'w4g32'], True)
     """
     assignment, gap = solve(sensitivity, budget.player_bytes, exclude, seconds)
-    return plan_of(sensitivity, budget, assignment, gap)
+    plan = plan_of(sensitivity, budget, assignment, gap)
+    below = sum(column < len(sensitivity.costs.widths) - 1 for column in assignment)
+    if exclude or not below or budget.player_bytes < sensitivity.costs.spent(sensitivity.costs.uniform(-1)):
+        return plan
+    said = f"; {below} players below the highest width by estimates under zero, which more samples may raise"
+    return replace(plan, asked=f"{plan.asked}{said}")
 
 
 def plan_of(sensitivity: Sensitivity, budget: Budget, assignment: Assignment, gap: float = 0.0) -> Plan:

@@ -9,7 +9,8 @@ import numpy as np
 from apportion.bits.game import Costs
 from apportion.core.errors import BudgetError, InputError
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+LEFT = "more than the largest plan takes"  # what `asked` says of a budget that is not used up
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Budget:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as 24MB (10^6) or 24MiB (2^20).
+    """Bytes of a size such as 24MB (10^6), 24MiB (2^20) or 1.2TB.
 
     >>> parse_bytes("24MB"), parse_bytes("1.5 KiB"), parse_bytes("1.001KB"), parse_bytes("5G"), parse_bytes("2,300,000")
     (24000000, 1536, 1001, 5000000000, 2300000)
@@ -89,17 +90,17 @@ def budget_from_bytes(costs: Costs, max_bytes: int) -> Budget:
 
     >>> from apportion import Recipe, open_model
     >>> costs = open_model(MODEL, Recipe(group_size=32)).costs
-    >>> budget_from_bytes(costs, costs.largest() + 5).asked.endswith("5 more than the largest plan takes")
-    True
+    >>> budget_from_bytes(costs, costs.largest() + 5).asked.split(", ")[1]
+    '5 more than the largest plan takes (all at w4g32; more --widths could use them)'
     """
     smallest, largest = costs.smallest(), costs.largest()
     if max_bytes < smallest:
         raise BudgetError(
-            f"--max-bytes {max_bytes:,}: {smallest - max_bytes:,} bytes short of the smallest plan ({smallest:,}: "
+            f"budget of {max_bytes:,} bytes: {smallest - max_bytes:,} bytes short of the smallest plan ({smallest:,}: "
             f"all at {costs.widths[0].name}, {costs.fixed_bytes:,} of it outside of the players)",
             f"give at least {smallest:,} bytes, or a lower width",
         )
     asked = f"{max_bytes:,} bytes on disk"
     if max_bytes > largest:
-        asked += f", {max_bytes - largest:,} more than the largest plan takes"
+        asked += f", {max_bytes - largest:,} {LEFT} (all at {costs.widths[-1].name}; more --widths could use them)"
     return Budget(min(max_bytes, largest) - costs.fixed_bytes, asked)

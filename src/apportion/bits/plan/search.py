@@ -108,7 +108,7 @@ def require_evaluations(evaluations: int, players: int, widths: int) -> None:
         raise InputError(
             f"--evaluations {evaluations}: expected at least {widths + players} "
             f"({widths} uniform plans and {players} players alone)",
-            "allow more evaluations, or choose --players blocks",
+            "allow more evaluations, or fewer players (blocks) or --widths",
         )
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from apportion.core.device import Placement
 from apportion.core.errors import InputError, first_line
-from apportion.formats.ggml import gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.gguf.tensors import ROPE_FACTORS
 from apportion.models.pretrained import attention_for, quiet
@@ -66,11 +65,11 @@ def load_gguf_tokenizer(path: Path) -> Any:
     """The tokenizer of a GGUF file, through transformers.
 
     Raises:
-        InputError: transformers cannot make it.
+        InputError: transformers cannot make it. ArtifactCorruptError: not a whole GGUF file.
     """
     from transformers import AutoTokenizer
 
-    gguf()
+    GgufFile(path)  # transformers would blame the tokenizer for a file that was cut
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
