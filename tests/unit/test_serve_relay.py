@@ -14,9 +14,9 @@ from apportion.serve.relay import Relay
 DECIDED = Decided("dec-1", 0.0, "auto", Controls(), "question", "direct", "router", "Who?")
 
 
-def passed(*blocks: bytes) -> tuple[bytes, Outcome]:
+def passed(*blocks: bytes, choices: int = 1) -> tuple[bytes, Outcome]:
     outcome = Outcome()
-    relay = Relay(DECIDED, outcome, include_usage=False, elapsed_ms=lambda: 1.0)
+    relay = Relay(DECIDED, outcome, include_usage=False, elapsed_ms=lambda: 1.0, choices=choices)
 
     async def source() -> AsyncIterator[bytes]:
         for block in blocks:
@@ -35,3 +35,46 @@ def test_an_error_in_a_stream_has_openais_shape_whatever_its_own_was(error: Any)
     assert set(last["error"]) == {"message", "type", "param", "code"}
     assert last["error"]["message"] == "upstream: CUDA out of memory"
     assert (outcome.status, outcome.error) == ("error", "upstream: CUDA out of memory")
+
+
+def chunk(index: int, delta: Any, ended: str | None = None) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": ended}
+    return b"data: " + json.dumps({"id": "up-1", "choices": [choice]}).encode() + b"\n\n"
+
+
+def said_of(events: bytes, name: str = "content") -> dict[int, str]:
+    """What reached the client as this field, by choice."""
+    found: dict[int, str] = {}
+    for one in events.strip().split(b"\n\n"):
+        if one.startswith(b"data: {"):
+            for choice in json.loads(one.removeprefix(b"data: ")).get("choices") or ():
+                text = (choice["delta"] or {}).get(name) or ""
+                found[choice["index"]] = found.get(choice["index"], "") + text
+    return found
+
+
+@pytest.mark.parametrize(
+    ("texts", "said", "thought"),
+    [
+        ({0: ["<", "b>bold"], 1: ["Paris", "."]}, {0: "<b>bold", 1: "Paris."}, {0: "", 1: ""}),
+        ({0: ["\n", "\nA"], 1: ["B", "C"]}, {0: "\n\nA", 1: "BC"}, {0: "", 1: ""}),
+        (
+            {0: ["<think>on", "e</thi", "nk>\n\nA"], 1: ["<think>t", "wo</think>", "B"]},
+            {0: "A", 1: "B"},
+            {0: "one", 1: "two"},
+        ),
+        ({0: ["A", "</think>"], 1: ["<thi", "nk>two</think>B"]}, {0: "A</think>", 1: "B"}, {0: "", 1: "two"}),
+        ({0: ["<", "thi"], 1: ["", "B"]}, {0: "<thi", 1: "B"}, {0: "", 1: ""}),
+    ],
+)
+@pytest.mark.parametrize("last_delta", [{}, None])
+def test_every_choice_keeps_its_own_text_and_thinking(
+    texts: dict[int, list[str]], said: dict[int, str], thought: dict[int, str], last_delta: Any
+) -> None:
+    blocks = []
+    for turn in range(3):  # the choices' pieces come in turns
+        blocks += [chunk(index, {"content": found[turn]}) for index, found in texts.items() if turn < len(found)]
+    blocks += [chunk(index, last_delta, "stop") for index in texts]
+    events, _ = passed(*blocks, b"data: [DONE]\n\n", choices=2)
+    assert said_of(events) == said
+    assert said_of(events, "reasoning_content") == thought

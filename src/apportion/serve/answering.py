@@ -67,7 +67,9 @@ class Answerer:
         """
         if plan.ready is not None:
             return self._draft_events(chat, plan, plan.ready, outcome, elapsed_ms)
-        relay = Relay(plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms)
+        relay = Relay(
+            plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms, choices=chat.choices
+        )
         stack.callback(relay.settle)
         if plan.asking is None:
             source = await stack.enter_async_context(self.backend.stream(as_sent(chat, self._habits, stream=True)))

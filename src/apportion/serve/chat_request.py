@@ -41,12 +41,17 @@ class ChatRequest:
     controls: Mapping[str, Any]
     body: Mapping[str, Any]
 
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.body.get("n") or 1
+
     def forwarded_reason(self) -> str:
         """Why this request is passed on as it is, or nothing: what it asks for no pipeline was profiled with."""
         for name in _FORWARDED:
             if self.body.get(name):
                 return name
-        if (self.body.get("n") or 1) > 1:
+        if self.choices > 1:
             return "n"
         form = self.body.get("response_format")
         if form and form != {"type": "text"}:

@@ -27,14 +27,20 @@ class Relay:
     Args:
         decided: what the first event says. outcome: filled in as the events pass.
         include_usage: whether the client asked for a usage chunk.
-        elapsed_ms: time since the request came.
+        elapsed_ms: time since the request came. choices: how many answers were asked for, each with its own thinking.
 
     Attributes:
         second_turn: made where the answer needs one; None where it cannot.
     """
 
     def __init__(
-        self, decided: Decided, outcome: Outcome, *, include_usage: bool, elapsed_ms: Callable[[], float]
+        self,
+        decided: Decided,
+        outcome: Outcome,
+        *,
+        include_usage: bool,
+        elapsed_ms: Callable[[], float],
+        choices: int = 1,
     ) -> None:
         self._decided, self._outcome, self._include_usage = decided, outcome, include_usage
         self._elapsed_ms = elapsed_ms
@@ -42,7 +48,7 @@ class Relay:
         self._stamp: dict[str, Any] | None = None  # of the first chunk; None before it
         self._pieces = 0
         self._counted: Spent | None = None
-        self._thinking: Thinking | None = Thinking()  # None once nothing more is to be moved
+        self._thinking: Thinking | None = Thinking(choices)  # None once nothing more is to be moved
         self._ended = False
         self.second_turn: SecondTurn | None = None
         self._kept: list[bytes] = []  # events with content, while a second turn is possible
