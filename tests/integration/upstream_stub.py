@@ -27,7 +27,7 @@ class Stub:
         cached: prompt tokens that it says it had computed before.
         context: longest prompt in characters before a 400 in vLLM's words.
         refused: what is said, with a 400, of a request that has this part (a field, or "system").
-        fail: status and body of every further completion; None answers.
+        fail: status and body of every further completion; None answers. headers: sent with it.
         pause_s: before the first byte. token_s: between tokens. cut_after: tokens after which a stream breaks off.
         cancelled: streams whose client went away. bodies: of completions, the start-up probe left out.
     """
@@ -42,6 +42,7 @@ class Stub:
     context: int = 1 << 30
     refused: dict[str, str] = field(default_factory=dict)
     fail: tuple[int, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     pause_s: float = 0.0
     token_s: float = 0.0
     cut_after: int | None = None
@@ -130,7 +131,8 @@ def make_app(stub: Stub) -> FastAPI:
             await asyncio.sleep(stub.pause_s)
         if stub.fail is not None:
             status, said = stub.fail
-            return PlainTextResponse(said, status) if isinstance(said, str) else JSONResponse(said, status)
+            kind = PlainTextResponse if isinstance(said, str) else JSONResponse
+            return kind(said, status, stub.headers)
         parts = {*body, *(message["role"] for message in body["messages"])}
         if refused := next((said for part, said in stub.refused.items() if part in parts), ""):
             return JSONResponse({"error": {"message": refused}}, 400)

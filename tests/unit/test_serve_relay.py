@@ -78,3 +78,81 @@ def test_every_choice_keeps_its_own_text_and_thinking(
     events, _ = passed(*blocks, b"data: [DONE]\n\n", choices=2)
     assert said_of(events) == said
     assert said_of(events, "reasoning_content") == thought
+
+
+ROLE, TOKEN, LAST, DONE = (
+    chunk(0, {"role": "assistant"}),
+    chunk(0, {"content": "Bern"}),
+    chunk(0, {}, "stop"),
+    b"data: [DONE]\n\n",
+)
+MALFORMED = (
+    b'data: {"choices": 5}\n\n',
+    b'data: {"choices": [5]}\n\n',
+    b'data: {"choices": [{"index": {}, "delta": {}}]}\n\n',
+    b'data: {"choices": [{"index": 0, "delta": "Bern"}]}\n\n',
+    b'data: {"choices": [{"index": 0, "delta": {"conte\n\n',
+    b"data: Internal Server Error\n\n",
+    b"data: [1]\n\n",
+    b'data: {"object": "error", "message": "CUDA out of memory", "code": 500}\n\n',
+)
+
+
+def _check_failed(events: bytes, outcome: Outcome, before: dict[int, str]) -> None:
+    """The client got what came before, then one error that every client raises, and no good end."""
+    *good, last = events.strip().split(b"\n\n")
+    assert all("choices" in json.loads(one.removeprefix(b"data: ")) for one in good)
+    assert said_of(events) == before
+    error = json.loads(last.removeprefix(b"data: "))["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (outcome.status, outcome.error) == ("error", error["message"])
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "in one block"])
+@pytest.mark.parametrize("malformed", MALFORMED)
+@pytest.mark.parametrize("before", [0, 2, 3])
+def test_what_no_client_can_read_is_an_error(malformed: bytes, before: int, together: bool) -> None:
+    blocks = [*(ROLE, TOKEN, TOKEN)[:before], malformed, TOKEN, LAST, DONE]
+    events, outcome = passed(*([b"".join(blocks)] if together else blocks))
+    _check_failed(events, outcome, {0: "Bern" * (before - 1)} if before else {})
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [[DONE], [ROLE, DONE], [ROLE, TOKEN, DONE], [ROLE, TOKEN], [ROLE, TOKEN, TOKEN[:30]], [b": still here\n\n"], []],
+)
+def test_a_stream_without_an_end_is_an_error(blocks: list[bytes]) -> None:
+    events, outcome = passed(*blocks)
+    events = events.removeprefix(b": still here\n\n")
+    _check_failed(events, outcome, {0: "Bern" * (TOKEN in blocks)} if ROLE in blocks else {})
+    assert "ended without its end" in outcome.error
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [ROLE, TOKEN, LAST, DONE],
+        [ROLE, TOKEN, LAST],
+        [ROLE, TOKEN, LAST, DONE.strip()],
+        [ROLE, TOKEN, LAST.strip()],
+        [ROLE, TOKEN, LAST, TOKEN[:30]],
+        [b"data: \n\n", ROLE, TOKEN, b"data:\n\n", LAST, b"data:[DONE]\n\n"],
+        [b'data: {"choices": [], "prompt_filter_results": []}\n\n', ROLE, TOKEN, LAST, DONE],
+        [b'data: {"type": "ping"}\n\n', ROLE, b'data: {"type": "ping"}\n\n', TOKEN, LAST, DONE],
+        [ROLE, TOKEN.replace(b"\n\n", b"\r\n\r\n"), b"id: 5\n" + LAST, DONE],
+    ],
+)
+def test_a_stream_with_an_end_is_an_answer(blocks: list[bytes]) -> None:
+    events, outcome = passed(*blocks)
+    assert said_of(events) == {0: "Bern"}
+    assert events.endswith(DONE)
+    assert (outcome.status, outcome.finish) == ("ok", "stop")
+    assert events.count(b'"decision_id"') == 1
+
+
+@pytest.mark.parametrize("count", [-5, 10**30, True, 1.5, "3", None])
+def test_a_number_of_tokens_that_is_none_is_not_counted(count: Any) -> None:
+    usage = json.dumps({"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": count}}).encode()
+    events, outcome = passed(ROLE, TOKEN, LAST, b"data: " + usage + b"\n\n", DONE)
+    assert events.endswith(DONE)
+    assert outcome.weaker == ("tokens are counted by events, since the upstream reports none",)
