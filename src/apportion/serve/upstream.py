@@ -122,6 +122,8 @@ class Upstream:
                     return
                 yield data
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if held := _unread(content):
+                yield held
             self._unreachable(error)
             raise broken(error) from error
 
@@ -224,6 +226,12 @@ class Upstream:
         refusal = unreachable(error)
         self.trouble = refusal.message.removeprefix("upstream: ")
         return refusal
+
+
+def _unread(content: aiohttp.StreamReader) -> bytes:
+    """What came before a connection broke and was not waited for; it is given out only where no error is set."""
+    content.set_exception(None)  # type: ignore[arg-type]
+    return content.read_nowait()
 
 
 @dataclass(frozen=True, slots=True)
