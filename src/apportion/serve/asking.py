@@ -15,7 +15,7 @@ _OURS = (EXTRA, "model", "messages", "stream", "stream_options", "max_tokens", "
 _SYSTEM = ("system", "developer")
 _APART = ("max_tokens", "logprobs", "top_logprobs")  # of a probe; they change no token of the text
 # How tokens are drawn beside the temperature, with the values that rule no token out.
-_DRAWING: Mapping[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,), "typical_p": (1,)}
+DRAWING: Mapping[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,), "typical_p": (1,)}
 RUNS_ON = "stop sequences are refused by the server, so the answer may run on beyond them"
 
 
@@ -89,7 +89,7 @@ class Asking:
     def _drawn(self) -> dict[str, Any]:
         """The options that make the text; where the likeliest token is taken, none that tells how they are drawn."""
         greedy = self._greedy and self.habits.greedy
-        idle = {name for name, every in _DRAWING.items() if greedy or self.options.get(name) in every}
+        idle = {name for name, every in DRAWING.items() if greedy or self.options.get(name) in every}
         return {name: value for name, value in self.options.items() if name not in _APART and name not in idle}
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
@@ -217,4 +217,4 @@ def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, A
 
 def _draws(asked: Mapping[str, Any]) -> bool:
     """Whether a client says how tokens are drawn, such as by `top_p` alone; greedy that would mean nothing."""
-    return any(name in asked and asked[name] not in every for name, every in _DRAWING.items())
+    return any(name in asked and asked[name] not in every for name, every in DRAWING.items())

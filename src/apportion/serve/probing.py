@@ -13,7 +13,7 @@ from apportion.serve.chat_request import ChatRequest
 from apportion.serve.conversation import Asked
 from apportion.serve.decision import Spent
 from apportion.serve.refusal import Refusal
-from apportion.serve.routing import Completion, Hits, Routing, read_completion
+from apportion.serve.routing import Completion, Hits, Routing
 from apportion.serve.settings import Settings
 
 
@@ -99,8 +99,7 @@ class Probes:
         self.note(asking)
         try:
             async with asyncio.timeout(most):
-                body = await self.backend.chat(asking.body())
-            found = read_completion(body, begun, replace(asking.request, logprobs=True, stop=asking.stop))
+                found = await self.backend.measured(asking.body(), replace(asking.request, stop=asking.stop))
             if not found.token_logprobs:
                 self.weaker.append(f"{what} came back without log-probabilities or tokens")
         except TimeoutError:

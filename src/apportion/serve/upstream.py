@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -16,7 +16,16 @@ from apportion.core.errors import InputError
 from apportion.serve.backend import Abilities, Body
 from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal, encode
-from apportion.serve.routing import PROBE, REFUSING, Habits, after_refusal, body_of, read_completion
+from apportion.serve.routing import (
+    PROBE,
+    REFUSING,
+    Completion,
+    Habits,
+    Request,
+    after_refusal,
+    body_of,
+    read_completion,
+)
 from apportion.serve.upstream_errors import answer_of, broken, fails, object_of, refused, unreachable, wait_of
 
 MAX_BODY_BYTES = 64 << 20
@@ -80,6 +89,11 @@ class Upstream:
         ready = await self._ready()
         asked = encode({**body, "model": ready.model})
         return answer_of(self._good(await self._post("/chat/completions", asked)))
+
+    async def measured(self, body: Body, request: Request) -> Completion:
+        """One plain completion, read with what was measured of it."""
+        begun = time.perf_counter()
+        return read_completion(await self.chat(body), begun, replace(request, logprobs=True))
 
     @asynccontextmanager
     async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
