@@ -125,6 +125,50 @@ def test_an_answer_in_one_piece_is_streamed_whole(stub: Stub, known: Routing) ->
     assert [(one.token, one.logprob) for one in final.logprobs.content or ()] == [("Bern", -0.5)]
 
 
+def _collect(chunks: Any, seen: list[Any]) -> None:
+    for chunk in chunks:
+        seen.append(chunk)
+
+
+def _chunk(index: int, delta: Json, ended: str | None = None) -> bytes:
+    choices = [{"index": index, "delta": delta, "finish_reason": ended}]
+    return b"data: " + json.dumps({"id": "up-1", "model": "tiny", "created": 1, "choices": choices}).encode() + b"\n\n"
+
+
+def test_choices_that_stream_together_stay_apart(stub: Stub, known: Routing) -> None:
+    pieces = [(0, "<"), (1, "\n"), (0, "b>bold"), (1, "<think>two"), (0, "."), (1, "</think>\n\nParis")]
+    stub.raw = [_chunk(index, {"content": text}) for index, text in pieces]
+    stub.raw += [_chunk(0, {}, "stop"), _chunk(1, {}, "stop"), b"data: [DONE]\n\n"]
+    with serving(stub, known) as client:
+        _, found = _said(client, stream=True, n=2)
+    said, thought = {0: "", 1: ""}, {0: "", 1: ""}
+    for choice in (choice for one in found for choice in one["choices"]):
+        said[choice["index"]] += choice["delta"].get("content") or ""
+        thought[choice["index"]] += choice["delta"].get("reasoning_content") or ""
+    assert (said, thought) == ({0: "<b>bold.", 1: "Paris"}, {0: "", 1: "two"})
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (b'data: {"choices": [{"delta": {"conte\n\n', "no JSON object"),
+        (b'data: {"choices": 5}\n\n', "not of OpenAI's shape"),
+        (b"data: [DONE]\n\n", "ended without its end"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_no_client_can_read_is_raised_by_clients(
+    stub: Stub, known: Routing, rest: bytes, said: str, before: int
+) -> None:
+    stub.raw, seen = [_chunk(0, {"content": "Bern"})] * before + [rest], list[Any]()
+    with serving(stub, known) as client:
+        chunks = client.chat.completions.create(model="cot", messages=QUESTION, stream=True)  # type: ignore[arg-type]
+        with pytest.raises(openai.APIError, match=said):
+            _collect(chunks, seen)
+        assert [one.choices[0].delta.content for one in seen] == ["Bern"] * before
+        assert logged(client)[0]["status"] == "error"
+
+
 @pytest.mark.parametrize("count", [-5, 10**30, True, "3"])
 @pytest.mark.parametrize("model", ["auto", "cot"])
 def test_numbers_of_tokens_that_are_none_are_not_counted(stub: Stub, known: Routing, model: str, count: Any) -> None:

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apportion.serve.controls import Controls
-from apportion.serve.routing import Price
-
-MOST_TOKENS = 1 << 53  # beyond, JSON's readers and the log's integers no longer hold them
+from apportion.serve.routing import MOST_TOKENS, Price
 
 
 @dataclass(frozen=True, slots=True)

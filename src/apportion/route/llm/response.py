@@ -10,7 +10,7 @@ from apportion.route.llm.protocol import THINK_END, Completion, Finish, Request,
 
 MAX_BODY_CHARS = 16 << 20
 CHARS_PER_TOKEN = 4
-MOST_TOKENS = 1 << 53  # a count beyond is none
+MOST_TOKENS = 1 << 53  # beyond, JSON's readers and a log's integers no longer hold a count
 
 
 def parse_completion(send: Callable[[], Any], request: Request, *, opened: bool = False) -> Completion:
