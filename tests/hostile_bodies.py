@@ -16,6 +16,7 @@ STRANGE: list[Any] = [
 KEYS = (
     "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n",
     "tools", "response_format", "logprobs", "stop", "seed", "apportion", "user", "chat_template_kwargs", "logit_bias",
+    "top_k", "min_p", "functions", "content", "role", "tool_calls", "tool_call_id", "reasoning_content",
 )  # fmt: skip
 CONTROLS = ("route", "token_weight", "latency_weight", "price")
 VALID: dict[str, Any] = {
@@ -23,6 +24,12 @@ VALID: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Who founded Bern?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "content": "1191", "tool_call_id": "a"},
         {"role": "assistant", "content": "Berthold."},
         {"role": "user", "content": [{"type": "text", "text": "And when?"}]},
     ],

@@ -52,7 +52,7 @@ def test_the_upstream_is_cancelled_when_the_client_goes(stub: Stub, known: Routi
 
 
 def test_an_upstream_that_breaks_off_is_an_error_in_the_stream(stub: Stub, known: Routing) -> None:
-    stub.cut_after, stub.token_s, stub.reply = 2, 0.05, lambda messages: "a long reply that is cut"
+    stub.cut_after, stub.reply = 2, lambda messages: "a long reply that is cut"
     with serving(stub, known) as client:
         seen: list[Any] = []
         chunks = client.chat.completions.create(model="cot", messages=QUESTION, stream=True)

@@ -27,7 +27,8 @@ class Stub:
         cached: prompt tokens that it says it had computed before.
         context: longest prompt in characters before a 400 in vLLM's words.
         refused: what is said, with a 400, of a request that has this part (a field, or "system").
-        fail: status and body of every further completion; None answers.
+        fail: status and body of every further completion; None answers. headers: sent with it.
+        raw: the bytes of every stream; None streams the reply.
         pause_s: before the first byte. token_s: between tokens. cut_after: tokens after which a stream breaks off.
         cancelled: streams whose client went away. bodies: of completions, the start-up probe left out.
     """
@@ -42,6 +43,8 @@ class Stub:
     context: int = 1 << 30
     refused: dict[str, str] = field(default_factory=dict)
     fail: tuple[int, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: list[bytes] | None = None
     pause_s: float = 0.0
     token_s: float = 0.0
     cut_after: int | None = None
@@ -130,13 +133,16 @@ def make_app(stub: Stub) -> FastAPI:
             await asyncio.sleep(stub.pause_s)
         if stub.fail is not None:
             status, said = stub.fail
-            return PlainTextResponse(said, status) if isinstance(said, str) else JSONResponse(said, status)
+            kind = PlainTextResponse if isinstance(said, str) else JSONResponse
+            return kind(said, status, stub.headers)
         parts = {*body, *(message["role"] for message in body["messages"])}
         if refused := next((said for part, said in stub.refused.items() if part in parts), ""):
             return JSONResponse({"error": {"message": refused}}, 400)
         if _size(body) > stub.context:
             said = f"This model's maximum context length is {stub.context} tokens."
             return JSONResponse({"error": {"message": said, "code": 400}}, 400)
+        if stub.raw is not None and body.get("stream"):
+            return StreamingResponse(iter(stub.raw), media_type="text/event-stream")
         tokens = tokens_of(stub.reply(body["messages"]))
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(tokens)
         if not isinstance(limit, int) or not isinstance(body.get("stream", False), bool | None):

@@ -16,6 +16,7 @@ from apportion.serve.refusal import Refusal
 from apportion.serve.relay import Relay
 from apportion.serve.routing import Completion, Habits, Routing, split_thinking
 from apportion.serve.turns import SecondTurn, shortened, whole
+from apportion.serve.upstream_errors import choices_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Answerer:
         reply, asking = (self._of_draft(plan, plan.ready), None) if plan.ready else await self._asked(chat, plan)
         used = reply.get("usage")
         outcome.spent = spent(plan.ready) or counted(used) or Spent(measured=False)
-        choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
+        choices = choices_of(reply) or []
         for choice in choices:
             _set_apart(choice.get("message"))
         answer = ""
@@ -67,7 +68,9 @@ class Answerer:
         """
         if plan.ready is not None:
             return self._draft_events(chat, plan, plan.ready, outcome, elapsed_ms)
-        relay = Relay(plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms)
+        relay = Relay(
+            plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms, choices=chat.choices
+        )
         stack.callback(relay.settle)
         if plan.asking is None:
             source = await stack.enter_async_context(self.backend.stream(as_sent(chat, self._habits, stream=True)))
@@ -135,7 +138,8 @@ async def _completed(choices: list[dict[str, Any]], turn: SecondTurn) -> str:
     if added is None:
         return ""
     turn.outcome.spent = turn.outcome.spent.plus(added.spent)
-    message["content"] = f"{message['content']}\n\n{added.text}"
+    said = message.get("content")
+    message["content"] = f"{said}\n\n{added.text}" if said else added.text
     choices[0]["finish_reason"] = added.finish
     return added.answer
 

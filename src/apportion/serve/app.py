@@ -19,7 +19,7 @@ from apportion.serve.chat import chat_completions
 from apportion.serve.following import follow
 from apportion.serve.keys import Keys
 from apportion.serve.passing import completions, embeddings, responses
-from apportion.serve.refusal import Refusal
+from apportion.serve.refusal import Refusal, our_fault
 from apportion.serve.routing import Routing
 from apportion.serve.schema import describe
 from apportion.serve.serving import Serving
@@ -99,7 +99,7 @@ def _endpoint(handler: Handler, serving: Serving) -> Callable[[Request], Awaitab
             return Response(status_code=CLOSED)
         except Exception:
             log.exception("a fault of ours at %s", request.url.path)
-            return Refusal(500, "a fault of this server; its log says more", code="internal_error").response()
+            return our_fault().response()
 
     endpoint.__name__ = handler.__name__
     return endpoint

@@ -13,6 +13,9 @@ from apportion.serve.routing import GREEDY, MAX_STOPS, Habits, Request, cut_pass
 
 _OURS = (EXTRA, "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens")
 _SYSTEM = ("system", "developer")
+_APART = ("max_tokens", "logprobs", "top_logprobs")  # of a probe; they change no token of the text
+# How tokens are drawn beside the temperature, with the values that rule no token out.
+DRAWING: Mapping[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,), "typical_p": (1,)}
 RUNS_ON = "stop sequences are refused by the server, so the answer may run on beyond them"
 
 
@@ -65,9 +68,29 @@ class Asking:
     @property
     def weaker(self) -> tuple[str, ...]:
         """What the upstream's habits make of the answer."""
-        sampled, stops = self.options.get("temperature"), self.options.get("stop")
-        lost = ((GREEDY, not self.habits.greedy and not sampled), (RUNS_ON, not self.habits.stop and bool(stops)))
+        lost = ((GREEDY, not self.habits.greedy and self._greedy), (RUNS_ON, not self.habits.stop and bool(self.stop)))
         return tuple(said for said, weaker in lost if weaker)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end the answer: the client's, else the pipeline's."""
+        stop = self.options.get("stop")
+        listed = stop if isinstance(stop, list) else [stop]
+        return tuple(one for one in listed if isinstance(one, str))
+
+    @property
+    def _greedy(self) -> bool:
+        return "temperature" in self.options and not self.options["temperature"]
+
+    def answers(self, asking: "Asking") -> bool:
+        """Whether what comes back for this is what the other asks for, but for its length."""
+        return self._drawn() == asking._drawn()
+
+    def _drawn(self) -> dict[str, Any]:
+        """The options that make the text; where the likeliest token is taken, none that tells how they are drawn."""
+        greedy = self._greedy and self.habits.greedy
+        idle = {name for name, every in DRAWING.items() if greedy or self.options.get(name) in every}
+        return {name: value for name, value in self.options.items() if name not in _APART and name not in idle}
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """The body; of a stream with the usage chunk that we need ourselves."""
@@ -81,7 +104,7 @@ class Asking:
         """The same with the turns that follow the first, without examples; thinking off where there is a switch and
         the client has not set it."""
         options = {**self.options, "max_tokens": max_tokens}
-        if self.habits.thinking_switch and "chat_template_kwargs" not in chat.body:
+        if self.habits.thinking_switch and chat.body.get("chat_template_kwargs") is None:
             options["chat_template_kwargs"] = {"enable_thinking": False}
         turns = replace(self.request, said=request.said, then=request.then)
         return replace(self, examples=(), request=turns, options=options)
@@ -108,15 +131,20 @@ def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
 
 def ask_draft(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """The draft: greedy, short, with log-probabilities, thinking off as its prompt says."""
-    fixed = {"max_tokens": limits.of_draft(chat, request), "temperature": 0, **limits.measured}
-    options = {name: value for name, value in _options(chat, request, limits).items() if name != "top_p"}
-    return _asking(chat, request, {**options, **fixed}, limits.habits)
+    options = {**_options(chat, request, limits), "max_tokens": limits.of_draft(chat, request)}
+    return _asking(chat, request, _measured(options, limits), limits.habits)
 
 
 def ask_look(chat: ChatRequest, request: Request, limits: Limits) -> Asking:
     """A RAG answer that is looked at before it is given: as long as an answer, measured as a draft."""
     asking = ask(chat, request, limits)
-    return replace(asking, options={**asking.options, "temperature": 0, **limits.measured})
+    return replace(asking, options=_measured(asking.options, limits))
+
+
+def _measured(options: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """The options of a probe: greedy and with log-probabilities, whatever the client's are; see `Asking.answers`."""
+    kept = {name: value for name, value in options.items() if name != "top_p"}  # which some refuse where greedy
+    return {**kept, "temperature": 0, **limits.measured}
 
 
 def as_sent(chat: ChatRequest, habits: Habits, *, stream: bool = False) -> dict[str, Any]:
@@ -176,10 +204,17 @@ def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any], hab
 
 
 def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:
-    options: dict[str, Any] = {"temperature": request.temperature}
+    """The pipeline's options, and over them the client's; its nulls mean what leaving out means."""
+    asked = {name: value for name, value in chat.body.items() if name not in _OURS and value is not None}
+    options: dict[str, Any] = {} if _draws(asked) else {"temperature": request.temperature}
     if request.stop:
         options["stop"] = list(request.stop[:MAX_STOPS])
-    options |= {name: value for name, value in chat.body.items() if name not in _OURS}
+    options |= asked
     if request.thinking is not None and limits.habits.thinking_switch and "chat_template_kwargs" not in options:
         options["chat_template_kwargs"] = {"enable_thinking": request.thinking}
     return options
+
+
+def _draws(asked: Mapping[str, Any]) -> bool:
+    """Whether a client says how tokens are drawn, such as by `top_p` alone; greedy that would mean nothing."""
+    return any(name in asked and asked[name] not in every for name, every in DRAWING.items())

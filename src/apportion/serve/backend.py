@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from apportion.serve.routing import Habits
+from apportion.serve.routing import Completion, Habits, Request
 
 Body = Mapping[str, Any]
 
@@ -54,6 +54,17 @@ class Backend(Protocol):
 
         Raises:
             Refusal: it failed; the status says whether by the client's fault.
+        """
+        ...
+
+    async def measured(self, body: Body, request: Request) -> Completion:
+        """A chat completion with the log-probabilities of its tokens, where they can be had.
+
+        Args:
+            request: what the body asks; it says where the text stops.
+
+        Raises:
+            Refusal: it failed, or answered what is no completion.
         """
         ...
 

@@ -13,6 +13,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 EXTRA = "apportion"  # the field of the body that is ours
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _RANGES = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
+# What an assistant's message may be of beside text.
+_SAID = ("tool_calls", "function_call", "reasoning_content", "reasoning", "refusal", "audio")
 # What changes the meaning of an answer in ways that no pipeline was profiled with.
 _FORWARDED = (
     "tools", "functions", "function_call", "audio", "prediction", "logit_bias", "logprobs", "top_logprobs",
@@ -41,12 +43,17 @@ class ChatRequest:
     controls: Mapping[str, Any]
     body: Mapping[str, Any]
 
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.body.get("n") or 1
+
     def forwarded_reason(self) -> str:
         """Why this request is passed on as it is, or nothing: what it asks for no pipeline was profiled with."""
         for name in _FORWARDED:
             if self.body.get(name):
                 return name
-        if (self.body.get("n") or 1) > 1:
+        if self.choices > 1:
             return "n"
         form = self.body.get("response_format")
         if form and form != {"type": "text"}:
@@ -136,7 +143,7 @@ def _check_message(message: object, where: str) -> None:
     elif isinstance(content, str):
         if role == "user" and not content.strip():
             raise _wrong(f"{where}.content", content, "some text")
-    elif not (role == "assistant" and content is None and message.get("tool_calls")):  # who calls a tool says nothing
+    elif not (role == "assistant" and content is None and any(message.get(name) for name in _SAID)):
         raise _wrong(f"{where}.content", content, "text, or a list of parts")
 
 
@@ -154,14 +161,23 @@ def _check_order(messages: Sequence[Message]) -> None:
     called: set[object] = set()
     for number, message in enumerate(messages):
         calls = message.get("tool_calls")
-        called |= {call.get("id") for call in calls if isinstance(call, dict)} if isinstance(calls, list) else set()
-        if message["role"] == "tool" and message.get("tool_call_id") not in called:
+        for at, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, dict):
+                called.add(_id(call.get("id"), f"messages[{number}].tool_calls[{at}].id"))
+        answered = _id(message.get("tool_call_id"), f"messages[{number}].tool_call_id")
+        if message["role"] == "tool" and answered not in called:
             raise Refusal(
                 400,
                 f"messages[{number}]: answers tool call {message.get('tool_call_id')!r}, which no message before it "
                 "makes; put it after the assistant's message with that call",
                 param="messages",
             )
+
+
+def _id(value: object, where: str) -> object:
+    if isinstance(value, dict | list):
+        raise _wrong(where, value, "text")
+    return value
 
 
 def _model(body: Mapping[str, Any]) -> str:

@@ -127,10 +127,10 @@ class Decider:
             if probes.hits:
                 probes.weaker.append(NO_PASSAGES)
         shown = probes.hits.passages if probes.hits and retrieves(route) else ()
-        ready, asking = self._ready(route, probes), None
+        request = self.routing.request(route, probes.asked.question, probes.hits if shown else None)
+        asking = ask(probes.chat, request, probes.limits)
+        ready = _ready(route, probes, asking)
         if ready is None:
-            request = self.routing.request(route, probes.asked.question, probes.hits if shown else None)
-            asking = ask(probes.chat, request, probes.limits)
             probes.note(asking)
         decided = replace(
             decided,
@@ -145,20 +145,22 @@ class Decider:
             probe_ms=(time.perf_counter() - started) * 1000,
             weaker=tuple(probes.weaker),
         )
-        return Plan(decided, asking, ready)
+        return Plan(decided, None if ready else asking, ready)
 
-    def _ready(self, route: str, probes: Probes) -> Completion | None:
-        """The probe that is the answer, where one is; a draft that its own limit cut is none."""
-        if route == "rag":
-            return probes.look
-        if route != "direct" or probes.draft is None:
-            return None
-        request = self.routing.request("direct", probes.asked.question, None)
-        limits = probes.limits
-        if probes.draft.finish != "length" or limits.of_draft(probes.chat, request) >= limits.of(probes.chat, request):
-            return probes.draft
-        probes.weaker.append("the draft was cut by its limit, so the question was asked again")
+
+def _ready(route: str, probes: Probes, asking: Asking) -> Completion | None:
+    """The probe that is the answer, where one is.
+
+    None is that was not asked for as the client asks (its temperature), nor one that its own limit cut.
+    """
+    made = {"direct": (probes.draft, probes.draft_asking), "rag": (probes.look, probes.look_asking)}
+    probe, asked = made.get(route, (None, None))
+    if probe is None or asked is None or not asked.answers(asking):
         return None
+    if probe.finish != "length" or asked.options["max_tokens"] >= asking.options["max_tokens"]:
+        return probe
+    probes.weaker.append("the draft was cut by its limit, so the question was asked again")
+    return None
 
 
 def _passed_on(chat: ChatRequest, controls: Controls, asked: Asked) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apportion.serve.controls import Controls
-from apportion.serve.routing import Price
+from apportion.serve.routing import MOST_TOKENS, Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +47,25 @@ class Spent:
 
 
 def counted(usage: object) -> Spent | None:
-    """Tokens as a server's usage object has them; None where it tells no whole numbers.
+    """Tokens as a server's usage object has them; None where it tells no numbers of tokens.
 
     >>> counted({"prompt_tokens": 12, "completion_tokens": 3}).total, counted({"prompt_tokens": None}), counted(None)
     (15, None, None)
+    >>> [counted({"prompt_tokens": 12, "completion_tokens": one}) for one in (-5, 10**30, True)]
+    [None, None, None]
     """
     if not isinstance(usage, Mapping):
         return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not (isinstance(prompt, int) and isinstance(completion, int)):
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is None or completion is None:
         return None
     details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return Spent(prompt, completion, cached_tokens=cached if isinstance(cached, int) and 0 <= cached <= prompt else 0)
+    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    return Spent(prompt, completion, cached_tokens=cached if cached is not None and cached <= prompt else 0)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 @dataclass(frozen=True, slots=True)

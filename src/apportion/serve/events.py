@@ -8,7 +8,8 @@ from typing import Any
 from apportion.serve.decision import Decided
 from apportion.serve.refusal import encode
 
-DONE = b"data: [DONE]\n\n"
+END = b"[DONE]"
+DONE = b"data: " + END + b"\n\n"
 KEEP_ALIVE = b": still deciding\n\n"
 PIECE_CHARS = 24  # of a finished draft that is sent as if it came now
 
@@ -54,13 +55,25 @@ def finished_answer(
 async def as_events(reply: dict[str, Any]) -> AsyncIterator[bytes]:
     """A whole chat completion as the events of a stream, for whoever answers in one piece."""
     base = {**{name: reply.get(name) for name in ("id", "created", "model")}, "object": "chat.completion.chunk"}
-    choices = [one for one in reply.get("choices") or () if isinstance(one, dict)]
-    said = [{"index": one.get("index", 0), "delta": one.get("message"), "finish_reason": None} for one in choices]
-    ends = [{"index": one.get("index", 0), "delta": {}, "finish_reason": one.get("finish_reason")} for one in choices]
+    said, ends = [], []
+    for one in reply.get("choices") or ():
+        begun = {"index": one.get("index") or 0, "delta": _delta(one.get("message") or {})}
+        measured = {"logprobs": one["logprobs"]} if one.get("logprobs") else {}
+        said.append({**begun, **measured, "finish_reason": None})
+        ends.append({**begun, "delta": {}, "finish_reason": one.get("finish_reason")})
     yield event({**base, "choices": said}) + event({**base, "choices": ends})
     if reply.get("usage"):
         yield event({**base, "choices": [], "usage": reply["usage"]})
     yield DONE
+
+
+def _delta(message: dict[str, Any]) -> dict[str, Any]:
+    """A whole message as a delta, in which calls of tools have numbers."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    numbered = [{"index": number, **call} for number, call in enumerate(calls) if isinstance(call, dict)]
+    return {**message, "tool_calls": numbered}
 
 
 def stamp(decided: Decided, model: str) -> dict[str, Any]:
@@ -68,11 +81,17 @@ def stamp(decided: Decided, model: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{decided.id[4:]}", "created": int(time.time()), "model": model}
 
 
-def json_of(one: bytes) -> dict[str, Any] | None:
-    """The object of an event's data; None for comments, `[DONE]` and what is no JSON object."""
-    data = b"".join(line[5:].lstrip() for line in one.splitlines() if line.startswith(b"data:"))
-    if not data.startswith(b"{"):
-        return None
+def data_of(one: bytes) -> bytes:
+    """The data of an event; nothing for comments.
+
+    >>> data_of(b"event: error\\ndata: {}\\n\\n"), data_of(b": still deciding\\n\\n"), data_of(b"data: [DONE]\\n\\n")
+    (b'{}', b'', b'[DONE]')
+    """
+    return b"".join(line[5:].strip() for line in one.splitlines() if line.startswith(b"data:"))
+
+
+def object_in(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that an event's data is; None where it is none."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):

@@ -1,6 +1,7 @@
 """One chat request on its way to an answer: decided, answered, noted, and let go of when its client goes away."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,9 +18,10 @@ from apportion.serve.deciding import Decider, Plan
 from apportion.serve.decision import Decided, Outcome
 from apportion.serve.events import KEEP_ALIVE, event
 from apportion.serve.incoming import until_gone
-from apportion.serve.refusal import Refusal, json_response
+from apportion.serve.refusal import Refusal, json_response, our_fault
 from apportion.serve.serving import Serving
 
+log = logging.getLogger("apportion.serve")
 Work = AsyncIterator[bytes]
 
 
@@ -45,8 +47,8 @@ class Exchange:
             reply = await self._answerer.whole(self.chat, plan, self.outcome)
             self.outcome.first_ms = self.elapsed_ms()
             return json_response(reply, headers=plan.decided.headers())
-        except Refusal as refusal:
-            self._failed(refusal)
+        except Exception as error:
+            self._failed(error)
             raise
         except asyncio.CancelledError:
             self.outcome.status = "cancelled"
@@ -70,7 +72,7 @@ class Exchange:
         try:
             events = begun.result()
         except BaseException as error:
-            if isinstance(error, Refusal):
+            if isinstance(error, Exception):
                 self._failed(error)
             await self.close()
             raise
@@ -97,9 +99,8 @@ class Exchange:
                 await asyncio.wait({begun}, timeout=wait)
             async for data in self._guarded(begun.result()):
                 yield data
-        except Refusal as refusal:
-            self._failed(refusal)
-            yield event(refusal.body())
+        except Exception as error:
+            yield self._failure(error)
         finally:
             begun.cancel()
 
@@ -108,9 +109,8 @@ class Exchange:
         try:
             async for data in events:
                 yield data
-        except Refusal as refusal:
-            self._failed(refusal)
-            yield event(refusal.body())
+        except Exception as error:
+            yield self._failure(error)
 
     async def _plan(self) -> Plan:
         """The decision; in the shadow every request is passed on as it is."""
@@ -130,8 +130,18 @@ class Exchange:
     def _answerer(self) -> Answerer:
         return Answerer(self.serving.backend, self.serving.routing)
 
-    def _failed(self, refusal: Refusal) -> None:
+    def _failed(self, error: Exception) -> Refusal:
+        """What the client is told of a failure, which is noted."""
+        refusal = error if isinstance(error, Refusal) else our_fault()
         self.outcome.status, self.outcome.error = "error", refusal.message
+        return refusal
+
+    def _failure(self, error: Exception) -> bytes:
+        """The same as the last event of a stream that has begun; nobody else logs a fault of ours there."""
+        refusal = self._failed(error)
+        if refusal is not error:
+            log.error("a fault of ours in a stream", exc_info=error)
+        return event(refusal.body())
 
     def _note(self) -> None:
         self.outcome.total_ms = self.elapsed_ms()

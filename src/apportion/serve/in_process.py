@@ -4,13 +4,15 @@ The model says no token before an answer is whole, so its streams come in one pi
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apportion.core.errors import ApportionError, PromptTooLongError
+from apportion.serve.asking import DRAWING
 from apportion.serve.backend import Abilities, Body
 from apportion.serve.chat_request import part_types, text_of
 from apportion.serve.events import as_events, finish_reason
@@ -19,7 +21,19 @@ from apportion.serve.routing import LLM, Completion, Request
 
 GATHER_S = 0.003  # how long the first of a batch waits for others
 DEFAULT_TOKENS = 512
-_UNKNOWN = ("tools", "functions", "response_format", "logit_bias", "audio")
+_READ = (
+    "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "seed",
+    "stop", "chat_template_kwargs",
+)  # fmt: skip
+_WORDLESS = (  # they change no word of an answer
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls",
+)  # fmt: skip
+_IDLE: Mapping[str, tuple[object, ...]] = {  # values that ask for nothing, beside the empty ones
+    "n": (1,), "repetition_penalty": (1,), "response_format": ({"type": "text"},), "modalities": (["text"],),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+}  # fmt: skip
+_SEEDS = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +73,20 @@ class InProcess:
 
     async def chat(self, body: Body) -> dict[str, Any]:
         """One completion, decoded beside others."""
-        request = read_request(body)
+        return self._reply(await self._completed(read_request(body)))
+
+    async def measured(self, body: Body, request: Request) -> Completion:
+        """The same as the model tells it: in OpenAI's words its log-probabilities would need tokens."""
+        asked = read_request({name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")})
+        return await self._completed(replace(asked, logprobs=True))
+
+    async def _completed(self, request: Request) -> Completion:
         waiting = _Waiting(request, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
         completion = await waiting.answered
         if completion.cut_prompt_tokens:  # whoever asked knows better what to leave out
             raise Refusal(400, "messages: exceed the model's context", code="context_length_exceeded", param="messages")
-        return self._reply(completion)
+        return completion
 
     @asynccontextmanager
     async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -106,12 +127,6 @@ class InProcess:
         if completion.thinking_text:
             message["reasoning_content"] = completion.thinking_text
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish_reason(completion.finish)}
-        if completion.token_logprobs is not None:
-            content: list[dict[str, Any]] = [{"token": "", "logprob": one} for one in completion.token_logprobs]
-            if content and completion.margin is not None:
-                best = completion.token_logprobs[0]
-                content[0]["top_logprobs"] = [{"logprob": best}, {"logprob": best - completion.margin}]
-            choice["logprobs"] = {"content": content}
         prompt, new = completion.prompt_tokens, completion.completion_tokens
         return {
             "id": f"chatcmpl-{time.time_ns():x}",
@@ -133,27 +148,78 @@ def read_request(body: Body) -> Request:
     >>> read_request(body).system, read_request(body).user
     ('Be brief.', 'Hi')
     """
-    asked = next((name for name in _UNKNOWN if body.get(name)), "n" if (body.get("n") or 1) > 1 else "")
-    if asked:
-        raise Refusal(400, f"{asked}: a model in this process does not know it; serve it by vLLM or llama.cpp")
+    if asked := _not_known(body):
+        raise Refusal(
+            400,
+            f"{asked}: a model in this process does not know it; leave it out, or serve the model by vLLM or llama.cpp",
+            param=asked,
+        )
     messages = body["messages"]
     if any(part_types(one) - {"text"} for one in messages):
         raise Refusal(400, "messages: a model in this process reads text only", param="messages")
     system = "\n\n".join(text_of(one) for one in messages if one["role"] in ("system", "developer"))
     turns = [(one["role"], text_of(one)) for one in messages if one["role"] not in ("system", "developer")]
+    for text in (system, *(said for _, said in turns)):
+        _check_characters(text)
     pairs, before = _pairs(turns[:-1])
-    switch = (body.get("chat_template_kwargs") or {}).get("enable_thinking")
     return Request(
         user=before + turns[-1][1],
         system=system,
         examples=pairs,
         stop=_stops(body.get("stop")),
         max_tokens=body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS,
-        thinking=switch,
-        logprobs=bool(body.get("logprobs")),
+        thinking=_switch(body.get("chat_template_kwargs")),
         temperature=float(body.get("temperature") or 0.0),
-        seed=int(body.get("seed") or 0),
+        seed=_seed(body.get("seed")),
     )
+
+
+def _not_known(body: Body) -> str:
+    """The first field that asks for what a model in this process cannot do; nothing where none does.
+
+    >>> _not_known({"guided_choice": ["a"]}), _not_known({"tools": [], "top_p": 1, "presence_penalty": 0, "user": "x"})
+    ('guided_choice', '')
+    >>> _not_known({"top_p": 0.5, "temperature": 1}), _not_known({"top_p": 0.5, "temperature": 0})
+    ('top_p', '')
+    """
+    for name, value in body.items():
+        if name in _READ or name in _WORDLESS or value is None:
+            continue
+        if name in DRAWING:  # of greedy answers they say nothing
+            asks = value not in DRAWING[name] and body.get("temperature") != 0
+        else:
+            asks = bool(value) and value not in _IDLE.get(name, ())
+        if asks:
+            return name
+    return ""
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        said = f"messages: character {error.start} of a text is half of a surrogate pair; send whole characters"
+        raise Refusal(400, said, param="messages") from error
+
+
+def _seed(seed: object) -> int:
+    """The body's `seed`; without one another each time, so that what is asked for twice is drawn twice."""
+    if seed is None:
+        return secrets.randbits(63)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in _SEEDS:
+        raise Refusal(400, f"seed: is {repr(seed)[:60]}, expected a whole number of 64 bits", param="seed")
+    return seed
+
+
+def _switch(options: object) -> bool | None:
+    """Whether to think, as `chat_template_kwargs` has it."""
+    if options is None:
+        return None
+    switch = options.get("enable_thinking") if isinstance(options, dict) else options
+    if not isinstance(options, dict) or set(options) - {"enable_thinking"} or not isinstance(switch, bool | None):
+        said = f"chat_template_kwargs: is {repr(options)[:60]}, expected an object of enable_thinking, true or false"
+        raise Refusal(400, said, param="chat_template_kwargs")
+    return switch
 
 
 def _pairs(turns: list[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], str]:
@@ -170,10 +236,11 @@ def _pairs(turns: list[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], s
 
 
 def _stops(stop: object) -> tuple[str, ...]:
-    """The body's `stop`, which may be one text or several."""
-    if isinstance(stop, str):
-        return (stop,)
-    return tuple(str(one) for one in stop) if isinstance(stop, list) else ()
+    """The body's `stop`, which may be one text or several; an empty one ends nothing."""
+    listed = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        raise Refusal(400, f"stop: is {repr(stop)[:60]}, expected a text or a list of texts", param="stop")
+    return tuple(one for one in listed if one)
 
 
 def _refused(error: Exception) -> Refusal:

@@ -13,7 +13,7 @@ from apportion.serve.chat_request import ChatRequest
 from apportion.serve.conversation import Asked
 from apportion.serve.decision import Spent
 from apportion.serve.refusal import Refusal
-from apportion.serve.routing import Completion, Hits, Routing, read_completion
+from apportion.serve.routing import Completion, Hits, Routing
 from apportion.serve.settings import Settings
 
 
@@ -22,7 +22,8 @@ class Probes:
     """The probes of one request: what they measured so far, each made at most once.
 
     Attributes:
-        features: by name. hits: of the search. draft, look: a Direct and a RAG answer with log-probabilities.
+        features: by name. hits: of the search. draft, look: a Direct and a RAG answer with log-probabilities, and
+            what each was asked with.
         search_ms, draft_ms: time of the search and of both answers; None where not made.
         weaker: what failed, in words.
     """
@@ -35,7 +36,9 @@ class Probes:
     features: dict[str, float] = field(default_factory=dict)
     hits: Hits | None = None
     draft: Completion | None = None
+    draft_asking: Asking | None = None
     look: Completion | None = None
+    look_asking: Asking | None = None
     search_ms: float | None = None
     draft_ms: float | None = None
     weaker: list[str] = field(default_factory=list)
@@ -63,7 +66,8 @@ class Probes:
     async def make_draft(self) -> None:
         """A short Direct answer and its features."""
         request = self.routing.request("direct", self.asked.question, None)
-        self.draft = await self._measured("the draft", ask_draft(self.chat, request, self.limits))
+        self.draft_asking = ask_draft(self.chat, request, self.limits)
+        self.draft = await self._measured("the draft", self.draft_asking)
         if self.draft is not None:
             said = self.routing.draft_said(self.asked.question, self.asked.judged, self.draft, self.hits)
             self.features = self.routing.with_draft({**self.features, **said}, self.draft)
@@ -75,15 +79,16 @@ class Probes:
             return None
         if not self.hits.passages:
             if self.draft is None:
-                self.draft = await self._looked("direct")
+                self.draft_asking = self._look("direct")
+                self.draft = await self._measured("the retrieved answer", self.draft_asking)
             return self.draft
-        self.look = await self._looked("rag")
+        self.look_asking = self._look("rag")
+        self.look = await self._measured("the retrieved answer", self.look_asking)
         return self.look
 
-    async def _looked(self, strategy: str) -> Completion | None:
-        """An answer as it would be given, measured."""
-        request = self.routing.request(strategy, self.asked.question, self.hits)
-        return await self._measured("the retrieved answer", ask_look(self.chat, request, self.limits))
+    def _look(self, strategy: str) -> Asking:
+        """Asks for an answer as it would be given, measured."""
+        return ask_look(self.chat, self.routing.request(strategy, self.asked.question, self.hits), self.limits)
 
     def note(self, asking: Asking) -> None:
         """Say what the upstream's habits make of what is asked."""
@@ -94,8 +99,7 @@ class Probes:
         self.note(asking)
         try:
             async with asyncio.timeout(most):
-                body = await self.backend.chat(asking.body())
-            found = read_completion(body, begun, replace(asking.request, logprobs=True))
+                found = await self.backend.measured(asking.body(), replace(asking.request, stop=asking.stop))
             if not found.token_logprobs:
                 self.weaker.append(f"{what} came back without log-probabilities or tokens")
         except TimeoutError:

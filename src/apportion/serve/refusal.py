@@ -46,6 +46,11 @@ class Refusal(Exception):  # noqa: N818  (a reply to a client, not a fault of ou
         return json_response(self.body(), self.status, headers)
 
 
+def our_fault() -> Refusal:
+    """What a client is told of an error that nobody foresaw; its traceback is in the log."""
+    return Refusal(500, "a fault of this server; its log says more", code="internal_error")
+
+
 def encode(value: object) -> bytes:
     """Compact JSON; lone surrogates, which UTF-8 cannot carry, stay escaped."""
     try:

@@ -1,24 +1,23 @@
 """An upstream's stream passed on to a client, counted on the way.
 
-Events pass as the bytes they are, except the first (which gets the decision), those at the end (which get what came to
-be weaker since), those with usage (counted, and shown only to a client that asked for it) and those with `<think>`
-(which moves into `reasoning_content`). Comments pass too.
+Events are read, and pass as the bytes they are, except the first (which gets the decision), those at the end (which get
+what came to be weaker since), those with usage (counted, and shown only to a client that asked for it) and those with
+`<think>` (which moves into `reasoning_content`). Comments pass too. What no client could read becomes an error.
 Where reasoning ends without an answer, the end is held back until the second turn has been made and sent.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
-from apportion.serve.events import DONE, event, json_of
+from apportion.serve.events import DONE, END, data_of, event, object_in
 from apportion.serve.refusal import Refusal
 from apportion.serve.thinking import Thinking
 from apportion.serve.turns import SecondTurn
-from apportion.serve.upstream_errors import refused
+from apportion.serve.upstream_errors import choices_of, fails, refused
 
 MAX_EVENT_BYTES = 4 << 20
-_LOOKED_INTO = re.compile(rb'"usage":\s*\{|"error"|"finish_reason":\s*"|\[DONE\]')
+BAD = "bad_upstream_answer"
 
 
 class Relay:
@@ -27,14 +26,20 @@ class Relay:
     Args:
         decided: what the first event says. outcome: filled in as the events pass.
         include_usage: whether the client asked for a usage chunk.
-        elapsed_ms: time since the request came.
+        elapsed_ms: time since the request came. choices: how many answers were asked for, each with its own thinking.
 
     Attributes:
         second_turn: made where the answer needs one; None where it cannot.
     """
 
     def __init__(
-        self, decided: Decided, outcome: Outcome, *, include_usage: bool, elapsed_ms: Callable[[], float]
+        self,
+        decided: Decided,
+        outcome: Outcome,
+        *,
+        include_usage: bool,
+        elapsed_ms: Callable[[], float],
+        choices: int = 1,
     ) -> None:
         self._decided, self._outcome, self._include_usage = decided, outcome, include_usage
         self._elapsed_ms = elapsed_ms
@@ -42,8 +47,8 @@ class Relay:
         self._stamp: dict[str, Any] | None = None  # of the first chunk; None before it
         self._pieces = 0
         self._counted: Spent | None = None
-        self._thinking: Thinking | None = Thinking()  # None once nothing more is to be moved
-        self._ended = False
+        self._thinking: Thinking | None = Thinking(choices)  # None once nothing more is to be moved
+        self._ended = self._failed = False
         self.second_turn: SecondTurn | None = None
         self._kept: list[bytes] = []  # events with content, while a second turn is possible
         self._last: dict[str, Any] | None = None  # the chunk with the end, held back
@@ -51,20 +56,23 @@ class Relay:
         self._told: tuple[str, ...] = ()  # of what made the outcome weaker
 
     async def events(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The client's bytes, one block for each block that the upstream sent; then usage and the end.
+        """The client's bytes, one block for each block that the upstream sent; then usage and the end, or an error.
 
         Raises:
-            Refusal: the upstream broke off, or ended without an end.
+            Refusal: the upstream broke off.
         """
         async for data in source:
             if passed := self._pass(data):
                 yield passed
-        if passed := self._pass(b"\n\n"):
-            yield passed
+            if self._failed:
+                return
+        if data_of(self._rest) == END or object_in(data_of(self._rest)):  # a last event without its blank line
+            yield self._pass(b"\n\n")
         if self._ended:
             return
         if not self._outcome.finish:
-            raise Refusal(502, "upstream: the stream ended without its end", code="upstream_broke_off")
+            yield self._fail(_no_end())
+            return
         if self._last is not None:
             yield await self._completed(self._last)
         yield self._end()
@@ -77,36 +85,53 @@ class Relay:
         if end < 0:
             self._rest = data
             if len(data) > MAX_EVENT_BYTES:
-                raise Refusal(502, f"upstream: one event has over {MAX_EVENT_BYTES} bytes", code="bad_upstream_answer")
+                return self._fail(Refusal(502, f"upstream: one event has over {MAX_EVENT_BYTES} bytes", code=BAD))
             return b""
         self._rest = data[end + 2 :]
         whole = data[:end].split(b"\n\n")
         return b"".join([self._event(one + b"\n\n") for one in whole if one])
 
     def _event(self, one: bytes) -> bytes:
-        if self._stamp is not None and self._thinking is None and not _LOOKED_INTO.search(one):
-            self._pieces += 1
-            return self._keep(one)
         if self._ended:
             return b""
-        if found := json_of(one):
-            return self._chunk(found)
-        if one.strip() == b"data: [DONE]":
+        data = data_of(one)
+        if not data:
+            return b"" if one.startswith(b"data:") else one
+        if data == END:
+            if not self._outcome.finish:
+                return self._fail(_no_end())
             return self._end() if self._last is None else b""
-        return b"" if one.startswith(b"data:") else one
+        found = object_in(data)
+        if found is None:
+            return self._fail(Refusal(502, f"upstream: sends what is no JSON object: {data[:60]!r}", code=BAD))
+        if fails(found):
+            return self._fail(refused(200, found, ""))
+        choices = choices_of(found)
+        if choices is None:
+            return self._fail(Refusal(502, f"upstream: sends choices not of OpenAI's shape: {data[:60]!r}", code=BAD))
+        if choices and self._passes(found, choices):
+            self._pieces += 1
+            return self._keep(one)
+        return self._chunk(found, choices)
 
-    def _chunk(self, found: dict[str, Any]) -> bytes:
-        if found.get("error"):
-            self._ended = True
-            refusal = refused(200, found, "")
-            self._outcome.status, self._outcome.error = "error", refusal.message
-            return event(refusal.body())
+    def _passes(self, found: dict[str, Any], choices: list[dict[str, Any]]) -> bool:
+        """Whether a chunk passes as the bytes it is."""
+        if self._stamp is None or self._thinking is not None or found.get("usage"):
+            return False
+        return not any(one.get("finish_reason") for one in choices)
+
+    def _fail(self, refusal: Refusal) -> bytes:
+        """The stream's last event, where what the upstream sends is no answer."""
+        self._ended = self._failed = True
+        self._outcome.status, self._outcome.error = "error", refusal.message
+        return event(refusal.body())
+
+    def _chunk(self, found: dict[str, Any], choices: list[dict[str, Any]]) -> bytes:
         self._counted = counted(found.pop("usage", None)) or self._counted
-        choices = found.get("choices")
-        if not choices and self._stamp is not None:  # the upstream's usage chunk; ours is sent at the end
-            return b""
-        for choice in choices or ():
-            if isinstance(choice, dict) and choice.get("finish_reason"):
+        if not choices and (self._stamp is not None or "choices" not in found):
+            return b""  # the upstream's usage chunk (ours is sent at the end), or what is none of a completion's
+        for choice in choices:
+            if choice.get("finish_reason"):
                 self._outcome.finish = str(choice["finish_reason"])
         self._pieces += 1
         if self._stamp is None:
@@ -114,10 +139,10 @@ class Relay:
             self._stamp = {name: found.get(name) for name in ("id", "object", "created", "model")}
             found["apportion"] = {**self._decided.public(), **self._weaker()}
         found = self._apart(found)
-        if self.second_turn is None or not any(one.get("finish_reason") for one in _choices(found)):
+        if self.second_turn is None or not any(one.get("finish_reason") for one in choices):
             return self._keep(event(found))
-        self._last = {**found, "choices": [{**one, "delta": {}} for one in _choices(found)]}
-        rest = {**found, "choices": [{**one, "finish_reason": None} for one in _choices(found)]}
+        self._last = {**found, "choices": [{**one, "delta": {}} for one in choices]}
+        rest = {**found, "choices": [{**one, "finish_reason": None} for one in choices]}
         return self._keep(event(rest))
 
     def _keep(self, one: bytes) -> bytes:
@@ -169,14 +194,14 @@ class Relay:
         return {"apportion": self._weaker()} if self._outcome.weaker != self._told else {}
 
 
-def _choices(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return [one for one in found.get("choices") or () if isinstance(one, dict)]
+def _no_end() -> Refusal:
+    return Refusal(502, "upstream: the stream ended without its end", code="upstream_broke_off")
 
 
 def _texts(events: list[bytes], name: str) -> Iterator[str]:
     """A field of the deltas of these events."""
     for one in events:
-        for choice in _choices(json_of(one) or {}):
-            delta = choice.get("delta")
-            if isinstance(delta, dict) and isinstance(delta.get(name), str):
+        for choice in (object_in(data_of(one)) or {}).get("choices") or ():
+            delta = choice.get("delta") or {}
+            if isinstance(delta.get(name), str):
                 yield delta[name]

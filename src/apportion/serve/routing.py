@@ -23,7 +23,7 @@ from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
 from apportion.route.llm.habits import GREEDY, MAX_STOPS, PROBE, REFUSING, Habits, after_refusal, body_of
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
-from apportion.route.llm.response import read_body
+from apportion.route.llm.response import MOST_TOKENS, read_body
 from apportion.route.profile.questions import MAX_QUESTION_CHARS
 from apportion.route.router.price import Price
 from apportion.route.router.router import Decision, Router
@@ -35,6 +35,7 @@ __all__ = [
     "GREEDY",
     "LLM",
     "MAX_STOPS",
+    "MOST_TOKENS",
     "PROBE",
     "REFUSING",
     "Completion",

@@ -4,15 +4,48 @@ from typing import Any, Literal
 
 
 class Thinking:
-    """Moves `<think>...</think>` at the start of a streamed answer into `reasoning_content`.
+    """Moves `<think>...</think>` at the start of a streamed answer into `reasoning_content`, in each choice by itself.
 
-    `over` is true once the rest needs no more looking at: after the end mark, or when the answer begins otherwise.
+    `over` is true once the rest needs no more looking at: every choice is after its end mark, or began otherwise.
+
+    Args:
+        choices: how many were asked for; their chunks come in any order.
 
     >>> thinking = Thinking()
     >>> deltas = [{"content": "<thi"}, {"content": "nk>2+"}, {"content": "2</thi"}, {"content": "nk>4"}]
     >>> [thinking.moved({"choices": [{"delta": one}]})["choices"][0]["delta"] for one in deltas]
     [{}, {'reasoning_content': '2+'}, {'reasoning_content': '2'}, {'content': '4'}]
     """
+
+    def __init__(self, choices: int = 1) -> None:
+        self._choices = choices
+        self._splits: dict[int, _Split] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be moved."""
+        return len(self._splits) >= self._choices and all(one.over for one in self._splits.values())
+
+    def moved(self, found: dict[str, Any]) -> dict[str, Any]:
+        """A chunk with its thinking apart; what may be half a mark is held back until the next of its choice."""
+        for choice in found.get("choices") or ():
+            delta, ended = choice.get("delta") or {}, bool(choice.get("finish_reason"))
+            if not ended and not isinstance(delta.get("content"), str):
+                continue
+            split = self._splits.setdefault(choice.get("index") or 0, _Split())
+            if split.over:
+                continue
+            thought, said = split.taken(delta.pop("content", None) or "", last=ended)
+            if thought:
+                delta["reasoning_content"] = thought
+            if said:
+                delta["content"] = said
+            choice["delta"] = delta
+        return found
+
+
+class _Split:
+    """Where one choice stands."""
 
     START, END = "<think>", "</think>"
 
@@ -21,19 +54,7 @@ class Thinking:
         self._held = ""
         self._place: Literal["before", "inside", "after"] = "before"
 
-    def moved(self, found: dict[str, Any]) -> dict[str, Any]:
-        """A chunk with its thinking apart; what may be half a mark is held back until the next."""
-        for choice in found.get("choices") or ():
-            delta = choice.get("delta") if isinstance(choice, dict) else None
-            if isinstance(delta, dict) and (isinstance(delta.get("content"), str) or choice.get("finish_reason")):
-                thought, said = self._split(delta.pop("content", None) or "", last=bool(choice.get("finish_reason")))
-                if thought:
-                    delta["reasoning_content"] = thought
-                if said:
-                    delta["content"] = said
-        return found
-
-    def _split(self, text: str, *, last: bool) -> tuple[str, str]:
+    def taken(self, text: str, *, last: bool) -> tuple[str, str]:
         """(thought, said) of what has come, by where the answer stands."""
         text, self._held = self._held + text, ""
         if self._place == "before":
@@ -50,7 +71,7 @@ class Thinking:
             thought, mark, text = text.partition(self.END)
             if not mark:
                 cut = 0 if last else _half_mark(thought, self.END)
-                self._held = thought[len(thought) - cut :]
+                self._held, self.over = thought[len(thought) - cut :], last
                 return thought[: len(thought) - cut], ""
             self._place = "after"
         said = text.lstrip("\n")

@@ -5,7 +5,7 @@ The second turn is `apportion.route`'s, the same as `ask` and `profile` make: se
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apportion.serve.asking import Asking
@@ -90,7 +90,7 @@ class SecondTurn:
         begun = time.perf_counter()
         try:
             body, asked = await whole(self.backend, self.asking.followed_by(self.chat, request, limit))
-            second = read_completion(body, begun, request)
+            second = read_completion(body, begun, replace(request, stop=asked.stop))
         except Refusal as refusal:
             self.outcome.weaker += (f"{ASKED_AGAIN}; that failed ({refusal.message[:200]})",)
             return None

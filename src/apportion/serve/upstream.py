@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -16,8 +16,17 @@ from apportion.core.errors import InputError
 from apportion.serve.backend import Abilities, Body
 from apportion.serve.events import as_events
 from apportion.serve.refusal import Refusal, encode
-from apportion.serve.routing import PROBE, REFUSING, Habits, after_refusal, body_of, read_completion
-from apportion.serve.upstream_errors import broken, object_of, refused, unreachable
+from apportion.serve.routing import (
+    PROBE,
+    REFUSING,
+    Completion,
+    Habits,
+    Request,
+    after_refusal,
+    body_of,
+    read_completion,
+)
+from apportion.serve.upstream_errors import answer_of, broken, fails, object_of, refused, unreachable, wait_of
 
 MAX_BODY_BYTES = 64 << 20
 RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
@@ -79,11 +88,12 @@ class Upstream:
         """One plain completion; asked again once where a kept connection turned out to be closed."""
         ready = await self._ready()
         asked = encode({**body, "model": ready.model})
-        status, data = await self._post("/chat/completions", asked)
-        found = object_of(status, data)
-        if status != 200 or "error" in found:
-            raise refused(status, found, self.address.key)
-        return found
+        return answer_of(self._good(await self._post("/chat/completions", asked)))
+
+    async def measured(self, body: Body, request: Request) -> Completion:
+        """One plain completion, read with what was measured of it."""
+        begun = time.perf_counter()
+        return read_completion(await self.chat(body), begun, replace(request, logprobs=True))
 
     @asynccontextmanager
     async def stream(self, body: Body) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -95,21 +105,27 @@ class Upstream:
             if response.status == 200 and response.content_type == "text/event-stream":
                 yield self._pieces(response)
             else:  # an error, or a server that streams nothing
-                found = object_of(response.status, await _read(response))
-                if response.status != 200 or "error" in found:
-                    raise refused(response.status, found, self.address.key)
-                yield as_events(found)
+                yield as_events(answer_of(self._good(await _said(response))))
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
     async def forward(self, path: str, body: Body) -> bytes:
         """The server's answer to another endpoint; its errors in OpenAI's shape whatever theirs is."""
         await self._ready()
-        status, data = await self._post(path, encode(body))
-        found = object_of(status, data)
-        if status != 200 or "error" in found:
-            raise refused(status, found, self.address.key)
-        return data
+        said = await self._post(path, encode(body))
+        self._good(said)
+        return said.data
+
+    def _good(self, said: "_Said") -> dict[str, Any]:
+        """The object of a good answer.
+
+        Raises:
+            Refusal: it is none.
+        """
+        found = object_of(said.status, said.data)
+        if said.status != 200 or fails(found):
+            raise refused(said.status, found, self.address.key, said.wait_s)
+        return found
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         content = response.content
@@ -120,14 +136,16 @@ class Upstream:
                     return
                 yield data
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if held := _unread(content):
+                yield held
             self._unreachable(error)
             raise broken(error) from error
 
-    async def _post(self, path: str, asked: bytes) -> tuple[int, bytes]:
+    async def _post(self, path: str, asked: bytes) -> "_Said":
         response = await self._open(path, asked, total_s=self.address.answer_s)
         async with response:
             try:
-                return response.status, await _read(response)
+                return await _said(response)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise self._unreachable(error) from error
 
@@ -189,13 +207,10 @@ class Upstream:
         try:
             limits = aiohttp.ClientTimeout(total=30.0, sock_connect=self.address.connect_s)
             async with self._session.get(url, timeout=limits, allow_redirects=False) as response:
-                found = object_of(response.status, await _read(response))
-                status = response.status
+                said = await _said(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
-        if status != 200:
-            raise refused(status, found, self.address.key)
-        listed = found.get("data")
+        listed = self._good(said).get("data")
         names = [str(one.get("id")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         if self.address.model is None and len(names) != 1:
             raise Refusal(503, f"upstream: lists {len(names)} models ({', '.join(names[:20])}); name one with --model")
@@ -206,15 +221,15 @@ class Upstream:
         habits, said = Habits(), ""
         while True:  # each turn asks for less, until nothing is left to give up
             options, started = body_of(PROBE, model, habits), time.perf_counter()
-            status, data = await self._post("/chat/completions", encode({**options, **options.pop("extra_body", {})}))
-            found = object_of(status, data)
-            if status == 200 and "error" not in found:
+            reply = await self._post("/chat/completions", encode({**options, **options.pop("extra_body", {})}))
+            try:
+                found = self._good(reply)
                 break
-            refusal = refused(status, found, self.address.key)
-            other = after_refusal(habits, refusal.message, blind=True) if status in REFUSING else None
-            if other is None:
-                raise refusal
-            said, habits = refusal.message if habits.logprobs and not other.logprobs else said, other
+            except Refusal as refusal:
+                other = after_refusal(habits, refusal.message, blind=True) if reply.status in REFUSING else None
+                if other is None:
+                    raise
+                said, habits = refusal.message if habits.logprobs and not other.logprobs else said, other
         if not habits.logprobs:
             return Abilities(model, f"server:{model}", False, f"the server refuses them: {said}", habits)
         returned = read_completion(found, started, PROBE).token_logprobs is not None
@@ -227,10 +242,30 @@ class Upstream:
         return refusal
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+def _unread(content: aiohttp.StreamReader) -> bytes:
+    """What came before a connection broke and was not waited for; it is given out only where no error is set."""
+    content.set_exception(None)  # type: ignore[arg-type]
+    return content.read_nowait()
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What came back, unread; `wait_s` is its `Retry-After`."""
+
+    status: int
+    data: bytes
+    wait_s: float | None
+
+
+async def _said(response: aiohttp.ClientResponse) -> _Said:
+    """The whole answer.
+
+    Raises:
+        Refusal: 502, it is too long.
+    """
     data = bytearray()
     async for piece in response.content.iter_any():
         data += piece
         if len(data) > MAX_BODY_BYTES:
             raise Refusal(502, f"upstream: answers more than {MAX_BODY_BYTES} bytes", code="bad_upstream_answer")
-    return bytes(data)
+    return _Said(response.status, bytes(data), wait_of(response.headers.get("retry-after")))

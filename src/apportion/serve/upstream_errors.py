@@ -1,7 +1,9 @@
 """What an upstream said or failed to say -> what the client is told. Pure functions; the key is in no message."""
 
 import json
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from apportion.serve.refusal import Refusal
@@ -28,10 +30,75 @@ def object_of(status: int, data: bytes) -> dict[str, Any]:
     return {"error": {"message": data[:300].decode("utf-8", "replace")}}
 
 
-def refused(status: int, found: Mapping[str, Any], key: str) -> Refusal:
+def fails(found: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is an error; `"error": null` beside an answer is none.
+
+    >>> fails({"error": None, "choices": []}), fails({"error": "busy"}), fails({"object": "error", "message": "busy"})
+    (False, True, True)
+    """
+    return bool(found.get("error")) or found.get("object") == "error"
+
+
+def answer_of(found: dict[str, Any]) -> dict[str, Any]:
+    """A chat completion that holds an answer: choices, each with a message, whatever that says.
+
+    Raises:
+        Refusal: 502, it holds none, or is of a shape that no client reads.
+
+    >>> answer_of({"choices": []})
+    Traceback (most recent call last):
+    apportion.serve.refusal.Refusal: upstream: answers without choices[0].message: '{"choices": []}'
+    """
+    choices = choices_of(found)
+    if choices and all(isinstance(one.get("message"), dict) and one["message"] for one in choices):
+        return found
+    said = json.dumps(found)[:80]
+    raise Refusal(502, f"upstream: answers without choices[0].message: {said!r}", code="bad_upstream_answer")
+
+
+def choices_of(found: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The choices of an answer or a chunk, none where it has none; None where they are not of OpenAI's shape.
+
+    >>> choices_of({"choices": [{"index": 0, "delta": None}]}), choices_of({}), choices_of({"choices": 5})
+    ([{'index': 0, 'delta': None}], [], None)
+    """
+    choices = found.get("choices")
+    if choices is None:
+        return []
+    return choices if isinstance(choices, list) and all(_is_choice(one) for one in choices) else None
+
+
+def _is_choice(one: object) -> bool:
+    return (
+        isinstance(one, dict)
+        and isinstance(one.get("index"), int | None)
+        and isinstance(one.get("delta"), dict | None)
+        and isinstance(one.get("message"), dict | None)
+    )
+
+
+def wait_of(said: str | None) -> float | None:
+    """Seconds that a `Retry-After` header says, as a number or as a date; None without one that can be read.
+
+    >>> wait_of("30"), wait_of("Wed, 21 Oct 2015 07:28:00 GMT"), wait_of("soon"), wait_of(None)
+    (30.0, 0.0, None, None)
+    """
+    said = (said or "").strip()
+    if said.isdecimal() and said.isascii():
+        return float(said[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def refused(status: int, found: Mapping[str, Any], key: str, wait_s: float | None = None) -> Refusal:
     """What the client is told for an upstream's error: its words, never more, and never the key.
 
     The client's own faults keep their status; faults of the upstream, or of our key, are 502.
+
+    Args:
+        wait_s: when the upstream says that another attempt may help.
 
     >>> refused(401, {"error": {"message": "bad key sk-secret"}}, "sk-secret").message
     'upstream: answers HTTP 401: bad key [key]'
@@ -40,7 +107,7 @@ def refused(status: int, found: Mapping[str, Any], key: str) -> Refusal:
     >>> refused(422, {"detail": "Unexpected fields in the request"}, "").message
     'upstream: Unexpected fields in the request'
     """
-    error = found.get("error")
+    error = found if found.get("object") == "error" else found.get("error")
     error = error if isinstance(error, dict) else {"message": str(error or found.get("detail") or found)[:300]}
     message = " ".join(str(error.get("message") or "gives no reason").split())[:500]
     message = message.replace(key, "[key]") if key else message
@@ -52,7 +119,7 @@ def refused(status: int, found: Mapping[str, Any], key: str) -> Refusal:
     if status in (401, 403) or 300 <= status < 400:
         return Refusal(502, f"upstream: answers HTTP {status}: {message}", code="upstream_refuses_us")
     told = status if 400 <= status < 500 else 502
-    wait = 1.0 if status in (429, 503) else None
+    wait = wait_s if wait_s is not None else 1.0 if status in (429, 503) else None
     return Refusal(told, f"upstream: {message}", code=str(code) if code else "upstream_error", retry_after_s=wait)
 
 

@@ -10,6 +10,7 @@ from apportion.route.llm.protocol import THINK_END, Completion, Finish, Request,
 
 MAX_BODY_CHARS = 16 << 20
 CHARS_PER_TOKEN = 4
+MOST_TOKENS = 1 << 53  # beyond, JSON's readers and a log's integers no longer hold a count
 
 
 def parse_completion(send: Callable[[], Any], request: Request, *, opened: bool = False) -> Completion:
@@ -178,13 +179,16 @@ def _first(value: object) -> object:
 
 
 def _count(body: object, key: str) -> int | None:
-    value = _get(_get(body, "usage"), key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return _whole(_get(_get(body, "usage"), key))
 
 
 def _cached(body: object) -> int | None:
-    value = _get(_get(_get(body, "usage"), "prompt_tokens_details"), "cached_tokens")
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return _whole(_get(_get(_get(body, "usage"), "prompt_tokens_details"), "cached_tokens"))
+
+
+def _whole(value: object) -> int | None:
+    """A number of tokens; None for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 def _guess(request: Request) -> int:
