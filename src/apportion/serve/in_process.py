@@ -27,7 +27,7 @@ _READ = (
 )  # fmt: skip
 _WORDLESS = (  # they change no word of an answer
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "parallel_tool_calls",
+    "parallel_tool_calls", "cache_prompt", "keep_alive",
 )  # fmt: skip
 _IDLE: Mapping[str, tuple[object, ...]] = {  # values that ask for nothing, beside the empty ones
     "n": (1,), "repetition_penalty": (1,), "response_format": ({"type": "text"},), "modalities": (["text"],),
