@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from apportion.bits.perplexity import perplexity
 from apportion.core.artifact import read_json
 from apportion.core.device import place
 from apportion.core.errors import ApportionError, ArtifactCorruptError, InputError
@@ -40,3 +41,17 @@ def test_what_is_damaged_is_named_and_not_its_tokenizer(checkpoint: Callable[...
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes([3, 0, 0, 0]) + bytes(8) + bytes([9]) + bytes(10))
     with pytest.raises(ArtifactCorruptError, match="cannot be read as GGUF"):
         load_tokenizer(str(tmp_path / "cut.gguf"))
+
+
+def test_layers_beyond_those_that_are_counted_are_told(
+    checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "fewer"))
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] - 1}))
+    whole, fewer = (
+        perplexity(str(one), text_file, window_tokens=24, windows=1) for one in (checkpoint("llama"), folder)
+    )
+    assert whole.unread == ()
+    assert fewer.unread
+    assert all(f"layers.{config['num_hidden_layers'] - 1}." in name for name in fewer.unread)

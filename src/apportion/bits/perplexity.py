@@ -26,6 +26,8 @@ class Perplexity:
     Attributes:
         nll: nats per token. tokens: predicted tokens. windows: NLL of each window.
         bos: whether every window began with the beginning-of-text token; None where nobody said.
+        unread: tensors of the checkpoint that the loaded class has no place for: layers beyond those that its
+            configuration counts, among others.
     """
 
     perplexity: float
@@ -33,6 +35,7 @@ class Perplexity:
     tokens: int
     windows: Float[NDArray[np.float64], " windows"]
     bos: bool | None = None
+    unread: tuple[str, ...] = ()
 
 
 def first_windows(
@@ -97,7 +100,7 @@ def perplexity(
     placement, tokenizer = place(device, dtype), load_tokenizer(model, trust_remote_code=trust_remote_code)
     taken = first_windows(tokenizer, text, window_tokens=window_tokens, windows=windows, bos=bos)
     staged = load_staged(model, placement, trust_remote_code=trust_remote_code)
-    return replace(perplexity_of(staged, taken), bos=bool(prefix_of(tokenizer, bos)))
+    return replace(perplexity_of(staged, taken), bos=bool(prefix_of(tokenizer, bos)), unread=staged.origin.unknown)
 
 
 def perplexity_of(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> Perplexity:

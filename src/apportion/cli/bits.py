@@ -318,6 +318,13 @@ def perplexity(
         "tokens": found.tokens,
         "windows": len(found.windows),
         "bos": found.bos,
+        "unread": list(found.unread),
     }
     over = f"{found.tokens:,} tokens in {len(found.windows)} windows{told(found.bos)}"
-    emit(value, as_json=as_json, text=f"perplexity {found.perplexity:.3f} over {over}")
+    first = ", ".join(found.unread[:3])
+    left = (
+        f"\n{len(found.unread)} tensors of the checkpoint are no part of the loaded model: {first}, ..."
+        if first
+        else ""
+    )
+    emit(value, as_json=as_json, text=f"perplexity {found.perplexity:.3f} over {over}{left}")
