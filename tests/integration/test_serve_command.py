@@ -14,6 +14,7 @@ import pytest
 
 from apportion.cli import main
 from apportion.route.router.file import save_router
+from apportion.serve.run import listen
 from tests.integration.upstream_stub import Stub
 from tests.routings import knowing_router, routing
 
@@ -77,6 +78,12 @@ def test_a_port_in_use_is_refused(command: Command, folders: tuple[str, ...]) ->
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         _refused(command("--port", port, "--llm", "http://127.0.0.1:9/v1", *folders), f"--port {port}", "in use")
+
+
+def test_a_port_that_another_server_is_about_to_use_is_refused(command: Command, folders: tuple[str, ...]) -> None:
+    with listen("127.0.0.1", 0) as taken:  # no server runs on it yet
+        port = taken.getsockname()[1]
+        _refused(command("--port", port, "--llm", "http://127.0.0.1:9/v1", *folders), "cannot be listened on")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from apportion.serve.serving import Serving
 
 HEAD_S = 15.0  # for a request's head, from connecting
 KEEP_ALIVE_S = 75
+BACKLOG = 2048
 
 
 class Impatient(HttpToolsProtocol):
@@ -50,7 +51,10 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
+    """A socket that listens; port 0 takes a free one.
+
+    It listens from now on, not only once the server runs: two sockets may be bound to one port while neither listens,
+    and the one that comes later would never be told.
 
     Raises:
         InputError: the port is in use, or the host is not of this machine.
@@ -60,6 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         found.close()
         raise InputError(f"--host {host} --port {port}: cannot be listened on: {error}", "choose another") from error
@@ -77,6 +82,7 @@ def run(app: FastAPI, sockets: list[socket.socket]) -> None:
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s),
     )
     gc.collect()

@@ -1,6 +1,7 @@
 """What one server holds while it runs: the only value of this package that changes, and only as a whole."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Mapping
 
 from apportion.serve.backend import Backend
@@ -11,6 +12,8 @@ from apportion.serve.metrics import Metrics
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import Routing
 from apportion.serve.settings import Settings
+
+log = logging.getLogger("apportion.serve")
 
 
 class Serving:
@@ -63,3 +66,5 @@ class Serving:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.settings.timeouts.draft_s)
         await asyncio.to_thread(self.log.close)
+        if self.log.lost:
+            log.error("decisions are not in the log's file", extra={"fields": {"lost": self.log.lost}})
