@@ -8,14 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 from apportion.cli import main
+from apportion.cli.serve import WhatOptions, _opened
 from apportion.route.router.file import save_router
+from apportion.serve import Address, Upstream, create_app
 from apportion.serve.run import listen
-from tests.integration.upstream_stub import Stub
+from tests.integration.serving import ASKED, get
+from tests.integration.upstream_stub import Stub, served
 from tests.routings import knowing_router, routing
 
 Command = Callable[..., tuple[int, str]]
@@ -27,6 +31,21 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["apportion", "serve", "--port", "0", *map(str, arguments)])
         monkeypatch.setattr("apportion.serve.run.run", lambda *_: pytest.fail("it was started"))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command up to where it would serve."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["apportion", "serve", "--port", "0", *map(str, arguments)])
+        monkeypatch.setattr("apportion.serve.run.run", lambda *_: None)
+        monkeypatch.setattr("apportion.serve.run.log_to_stderr", lambda _: None)
         with pytest.raises(SystemExit) as stop:
             main()
         return int(stop.value.code or 0), capsys.readouterr().err
@@ -63,6 +82,53 @@ def test_what_is_missing_is_named_at_once(command: Command) -> None:
 def test_a_router_of_another_model_is_refused(command: Command, stub: Stub, folders: tuple[str, ...]) -> None:
     stub.models = ("another",)
     _refused(command("--llm", stub.url, *folders), "another model", "server:tiny", "server:another")
+
+
+def test_a_router_of_another_model_is_refused_by_a_server_that_comes_later_too(
+    stub: Stub, folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    what = WhatOptions(llm="http://127.0.0.1:9/v1", router=Path(folders[1]), index=Path(folders[3]))
+    routing, backend = _opened(what, 60.0, require_upstream=False)
+    assert isinstance(backend, Upstream)
+    backend.address, stub.models = Address(stub.url), ("another",)
+    with served(create_app(routing, backend)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+        client = client.with_options(max_retries=0)
+        for models, expected in ((("another",), 503), (("tiny",), 200), (("another",), 503)):
+            stub.models = models
+            status, said = get(client, "/ready")
+            assert (status, said["reason"] == "") == (expected, expected == 200), (models, said)
+            if expected == 200:
+                assert client.chat.completions.create(**ASKED).choices
+                backend.trouble = "lost"  # as a request that fails leaves it; what comes back is looked at
+            else:
+                assert "'server:another'" in said["reason"]
+                assert "'server:tiny'" in said["reason"]
+                with pytest.raises(openai.InternalServerError, match="trained on"):
+                    client.chat.completions.create(**ASKED)
+
+
+def test_an_upstream_that_no_waiting_mends_is_refused(command: Command, stub: Stub, folders: tuple[str, ...]) -> None:
+    stub.models = ("tiny", "another")
+    _refused(command("--llm", stub.url, *folders), "lists 2 models (tiny, another)", "--model", "waiting does not")
+    stub.models, stub.fail = ("tiny",), (401, {"error": {"message": "bad key"}})
+    _refused(command("--llm", stub.url, *folders), "HTTP 401", "the key")
+
+
+@pytest.mark.parametrize("fail", [(500, {"error": {"message": "loading"}}), None])
+def test_a_start_that_is_not_ready_says_why(
+    started: Command, stub: Stub, folders: tuple[str, ...], fail: tuple[int, Any] | None
+) -> None:
+    stub.fail = fail
+    url, why = (stub.url, "loading") if fail else ("http://127.0.0.1:9/v1", "cannot be reached")
+    code, said = started("--llm", url, *folders)
+    assert code == 0
+    found = [line for line in said.splitlines() if line.startswith("not ready yet")]
+    assert len(found) == 1
+    assert url in found[0]
+    assert why in found[0]
+    stub.fail = None
+    assert "not ready" not in started("--llm", stub.url, *folders)[1]
 
 
 def test_a_folder_that_is_no_router_is_refused(command: Command, stub: Stub, folders: tuple[str, ...]) -> None:

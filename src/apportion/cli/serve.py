@@ -119,6 +119,8 @@ def serve(
         shown = listening.getsockname()
         url = f"http://[{shown[0]}]:{shown[1]}" if ":" in shown[0] else f"http://{shown[0]}:{shown[1]}"
         print(f"apportion serves at {url}/v1; dashboard at {url}/", file=sys.stderr)
+        if backend.trouble:
+            print(f"not ready yet: --llm {what.llm}: {backend.trouble}; requests get 503 until then", file=sys.stderr)
         run(found, [listening])
 
 
@@ -188,7 +190,7 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
 def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tuple[Routing, Backend]":
     """What decides and what answers, checked against each other as far as they can be before the server runs."""
     from apportion.route.llm.openai import KEY_VARIABLES
-    from apportion.serve.opening import Opening, open_backend
+    from apportion.serve.opening import Opening, expect, open_backend
     from apportion.serve.routing_files import open_routing
 
     missing = [name for name, value in (("--index", what.index), ("--router", what.router)) if value is None]
@@ -207,7 +209,9 @@ def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tup
         dtype=what.dtype,
     )
     backend = open_backend(opening)
-    return open_routing(what.router, what.index, what.prompts, what.dense, opening.identity(backend)), backend
+    routing = open_routing(what.router, what.index, what.prompts, what.dense, opening.identity(backend))
+    expect(backend, routing)
+    return routing, backend
 
 
 def _demo(work: Path) -> "tuple[Routing, Backend]":

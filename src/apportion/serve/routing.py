@@ -88,6 +88,12 @@ class Routing:
     k: int = DEFAULT_K
 
     @property
+    def model(self) -> str | None:
+        """The model that the router was trained on; None where it does not say."""
+        found = self.router.source.get("model")
+        return str(found) if found else None
+
+    @property
     def timed(self) -> bool:
         """Whether latency weights mean something."""
         return self.router.has_latency
