@@ -13,10 +13,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apportion.serve import dashboard, listing
-from apportion.serve.admission import Admission
+from apportion.serve.admission import GUARDED, Admission
 from apportion.serve.backend import Backend
 from apportion.serve.chat import chat_completions
 from apportion.serve.following import follow
+from apportion.serve.incoming import CLOSED
 from apportion.serve.keys import Keys
 from apportion.serve.passing import completions, embeddings, responses
 from apportion.serve.refusal import Refusal
@@ -27,7 +28,6 @@ from apportion.serve.settings import Settings
 
 log = logging.getLogger("apportion.serve")
 Handler = Callable[[Request, Serving], Awaitable[Response]]
-CLOSED = 499  # nginx's word for a client that went away; nobody sees it but the log
 
 
 def create_app(routing: Routing, backend: Backend, settings: Settings | None = None) -> FastAPI:
@@ -63,8 +63,7 @@ def create_app(routing: Routing, backend: Backend, settings: Settings | None = N
     for method, path, handler in _PATHS:
         app.add_api_route(path, _endpoint(handler, serving), methods=[method], **describe(path))
     _add_errors(app)
-    app.add_middleware(Admission, concurrency=serving.settings.concurrency,
-                       queue=serving.settings.queue, metrics=serving.metrics)  # fmt: skip
+    app.add_middleware(Admission, serving=serving)
     app.add_middleware(Keys, keys=serving.settings.keys)
     app.add_middleware(Noted, serving=serving)
     return app
@@ -134,7 +133,8 @@ class Noted:
         try:
             return await self._app(scope, receive, noting)
         finally:
-            path = getattr(scope.get("route"), "path", "other")
+            unrouted = scope["path"] if scope["path"] in GUARDED else "other"  # refused before it came to a route
+            path: str = getattr(scope.get("route"), "path", unrouted)
             self._serving.metrics.requests.labels(path, str(seen["status"])).inc()
             if path.startswith("/v1/"):
                 took = (time.perf_counter() - started) * 1000

@@ -14,25 +14,42 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from apportion.core.errors import InputError
 from apportion.serve.serving import Serving
 
-HEAD_S = 15.0  # for a request's head, from connecting
+HEAD_S = 15.0  # for a request's head, from connecting or from its first byte
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
 
 
 class Impatient(HttpToolsProtocol):
-    """Closes a connection whose first request does not arrive (slow loris)."""
+    """Closes a connection on which a request begins and its head does not end (slow loris).
+
+    A connection that says nothing between two requests is uvicorn's to close, but its timer ends with the next byte,
+    whatever that begins. So while no answer is in work every byte starts ours, and only a whole head stops it.
+    """
+
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._patience = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
+        self._patience = self.loop.call_later(HEAD_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
+        self._calm()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._patience is None and not answering and not self.transport.is_closing():
+            self._patience = self.loop.call_later(HEAD_S, self._give_up)
+
     def on_headers_complete(self) -> None:
-        self._patience.cancel()
+        self._calm()
         super().on_headers_complete()
+
+    def _calm(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _give_up(self) -> None:
         self.transport.close()
