@@ -134,7 +134,7 @@ class Noted:
             return await self._app(scope, receive, noting)
         finally:
             unrouted = scope["path"] if scope["path"] in GUARDED else "other"  # refused before it came to a route
-            path: str = getattr(scope.get("route"), "path", unrouted)
+            path = str(getattr(scope.get("route"), "path", unrouted))
             self._serving.metrics.requests.labels(path, str(seen["status"])).inc()
             if path.startswith("/v1/"):
                 took = (time.perf_counter() - started) * 1000
