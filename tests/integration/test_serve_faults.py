@@ -2,18 +2,13 @@
 
 import http.client
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -241,50 +236,6 @@ def _until_up(port: int) -> None:
         return True
 
     _until(is_up)
-
-
-SERVER = """
-import sys
-from pathlib import Path
-from apportion.serve import Address, Settings, Upstream, create_app
-from apportion.serve.run import listen, run
-from tests.routings import routing, static_router
-app = create_app(routing(Path(sys.argv[2]), static_router("direct")), Upstream(Address(sys.argv[1])), Settings())
-socket = listen("127.0.0.1", 0)
-print(socket.getsockname()[1], flush=True)
-run(app, [socket])
-"""
-
-
-@pytest.mark.slow
-def test_sigterm_finishes_streams_and_slow_loris_is_shut_out(stub: Stub, tmp_path: Path) -> None:
-    stub.token_s, stub.reply = 0.15, lambda messages: "word " * 20
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    program = SERVER.replace(
-        "from apportion.serve.run", "import apportion.serve.run as r\nr.HEAD_S = 1.0\nfrom apportion.serve.run"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, stub.url, str(tmp_path)], stdout=subprocess.PIPE, env=environment
-    )
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        _until_up(port)
-        loris = socket.create_connection(("127.0.0.1", port), timeout=10)
-        loris.sendall(b"POST /v1/chat/compl")
-        assert loris.recv(100) == b"", "closed without an answer"
-        loris.close()
-        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-            chunks = client.chat.completions.create(stream=True, **ASKED)
-            said = [next(chunks).choices[0].delta.content or ""]
-            process.send_signal(signal.SIGTERM)
-            said += [one.choices[0].delta.content or "" for one in chunks if one.choices]
-        assert "".join(said) == "word " * 20, "the stream was finished after SIGTERM"
-        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.slow

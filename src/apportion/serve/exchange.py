@@ -17,7 +17,7 @@ from apportion.serve.deciding import Decider, Plan
 from apportion.serve.decision import Decided, Outcome
 from apportion.serve.events import KEEP_ALIVE, event
 from apportion.serve.incoming import until_gone
-from apportion.serve.refusal import Refusal, json_response
+from apportion.serve.refusal import Refusal, cut_off, json_response
 from apportion.serve.serving import Serving
 
 Work = AsyncIterator[bytes]
@@ -49,7 +49,7 @@ class Exchange:
             self._failed(refusal)
             raise
         except asyncio.CancelledError:
-            self.outcome.status = "cancelled"
+            self._left()
             raise
         finally:
             self._note()
@@ -80,7 +80,7 @@ class Exchange:
     async def close(self, *, cancelled: bool = False) -> None:
         """Let go of the upstream and note what came of it."""
         if cancelled and self.outcome.status == "ok":
-            self.outcome.status = "cancelled"
+            self._left()
         await self.stack.aclose()
         self._note()
 
@@ -132,6 +132,13 @@ class Exchange:
 
     def _failed(self, refusal: Refusal) -> None:
         self.outcome.status, self.outcome.error = "error", refusal.message
+
+    def _left(self) -> None:
+        """Nobody waits for the answer: its client went away, or the server does."""
+        if self.serving.cut:
+            self._failed(cut_off())
+        else:
+            self.outcome.status = "cancelled"
 
     def _note(self) -> None:
         self.outcome.total_ms = self.elapsed_ms()

@@ -46,6 +46,12 @@ class Refusal(Exception):  # noqa: N818  (a reply to a client, not a fault of ou
         return json_response(self.body(), self.status, headers)
 
 
+def cut_off() -> Refusal:
+    """What a client is told whose answer was not finished when the server had to stop."""
+    return Refusal(503, "server: it stops, and this answer was not finished in time; ask again", code="shutting_down",
+                   retry_after_s=1.0)  # fmt: skip
+
+
 def encode(value: object) -> bytes:
     """Compact JSON; lone surrogates, which UTF-8 cannot carry, stay escaped."""
     try:

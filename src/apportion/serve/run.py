@@ -17,6 +17,7 @@ from apportion.serve.serving import Serving
 HEAD_S = 15.0  # for a request's head, from connecting or from its first byte
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
+ENDING_S = 10  # for telling clients that their answers are ended
 
 
 class Impatient(HttpToolsProtocol):
@@ -56,11 +57,16 @@ class Impatient(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Says that it is leaving before it leaves, so that `/ready` can."""
+    """Ends what is not finished in time itself, so that clients are told and decisions noted before it is closed."""
 
     def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
         super().__init__(config)
         self._serving = serving
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self._serving.settings.timeouts.shutdown_s, self._serving.end)
+        await super().shutdown(sockets)
+        ending.cancel()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._serving.draining = True
@@ -100,7 +106,7 @@ def run(app: FastAPI, sockets: list[socket.socket]) -> None:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s),
+        timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s) + ENDING_S,
     )
     gc.collect()
     gc.freeze()  # modules and models stay; looking through all of them again would stop every stream for a moment
