@@ -160,12 +160,40 @@ def test_a_port_that_another_server_is_about_to_use_is_refused(command: Command,
         (("--token-weight", "-1"), "--token-weight -1"),
         (("--log-level", "loud"), "--log-level loud"),
         (("--llm", "ftp://x"), "ftp://x"),
+        (("--shutdown", "nan"), "--shutdown nan"),
+        (("--shutdown", -5), "--shutdown -5"),
+        (("--timeout", 0), "--timeout 0"),
+        (("--draft-timeout", -1), "--draft-timeout -1"),
+        (("--search-timeout", "nan"), "--search-timeout nan"),
+        (("--search-timeout", "inf"), "--search-timeout inf"),
+        (("--batch", 0), "--batch 0"),
     ],
 )
 def test_bad_values_are_named(
     command: Command, stub: Stub, folders: tuple[str, ...], given: tuple[object, ...], said: str
 ) -> None:
     _refused(command("--llm", stub.url, *folders, *given), said)
+
+
+def test_all_bad_values_are_named_at_once_before_anything_is_opened(command: Command, tmp_path: Path) -> None:
+    bad = ("--concurrency", 0, "--shutdown", "nan", "--timeout", 0, "--draft-timeout", -1, "--batch", 0)
+    found = command("--model", "no-such-model", *bad, "--log-level", "loud", "--api-key-file", tmp_path / "none")
+    named = (name for name in (*bad[::2], "--index", "--log-level", "--api-key-file"))
+    _refused(found, "8 values cannot be used", *map(str, named))
+    assert "no-such-model" not in found[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--llm", "http://127.0.0.1:9/v1", "--index", "i", "--router", "r"), "--llm, --index, --router"),
+        (("--model", "m"), "--model"),
+        (("--prompts", "p.toml", "--dense", "d"), "--prompts, --dense"),
+        (("--device", "cuda", "--batch", 4), "--device, --batch"),
+    ],
+)
+def test_the_demonstration_takes_nothing_else(command: Command, given: tuple[object, ...], said: str) -> None:
+    _refused(command("--demo", *given), f"so {said} would mean nothing")
 
 
 def test_bad_keys_are_named(command: Command, stub: Stub, folders: tuple[str, ...], tmp_path: Path) -> None:
