@@ -160,6 +160,17 @@ def test_an_answer_in_work_is_not_cut_by_the_beginning_of_the_next_request(
             assert piece, found
 
 
+def test_what_is_no_http_is_told_in_openais_words(stub: Stub, known: Routing) -> None:
+    with served(create_app(known, Upstream(Address(stub.url))), http=Impatient) as url, _connected(url) as raw:
+        raw.sendall(b"no request\r\n\r\n")
+        found = b""
+        while piece := raw.recv(65536):
+            found += piece
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert b" 400 " in head[:20]
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
 def test_clients_that_left_keep_no_place_in_the_queue(stub: Stub, known: Routing) -> None:
     release = threading.Event()
     with serving(stub, known, concurrency=1, queue=2) as client:

@@ -241,7 +241,8 @@ def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tup
     from apportion.serve.opening import Opening, expect, open_backend
     from apportion.serve.routing_files import open_routing
 
-    assert what.index is not None and what.router is not None  # noqa: PT018  `check` has seen to it
+    assert what.index is not None  # `check` has seen to both
+    assert what.router is not None
     opening = Opening(
         llm=what.llm,
         model=what.model,

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from apportion.core.errors import InputError
+from apportion.serve.refusal import Refusal, encode
 from apportion.serve.serving import Serving
 
 HEAD_S = 15.0  # for a request's head, from connecting or from its first byte
@@ -46,6 +47,13 @@ class Impatient(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._calm()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be read as HTTP is told in OpenAI's shape too."""
+        body = encode(Refusal(400, f"request: {msg}").body())
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
 
     def _calm(self) -> None:
         if self._patience is not None:
