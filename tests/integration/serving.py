@@ -28,8 +28,17 @@ def serving(stub: Stub, known: Routing, **settings: Any) -> Iterator[openai.Open
 
 
 def get(client: openai.OpenAI, path: str, key: str = KEY) -> tuple[int, Any]:
+    return _sent(client, path, key, None)
+
+
+def post(client: openai.OpenAI, path: str, body: Any) -> tuple[int, Any]:
+    """A body of any JSON, lone surrogates included, which clients refuse to send."""
+    return _sent(client, path, KEY, json.dumps(body).encode())
+
+
+def _sent(client: openai.OpenAI, path: str, key: str, body: bytes | None) -> tuple[int, Any]:
     url = str(client.base_url).removesuffix("/v1/") + path
-    asked = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"})
+    asked = urllib.request.Request(url, body, headers={"authorization": f"Bearer {key}"})
     try:
         answer = urllib.request.urlopen(asked, timeout=60)
     except urllib.error.HTTPError as error:

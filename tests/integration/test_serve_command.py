@@ -8,13 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 from apportion.cli import main
+from apportion.cli.serve import WhatOptions, _opened
 from apportion.route.router.file import save_router
-from tests.integration.upstream_stub import Stub
+from apportion.serve import Address, Upstream, create_app
+from apportion.serve.run import listen
+from tests.integration.serving import ASKED, get
+from tests.integration.upstream_stub import Stub, served
 from tests.routings import knowing_router, routing
 
 Command = Callable[..., tuple[int, str]]
@@ -26,6 +31,21 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["apportion", "serve", "--port", "0", *map(str, arguments)])
         monkeypatch.setattr("apportion.serve.run.run", lambda *_: pytest.fail("it was started"))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command up to where it would serve."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["apportion", "serve", "--port", "0", *map(str, arguments)])
+        monkeypatch.setattr("apportion.serve.run.run", lambda *_: None)
+        monkeypatch.setattr("apportion.serve.run.log_to_stderr", lambda _: None)
         with pytest.raises(SystemExit) as stop:
             main()
         return int(stop.value.code or 0), capsys.readouterr().err
@@ -64,6 +84,53 @@ def test_a_router_of_another_model_is_refused(command: Command, stub: Stub, fold
     _refused(command("--llm", stub.url, *folders), "another model", "server:tiny", "server:another")
 
 
+def test_a_router_of_another_model_is_refused_by_a_server_that_comes_later_too(
+    stub: Stub, folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    what = WhatOptions(llm="http://127.0.0.1:9/v1", router=Path(folders[1]), index=Path(folders[3]))
+    routing, backend = _opened(what, 60.0, require_upstream=False)
+    assert isinstance(backend, Upstream)
+    backend.address, stub.models = Address(stub.url), ("another",)
+    with served(create_app(routing, backend)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+        client = client.with_options(max_retries=0)
+        for models, expected in ((("another",), 503), (("tiny",), 200), (("another",), 503)):
+            stub.models = models
+            status, said = get(client, "/ready")
+            assert (status, said["reason"] == "") == (expected, expected == 200), (models, said)
+            if expected == 200:
+                assert client.chat.completions.create(**ASKED).choices
+                backend.trouble = "lost"  # as a request that fails leaves it; what comes back is looked at
+            else:
+                assert "'server:another'" in said["reason"]
+                assert "'server:tiny'" in said["reason"]
+                with pytest.raises(openai.InternalServerError, match="trained on"):
+                    client.chat.completions.create(**ASKED)
+
+
+def test_an_upstream_that_no_waiting_mends_is_refused(command: Command, stub: Stub, folders: tuple[str, ...]) -> None:
+    stub.models = ("tiny", "another")
+    _refused(command("--llm", stub.url, *folders), "lists 2 models (tiny, another)", "--model", "waiting does not")
+    stub.models, stub.fail = ("tiny",), (401, {"error": {"message": "bad key"}})
+    _refused(command("--llm", stub.url, *folders), "HTTP 401", "the key")
+
+
+@pytest.mark.parametrize("fail", [(500, {"error": {"message": "loading"}}), None])
+def test_a_start_that_is_not_ready_says_why(
+    started: Command, stub: Stub, folders: tuple[str, ...], fail: tuple[int, Any] | None
+) -> None:
+    stub.fail = fail
+    url, why = (stub.url, "loading") if fail else ("http://127.0.0.1:9/v1", "cannot be reached")
+    code, said = started("--llm", url, *folders)
+    assert code == 0
+    found = [line for line in said.splitlines() if line.startswith("not ready yet")]
+    assert len(found) == 1
+    assert url in found[0]
+    assert why in found[0]
+    stub.fail = None
+    assert "not ready" not in started("--llm", stub.url, *folders)[1]
+
+
 def test_a_folder_that_is_no_router_is_refused(command: Command, stub: Stub, folders: tuple[str, ...]) -> None:
     _refused(command("--llm", stub.url, "--router", folders[3], "--index", folders[3]), "expected apportion.router")
 
@@ -79,6 +146,12 @@ def test_a_port_in_use_is_refused(command: Command, folders: tuple[str, ...]) ->
         _refused(command("--port", port, "--llm", "http://127.0.0.1:9/v1", *folders), f"--port {port}", "in use")
 
 
+def test_a_port_that_another_server_is_about_to_use_is_refused(command: Command, folders: tuple[str, ...]) -> None:
+    with listen("127.0.0.1", 0) as taken:  # no server runs on it yet
+        port = taken.getsockname()[1]
+        _refused(command("--port", port, "--llm", "http://127.0.0.1:9/v1", *folders), "cannot be listened on")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -87,12 +160,40 @@ def test_a_port_in_use_is_refused(command: Command, folders: tuple[str, ...]) ->
         (("--token-weight", "-1"), "--token-weight -1"),
         (("--log-level", "loud"), "--log-level loud"),
         (("--llm", "ftp://x"), "ftp://x"),
+        (("--shutdown", "nan"), "--shutdown nan"),
+        (("--shutdown", -5), "--shutdown -5"),
+        (("--timeout", 0), "--timeout 0"),
+        (("--draft-timeout", -1), "--draft-timeout -1"),
+        (("--search-timeout", "nan"), "--search-timeout nan"),
+        (("--search-timeout", "inf"), "--search-timeout inf"),
+        (("--batch", 0), "--batch 0"),
     ],
 )
 def test_bad_values_are_named(
     command: Command, stub: Stub, folders: tuple[str, ...], given: tuple[object, ...], said: str
 ) -> None:
     _refused(command("--llm", stub.url, *folders, *given), said)
+
+
+def test_all_bad_values_are_named_at_once_before_anything_is_opened(command: Command, tmp_path: Path) -> None:
+    bad = ("--concurrency", 0, "--shutdown", "nan", "--timeout", 0, "--draft-timeout", -1, "--batch", 0)
+    found = command("--model", "no-such-model", *bad, "--log-level", "loud", "--api-key-file", tmp_path / "none")
+    named = (name for name in (*bad[::2], "--index", "--log-level", "--api-key-file"))
+    _refused(found, "8 values cannot be used", *map(str, named))
+    assert "no-such-model" not in found[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--llm", "http://127.0.0.1:9/v1", "--index", "i", "--router", "r"), "--llm, --index, --router"),
+        (("--model", "m"), "--model"),
+        (("--prompts", "p.toml", "--dense", "d"), "--prompts, --dense"),
+        (("--device", "cuda", "--batch", 4), "--device, --batch"),
+    ],
+)
+def test_the_demonstration_takes_nothing_else(command: Command, given: tuple[object, ...], said: str) -> None:
+    _refused(command("--demo", *given), f"so {said} would mean nothing")
 
 
 def test_bad_keys_are_named(command: Command, stub: Stub, folders: tuple[str, ...], tmp_path: Path) -> None:

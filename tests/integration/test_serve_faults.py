@@ -2,25 +2,23 @@
 
 import http.client
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from apportion.serve import Address, Routing, Timeouts
+from apportion.serve import Address, Routing, Timeouts, Upstream, create_app
+from apportion.serve.run import Impatient
 from tests.hostile_bodies import hostile
-from tests.integration.serving import ASKED, QUESTION, get, logged, serving
-from tests.integration.upstream_stub import Stub, upstream
+from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
+from tests.integration.upstream_stub import Stub, served, upstream
 
 
 def _collect(chunks: Any, seen: list[Any]) -> None:
@@ -130,6 +128,103 @@ def test_bodies_that_are_too_large_too_slow_or_no_json(stub: Stub, known: Routin
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("held", [b"GET /health HTTP/1.1\r\nHo", b"\r\n", b"x"])
+def test_a_kept_connection_on_which_no_head_ends_is_closed(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch, held: bytes
+) -> None:
+    monkeypatch.setattr("apportion.serve.run.HEAD_S", 0.3)
+    app = create_app(known, Upstream(Address(stub.url)))
+    with served(app, http=Impatient, timeout_keep_alive=3600) as url, _connected(url) as raw:
+        length = b"content-length: 100\r\n" if held == b"x" else b""  # of a body that nobody reads
+        raw.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + length + b"\r\n")
+        assert b" 200 " in raw.recv(65536)
+        raw.sendall(held)
+        while raw.recv(65536):
+            pass  # a connection that stays open ends in a TimeoutError
+
+
+def test_an_answer_in_work_is_not_cut_by_the_beginning_of_the_next_request(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.run.HEAD_S", 0.05)
+    stub.token_s, stub.reply = 0.05, lambda messages: "word " * 10
+    body = json.dumps({"model": "direct", "messages": QUESTION, "stream": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    app = create_app(known, Upstream(Address(stub.url)))
+    with served(app, http=Impatient) as url, _connected(url) as raw:
+        raw.sendall(head + body)
+        found = raw.recv(65536)
+        raw.sendall(b"GET /health HT")
+        while b"data: [DONE]" not in found:
+            found += (piece := raw.recv(65536))
+            assert piece, found
+
+
+def test_what_is_no_http_is_told_in_openais_words(stub: Stub, known: Routing) -> None:
+    with served(create_app(known, Upstream(Address(stub.url))), http=Impatient) as url, _connected(url) as raw:
+        raw.sendall(b"no request\r\n\r\n")
+        found = b""
+        while piece := raw.recv(65536):
+            found += piece
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert b" 400 " in head[:20]
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_clients_that_left_keep_no_place_in_the_queue(stub: Stub, known: Routing) -> None:
+    release = threading.Event()
+    with serving(stub, known, concurrency=1, queue=2) as client:
+        stub.reply = lambda messages: "x" if release.wait(60) else "late"
+        url, metrics = str(client.base_url), client.state.metrics  # type: ignore[attr-defined]
+        body = json.dumps({"model": "direct", "messages": QUESTION}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\n" % KEY.encode()
+        asked = head + b"content-length: %d\r\n\r\n" % len(body) + body
+        with _connected(url) as first:
+            first.sendall(asked)
+            _until(lambda: b"apportion_running 1.0" in metrics.text())
+            with _connected(url) as second, _connected(url) as third:
+                second.sendall(asked)
+                third.sendall(asked)
+                _until(lambda: b"apportion_waiting 2.0" in metrics.text())
+            _until(lambda: b"apportion_waiting 0.0" in metrics.text())
+            with _connected(url) as live:
+                live.sendall(asked)
+                _until(lambda: b"apportion_waiting 1.0" in metrics.text())
+                release.set()
+                assert b" 200 " in live.recv(65536)[:20]
+                assert b" 200 " in first.recv(65536)[:20]
+        _until_idle(client)
+
+
+def test_a_body_that_is_slow_keeps_nobody_from_answering_and_there_are_only_so_many(stub: Stub, known: Routing) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+    with serving(stub, known, concurrency=1, queue=1, timeouts=Timeouts(body_s=120.0)) as client:
+        with _connected(str(client.base_url)) as slow:
+            slow.sendall(head)
+            client.with_options(timeout=60).chat.completions.create(**ASKED)
+            with _connected(str(client.base_url)) as second:
+                second.sendall(head)
+                _until(lambda: _status(client) == 429)
+        _until(lambda: _status(client) == 200)
+        text = get(client, "/metrics")[1]
+    assert 'apportion_requests_total{path="/v1/chat/completions",status="429"}' in text
+
+
+def _status(client: openai.OpenAI) -> int:
+    """What a question gets."""
+    try:
+        client.with_options(timeout=60).chat.completions.create(**ASKED)
+    except openai.APIStatusError as error:
+        return error.status_code
+    return 200
+
+
+def _connected(url: str) -> socket.socket:
+    """A connection to a server; what is not answered on it is an error after a minute."""
+    found = urllib.parse.urlsplit(url)
+    return socket.create_connection((found.hostname, found.port), timeout=60)
+
+
 def _until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not true():
@@ -152,50 +247,6 @@ def _until_up(port: int) -> None:
         return True
 
     _until(is_up)
-
-
-SERVER = """
-import sys
-from pathlib import Path
-from apportion.serve import Address, Settings, Upstream, create_app
-from apportion.serve.run import listen, run
-from tests.routings import routing, static_router
-app = create_app(routing(Path(sys.argv[2]), static_router("direct")), Upstream(Address(sys.argv[1])), Settings())
-socket = listen("127.0.0.1", 0)
-print(socket.getsockname()[1], flush=True)
-run(app, [socket])
-"""
-
-
-@pytest.mark.slow
-def test_sigterm_finishes_streams_and_slow_loris_is_shut_out(stub: Stub, tmp_path: Path) -> None:
-    stub.token_s, stub.reply = 0.15, lambda messages: "word " * 20
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    program = SERVER.replace(
-        "from apportion.serve.run", "import apportion.serve.run as r\nr.HEAD_S = 1.0\nfrom apportion.serve.run"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, stub.url, str(tmp_path)], stdout=subprocess.PIPE, env=environment
-    )
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        _until_up(port)
-        loris = socket.create_connection(("127.0.0.1", port), timeout=10)
-        loris.sendall(b"POST /v1/chat/compl")
-        assert loris.recv(100) == b"", "closed without an answer"
-        loris.close()
-        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-            chunks = client.chat.completions.create(stream=True, **ASKED)
-            said = [next(chunks).choices[0].delta.content or ""]
-            process.send_signal(signal.SIGTERM)
-            said += [one.choices[0].delta.content or "" for one in chunks if one.choices]
-        assert "".join(said) == "word " * 20, "the stream was finished after SIGTERM"
-        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from apportion.route.router.price import Price
 from apportion.route.router.utility import Scale
 from apportion.serve import Routing, Timeouts
 from apportion.serve.decision_log import read_decisions
-from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
+from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, post, serving
 from tests.integration.upstream_stub import Stub
 
 
@@ -157,6 +157,20 @@ def test_a_log_that_cannot_be_written_loses_rows_and_no_answers(stub: Stub, know
         client.chat.completions.create(**ASKED)
         blocker.close()
     assert len(read_decisions(path)) == 1
+
+
+def test_odd_characters_are_logged_and_spoil_nothing(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.sqlite"
+    stub.reply = lambda messages: "1191"
+    with serving(stub, known, decisions=path, keep_prompts=True) as client:
+        asked = {"model": "direct", "messages": [{"role": "user", "content": "Who founded \ud83d Bern?"}]}
+        odd = post(client, "/v1/chat/completions", asked)[1]["apportion"]["decision_id"]
+        assert post(client, f"/decisions/{odd}/feedback", {"score": 1, "comment": "\ud83d x"})[0] == 200
+        client.chat.completions.create(**ASKED)
+        log = client.state.log  # type: ignore[attr-defined]
+    first, second = read_decisions(path)
+    assert (first["question"], first["comment"]) == ("Who founded \\ud83d Bern?", "\\ud83d x")
+    assert (first["score"], second["question"], log.lost) == (1.0, "Who founded Bern?", 0)
 
 
 def test_metrics_count_tokens_and_savings(stub: Stub, known: Routing) -> None:

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apportion.cli.base import app, emit
 from apportion.cli.options import AsJson, with_groups
-from apportion.core.errors import InputError, MissingExtraError
+from apportion.core.errors import InputError, MissingExtraError, require_all
 
 if TYPE_CHECKING:
     from apportion.serve import Routing, Settings
@@ -40,6 +40,30 @@ class WhatOptions:
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16, likewise.")] = "auto"
     batch: Annotated[int, typer.Option("--batch", help="Requests decoded together by a model run here.")] = 16
 
+    def check(self) -> None:
+        """Refuse what is missing, and what the demonstration would leave unused.
+
+        Raises:
+            InputError: naming all of it.
+        """
+        if self.demo:
+            brought = ("llm", "model", "index", "router", "prompts", "dense", "device", "dtype", "batch")
+            unused = [f"--{one.name}" for one in fields(self) if one.name in brought and self._given(one)]
+            if unused:
+                raise InputError(
+                    f"--demo: brings its own model, passages and router, so {', '.join(unused)} would mean nothing",
+                    "leave out either",
+                )
+            return
+        missing = [f"--{name}" for name in ("index", "router") if getattr(self, name) is None]
+        if self.llm is None and self.model is None:
+            missing.insert(0, "--llm or --model")
+        if missing:
+            raise InputError(f"serve: {', '.join(missing)} not given", "give them, or try --demo")
+
+    def _given(self, option: "Field[Any]") -> bool:
+        return bool(getattr(self, option.name) != option.default)
+
 
 @dataclass(frozen=True, slots=True)
 class HowOptions:
@@ -67,24 +91,22 @@ class HowOptions:
     keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Log questions and answers too.")] = False
     shadow: Annotated[bool, typer.Option("--shadow", help="Decide and log, but pass requests on unrouted.")] = False
 
-    def settings(self, router: Path | None, *, timed: bool) -> "Settings":
+    def settings(self, router: Path | None, keys: tuple[str, ...]) -> "Settings":
         """The server's settings.
 
         Args:
-            router: followed for a better one. timed: whether the router knows latencies.
+            router: followed for a better one. keys: that clients may use.
         """
         from apportion.serve import Settings, Timeouts
         from apportion.serve.controls import Controls
 
-        if self.latency_weight and not timed:
-            raise InputError(f"--latency-weight {self.latency_weight}: the router was trained without latencies")
         return Settings(
             default=Controls(token_weight=self.token_weight, latency_weight=self.latency_weight),
             concurrency=self.concurrency,
             queue=self.queue,
             max_body_bytes=self.max_body,
             max_tokens=self.max_tokens,
-            keys=read_keys(self.api_key_file),
+            keys=keys,
             decisions=self.decisions,
             keep_prompts=self.keep_prompts,
             shadow=self.shadow,
@@ -110,15 +132,18 @@ def serve(
     from apportion.serve import create_app
     from apportion.serve.run import listen, log_to_stderr, run
 
-    if log_level not in ("debug", "info", "warning", "error"):
-        raise InputError(f"--log-level {log_level}: expected debug, info, warning or error")
+    settings = _checked(what, how, log_level)
     with listen(host, port) as listening:
         routing, backend = _demo(what.work) if what.demo else _opened(what, how.timeout, require_upstream)
-        found = create_app(routing, backend, how.settings(what.router, timed=routing.timed))
+        if how.latency_weight and not routing.timed:
+            raise InputError(f"--latency-weight {how.latency_weight}: the router was trained without latencies")
+        found = create_app(routing, backend, settings)
         log_to_stderr(log_level)
         shown = listening.getsockname()
         url = f"http://[{shown[0]}]:{shown[1]}" if ":" in shown[0] else f"http://{shown[0]}:{shown[1]}"
         print(f"apportion serves at {url}/v1; dashboard at {url}/", file=sys.stderr)
+        if backend.trouble:
+            print(f"not ready yet: --llm {what.llm}: {backend.trouble}; requests get 503 until then", file=sys.stderr)
         run(found, [listening])
 
 
@@ -185,17 +210,39 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
+def _checked(what: WhatOptions, how: HowOptions, log_level: str) -> "Settings":
+    """The settings, once nothing is left that cannot be; before anything is opened.
+
+    Raises:
+        InputError: naming every value that cannot be used.
+    """
+    from apportion.serve.settings import at_least, seconds
+
+    def known_level() -> None:
+        if log_level not in ("debug", "info", "warning", "error"):
+            raise InputError(f"--log-level {log_level}: expected debug, info, warning or error")
+
+    keys: list[str] = []
+    settings: list[Settings] = []
+    require_all(
+        what.check,
+        known_level,
+        lambda: at_least("--batch", what.batch, 1),
+        lambda: seconds("--timeout", how.timeout),
+        lambda: keys.extend(read_keys(how.api_key_file)),
+        lambda: settings.append(how.settings(what.router, tuple(keys))),
+    )
+    return settings[0]
+
+
 def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tuple[Routing, Backend]":
     """What decides and what answers, checked against each other as far as they can be before the server runs."""
     from apportion.route.llm.openai import KEY_VARIABLES
-    from apportion.serve.opening import Opening, open_backend
+    from apportion.serve.opening import Opening, expect, open_backend
     from apportion.serve.routing_files import open_routing
 
-    missing = [name for name, value in (("--index", what.index), ("--router", what.router)) if value is None]
-    if what.llm is None and what.model is None:
-        missing.insert(0, "--llm or --model")
-    if missing or what.index is None or what.router is None:
-        raise InputError(f"serve: {', '.join(missing)} not given", "give them, or try --demo")
+    assert what.index is not None  # `check` has seen to both
+    assert what.router is not None
     opening = Opening(
         llm=what.llm,
         model=what.model,
@@ -207,7 +254,9 @@ def _opened(what: WhatOptions, timeout_s: float, require_upstream: bool) -> "tup
         dtype=what.dtype,
     )
     backend = open_backend(opening)
-    return open_routing(what.router, what.index, what.prompts, what.dense, opening.identity(backend)), backend
+    routing = open_routing(what.router, what.index, what.prompts, what.dense, opening.identity(backend))
+    expect(backend, routing)
+    return routing, backend
 
 
 def _demo(work: Path) -> "tuple[Routing, Backend]":

@@ -36,22 +36,30 @@ class ApportionError(Exception):
 
 
 class InputError(ApportionError):
-    """A value given by the user cannot be used."""
+    """A value given by the user cannot be used.
+
+    Attributes:
+        several: the errors that this one says together; empty for one alone.
+    """
+
+    several: tuple["InputError", ...] = ()
 
 
 def require_all(*checks: Callable[[], object]) -> None:
-    """Run every check and raise one InputError with the problems of all that failed."""
+    """Run every check and raise one InputError with the problems of all that failed, also where a check is several."""
     failed: list[InputError] = []
     for check in checks:
         try:
             check()
         except InputError as error:
-            failed.append(error)
+            failed += error.several or (error,)
     if len(failed) == 1:
         raise failed[0]
     if failed:
         lines = [f"{i}. {error}" for i, error in enumerate(failed, start=1)]
-        raise InputError(f"{len(failed)} values cannot be used:\n" + "\n".join(lines))
+        found = InputError(f"{len(failed)} values cannot be used:\n" + "\n".join(lines))
+        found.several = tuple(failed)
+        raise found
 
 
 class BudgetError(InputError):

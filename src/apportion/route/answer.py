@@ -11,12 +11,12 @@ from apportion.core.lines import HALF, holds_half
 from apportion.route.ask.answered import Answered, complete
 from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.features import is_draft, needs_of
+from apportion.route.ask.kinds import MAX_QUESTION_CHARS
 from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
 from apportion.route.ask.probes import draft_features, features_of_hits, question_features, retrieved_features
 from apportion.route.ask.setup import Setup, require_trained_on
 from apportion.route.index.bm25 import Hits
 from apportion.route.llm.protocol import Completion
-from apportion.route.profile.questions import MAX_QUESTION_CHARS
 from apportion.route.router import Decision, Router, Weights
 
 Purpose = Literal["draft", "look", "answer", "draft and answer", "look and answer", "asked again"]

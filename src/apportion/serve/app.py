@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -10,14 +9,15 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apportion.serve import dashboard, listing
 from apportion.serve.admission import Admission
 from apportion.serve.backend import Backend
 from apportion.serve.chat import chat_completions
 from apportion.serve.following import follow
+from apportion.serve.incoming import CLOSED
 from apportion.serve.keys import Keys
+from apportion.serve.noted import Noted
 from apportion.serve.passing import completions, embeddings, responses
 from apportion.serve.refusal import Refusal, our_fault
 from apportion.serve.routing import Routing
@@ -27,7 +27,6 @@ from apportion.serve.settings import Settings
 
 log = logging.getLogger("apportion.serve")
 Handler = Callable[[Request, Serving], Awaitable[Response]]
-CLOSED = 499  # nginx's word for a client that went away; nobody sees it but the log
 
 
 def create_app(routing: Routing, backend: Backend, settings: Settings | None = None) -> FastAPI:
@@ -63,8 +62,7 @@ def create_app(routing: Routing, backend: Backend, settings: Settings | None = N
     for method, path, handler in _PATHS:
         app.add_api_route(path, _endpoint(handler, serving), methods=[method], **describe(path))
     _add_errors(app)
-    app.add_middleware(Admission, concurrency=serving.settings.concurrency,
-                       queue=serving.settings.queue, metrics=serving.metrics)  # fmt: skip
+    app.add_middleware(Admission, serving=serving)
     app.add_middleware(Keys, keys=serving.settings.keys)
     app.add_middleware(Noted, serving=serving)
     return app
@@ -113,29 +111,3 @@ def _add_errors(app: FastAPI) -> None:
         return Refusal(error.status_code, f"{error.detail}; the paths are those of OpenAI's API under /v1").response()
 
     app.add_exception_handler(HTTPException, refused)
-
-
-class Noted:
-    """Counts and logs every request, once, when it has ended."""
-
-    def __init__(self, app: ASGIApp, *, serving: Serving) -> None:
-        self._app, self._serving = app, serving
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        started, seen = time.perf_counter(), {"status": 500}
-
-        async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                seen["status"] = message["status"]
-            await send(message)
-
-        try:
-            return await self._app(scope, receive, noting)
-        finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self._serving.metrics.requests.labels(path, str(seen["status"])).inc()
-            if path.startswith("/v1/"):
-                took = (time.perf_counter() - started) * 1000
-                log.info("request", extra={"fields": {"path": path, "status": seen["status"], "ms": round(took, 1)}})

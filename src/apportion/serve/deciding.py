@@ -86,6 +86,7 @@ class Decider:
         if "retrieval" in wanted:
             await probes.search()
         if wanted:
+            probes.say(probes.asked.weaker)
             probes.features = self.routing.features(probes.asked.judged, probes.hits)
         if "draft" in wanted and drafts and self.routing.wants_draft(probes.features, weights):
             await probes.make_draft()

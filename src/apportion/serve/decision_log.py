@@ -1,7 +1,8 @@
 """Decisions kept: the last ones in memory, all of them in SQLite (WAL) where a file is given.
 
 One thread writes, in batches, so that no answer waits for a disk. A disk that is full loses rows, never answers: what
-was lost is counted, and writing is tried again with the next batch. Prompts and answers are kept only where asked for.
+was lost is counted, and writing is tried again with the next batch. A row that cannot be written is lost alone.
+Prompts and answers are kept only where asked for.
 """
 
 import errno
@@ -17,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apportion.core.artifact import disk_error, unreadable
+from apportion.core.artifact import unreadable
+from apportion.core.errors import ArtifactError
 from apportion.serve.decision import Decided, Outcome, spent_in_all
 
 SCHEMA = 2
@@ -61,6 +63,7 @@ _COLUMNS = {
     "price": "REAL",  # since schema 2
 }
 _AS_JSON = ("features", "likely", "sources", "weaker")
+_OF_THE_DISK = (sqlite3.OperationalError, OSError, MemoryError)  # may undo the whole batch; any other error is a row's
 Record = dict[str, Any]
 
 
@@ -130,7 +133,7 @@ class DecisionLog:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.lost, self.trouble = path, 0, ""
+        self.path, self.lost, self.trouble, self._closed = path, 0, "", False
         self._recent: OrderedDict[str, Record] = OrderedDict()
         self._queue: queue.Queue[_Write] = queue.Queue(QUEUED)
         self._thread: threading.Thread | None = None
@@ -140,15 +143,22 @@ class DecisionLog:
                 with _opened(path) as database:
                     _prepare(database)
             except (sqlite3.Error, OSError) as error:
-                raise disk_error(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+                said = getattr(error, "strerror", None) or str(error)
+                raise ArtifactError(
+                    f"--decisions {path}: cannot be opened: {said}",
+                    "name a file that can be written, of this version or new; without it the last decisions are kept "
+                    "in memory only",
+                ) from error
             self._thread = threading.Thread(target=self._write_all, name="decision log", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Write what waits."""
-        if self._thread is not None:
+        """Write what waits; what comes later is counted as lost."""
+        if self._thread is not None and not self._closed:
+            self._closed = True
             self._queue.put(_STOP)
             self._thread.join(timeout=30)
+            self.lost += sum(one is not _STOP for one in self._queue.queue)
 
     def add(self, record: Record) -> None:
         """Keep a decision; returns at once."""
@@ -190,6 +200,8 @@ class DecisionLog:
         if self._thread is None:
             return
         try:
+            if self._closed:
+                raise queue.Full
             self._queue.put_nowait(write)
         except queue.Full:
             self.lost += 1
@@ -208,18 +220,35 @@ class DecisionLog:
                 return
 
     def _write(self, batch: list[_Write]) -> None:
+        """Write a batch in one transaction; the thread outlives whatever comes of it."""
         assert self.path is not None
         if not batch:
             return
+        lost, trouble = 0, ""
         try:
             with _opened(self.path) as database:
                 for one in batch:
-                    database.execute(one.statement, one.values)
-            self.trouble = ""
-        except (sqlite3.Error, OSError) as error:
-            self.lost += len(batch)
-            self.trouble = f"{type(error).__name__}: {error}"
+                    try:
+                        reached = database.execute(one.statement, [_storable(value) for value in one.values]).rowcount
+                        said = "" if reached else "feedback to a decision that the file does not hold"
+                    except _OF_THE_DISK:
+                        raise
+                    except Exception as error:
+                        said = f"{type(error).__name__}: {error}"
+                    lost, trouble = lost + bool(said), said or trouble
+        except Exception as error:
+            lost, trouble = len(batch), f"{type(error).__name__}: {error}"
             time.sleep(0.2)  # a full disk is not written to in a loop
+        self.lost, self.trouble = self.lost + lost, trouble
+
+
+def _storable(value: object) -> object:
+    """A value as SQLite can hold it: lone surrogates, which UTF-8 cannot carry, as their escapes.
+
+    >>> _storable("\\ud83d x"), _storable(1.5)
+    ('\\\\ud83d x', 1.5)
+    """
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def read_decisions(path: Path) -> list[Record]:

@@ -18,7 +18,7 @@ from apportion.serve.deciding import Decider, Plan
 from apportion.serve.decision import Decided, Outcome
 from apportion.serve.events import KEEP_ALIVE, event
 from apportion.serve.incoming import until_gone
-from apportion.serve.refusal import Refusal, json_response, our_fault
+from apportion.serve.refusal import Refusal, cut_off, json_response, our_fault
 from apportion.serve.serving import Serving
 
 log = logging.getLogger("apportion.serve")
@@ -51,7 +51,7 @@ class Exchange:
             self._failed(error)
             raise
         except asyncio.CancelledError:
-            self.outcome.status = "cancelled"
+            self._left()
             raise
         finally:
             self._note()
@@ -82,7 +82,7 @@ class Exchange:
     async def close(self, *, cancelled: bool = False) -> None:
         """Let go of the upstream and note what came of it."""
         if cancelled and self.outcome.status == "ok":
-            self.outcome.status = "cancelled"
+            self._left()
         await self.stack.aclose()
         self._note()
 
@@ -142,6 +142,13 @@ class Exchange:
         if refusal is not error:
             log.error("a fault of ours in a stream", exc_info=error)
         return event(refusal.body())
+
+    def _left(self) -> None:
+        """Nobody waits for the answer: its client went away, or the server does."""
+        if self.serving.cut:
+            self._failed(cut_off())
+        else:
+            self.outcome.status = "cancelled"
 
     def _note(self) -> None:
         self.outcome.total_ms = self.elapsed_ms()

@@ -10,6 +10,7 @@ from apportion.serve.refusal import Refusal
 from apportion.serve.serving import Serving
 
 T = TypeVar("T")
+CLOSED = 499  # nginx's word for a client that went away; nobody sees it but the log
 
 
 async def read_body(request: Request, serving: Serving) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from apportion.core.errors import InputError, ServiceError
 from apportion.serve.backend import Backend
 from apportion.serve.in_process import InProcess
-from apportion.serve.routing import LLMSettings, connect
+from apportion.serve.routing import LLMSettings, Routing, connect
 from apportion.serve.upstream import Address, Upstream
 
 
@@ -40,7 +40,8 @@ def open_backend(opening: Opening) -> Backend:
     """The server or the model.
 
     Raises:
-        InputError: no such model. ServiceError: the server is required and does not answer.
+        InputError: no such model. ServiceError: the server is required and does not answer, or it cannot be used
+            however long one waits.
     """
     spec = opening.llm or opening.model or ""
     if not spec.startswith(("http://", "https://")):
@@ -55,11 +56,20 @@ def open_backend(opening: Opening) -> Backend:
     return upstream
 
 
+def expect(backend: Backend, routing: Routing) -> None:
+    """Have a server that is reached only later compared with the router then."""
+    if isinstance(backend, Upstream):
+        backend.expected = routing.model
+
+
 async def _try(upstream: Upstream, *, required: bool) -> None:
     """Find out what the server can do before ours starts; one that is not there is asked again later."""
     await upstream.start()
     await upstream.close()
-    if required and upstream.abilities is None:
+    if upstream.abilities is None and (required or upstream.lasting):
         raise ServiceError(
-            f"--llm {upstream.address.url}: {upstream.trouble}", "start it, or leave out --require-upstream"
+            f"--llm {upstream.address.url}: {upstream.trouble}",
+            "waiting does not mend this: correct --llm, --model or the key"
+            if upstream.lasting
+            else "start it, or leave out --require-upstream",
         )

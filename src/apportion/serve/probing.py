@@ -5,6 +5,7 @@ A probe that fails or takes too long is left out and said; the question is still
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from apportion.serve.asking import Asking, Limits, ask_draft, ask_look
@@ -53,6 +54,7 @@ class Probes:
         """Search for the text that is judged."""
         if self.search_ms is not None:
             return
+        self.say(self.asked.weaker)
         begun, most = time.perf_counter(), self.settings.timeouts.search_s
         try:
             async with asyncio.timeout(most):
@@ -92,7 +94,11 @@ class Probes:
 
     def note(self, asking: Asking) -> None:
         """Say what the upstream's habits make of what is asked."""
-        self.weaker += [said for said in asking.weaker if said not in self.weaker]
+        self.say(asking.weaker)
+
+    def say(self, weaker: Iterable[str]) -> None:
+        """Add what is not said yet."""
+        self.weaker += [said for said in weaker if said not in self.weaker]
 
     async def _measured(self, what: str, asking: Asking) -> Completion | None:
         begun, most, found = time.perf_counter(), self.settings.timeouts.draft_s, None

@@ -51,6 +51,12 @@ def our_fault() -> Refusal:
     return Refusal(500, "a fault of this server; its log says more", code="internal_error")
 
 
+def cut_off() -> Refusal:
+    """What a client is told whose answer was not finished when the server had to stop."""
+    return Refusal(503, "server: it stops, and this answer was not finished in time; ask again", code="shutting_down",
+                   retry_after_s=1.0)  # fmt: skip
+
+
 def encode(value: object) -> bytes:
     """Compact JSON; lone surrogates, which UTF-8 cannot carry, stay escaped."""
     try:

@@ -12,6 +12,7 @@ from apportion.route.ask.answered import Answered, read_second, second_turn
 from apportion.route.ask.evidence import answer_features
 from apportion.route.ask.extraction import extract
 from apportion.route.ask.features import group_of, needs_of
+from apportion.route.ask.kinds import MAX_QUESTION_CHARS
 from apportion.route.ask.pipelines import asked_as, build_request, uses_passages
 from apportion.route.ask.probes import draft_features, features_of_hits, question_features, retrieved_features
 from apportion.route.ask.prompts import Prompts
@@ -24,7 +25,6 @@ from apportion.route.llm.cut import cut
 from apportion.route.llm.habits import GREEDY, MAX_STOPS, PROBE, REFUSING, Habits, after_refusal, body_of
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
 from apportion.route.llm.response import MOST_TOKENS, read_body
-from apportion.route.profile.questions import MAX_QUESTION_CHARS
 from apportion.route.router.price import Price
 from apportion.route.router.router import Decision, Router
 from apportion.route.router.utility import Weights
@@ -34,6 +34,7 @@ from apportion.serve.refusal import Refusal
 __all__ = [
     "GREEDY",
     "LLM",
+    "MAX_QUESTION_CHARS",
     "MAX_STOPS",
     "MOST_TOKENS",
     "PROBE",
@@ -89,6 +90,12 @@ class Routing:
     k: int = DEFAULT_K
 
     @property
+    def model(self) -> str | None:
+        """The model that the router was trained on; None where it does not say."""
+        found = self.router.source.get("model")
+        return str(found) if found else None
+
+    @property
     def timed(self) -> bool:
         """Whether latency weights mean something."""
         return self.router.has_latency
@@ -117,7 +124,7 @@ class Routing:
 
     def features(self, text: str, hits: Hits | None) -> dict[str, float]:
         """Features of the question and, where it was searched for, of the result."""
-        return question_features(text[-MAX_QUESTION_CHARS:]) | (features_of_hits(hits, text) if hits else {})
+        return question_features(text) | (features_of_hits(hits, text) if hits else {})
 
     def wants_draft(self, features: Mapping[str, float], weights: Weights) -> bool:
         """Whether a draft is worth its cost for this question."""

@@ -12,37 +12,69 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from apportion.core.errors import InputError
+from apportion.serve.refusal import Refusal, encode
 from apportion.serve.serving import Serving
 
-HEAD_S = 15.0  # for a request's head, from connecting
+HEAD_S = 15.0  # for a request's head, from connecting or from its first byte
 KEEP_ALIVE_S = 75
+BACKLOG = 2048
+ENDING_S = 10  # for telling clients that their answers are ended
 
 
 class Impatient(HttpToolsProtocol):
-    """Closes a connection whose first request does not arrive (slow loris)."""
+    """Closes a connection on which a request begins and its head does not end (slow loris).
+
+    A connection that says nothing between two requests is uvicorn's to close, but its timer ends with the next byte,
+    whatever that begins. So while no answer is in work every byte starts ours, and only a whole head stops it.
+    """
+
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._patience = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
+        self._patience = self.loop.call_later(HEAD_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
+        self._calm()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._patience is None and not answering and not self.transport.is_closing():
+            self._patience = self.loop.call_later(HEAD_S, self._give_up)
+
     def on_headers_complete(self) -> None:
-        self._patience.cancel()
+        self._calm()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be read as HTTP is told in OpenAI's shape too."""
+        body = encode(Refusal(400, f"request: {msg}").body())
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _calm(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _give_up(self) -> None:
         self.transport.close()
 
 
 class _Server(uvicorn.Server):
-    """Says that it is leaving before it leaves, so that `/ready` can."""
+    """Ends what is not finished in time itself, so that clients are told and decisions noted before it is closed."""
 
     def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
         super().__init__(config)
         self._serving = serving
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self._serving.settings.timeouts.shutdown_s, self._serving.end)
+        await super().shutdown(sockets)
+        ending.cancel()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._serving.draining = True
@@ -50,7 +82,10 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
+    """A socket that listens; port 0 takes a free one.
+
+    It listens from now on, not only once the server runs: two sockets may be bound to one port while neither listens,
+    and the one that comes later would never be told.
 
     Raises:
         InputError: the port is in use, or the host is not of this machine.
@@ -60,6 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         found.close()
         raise InputError(f"--host {host} --port {port}: cannot be listened on: {error}", "choose another") from error
@@ -77,7 +113,8 @@ def run(app: FastAPI, sockets: list[socket.socket]) -> None:
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s),
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=int(serving.settings.timeouts.shutdown_s) + ENDING_S,
     )
     gc.collect()
     gc.freeze()  # modules and models stay; looking through all of them again would stop every stream for a moment

@@ -1,7 +1,9 @@
 """What one server holds while it runs: the only value of this package that changes, and only as a whole."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from apportion.serve.backend import Backend
 from apportion.serve.controls import Controls, aliases
@@ -12,12 +14,17 @@ from apportion.serve.refusal import Refusal
 from apportion.serve.routing import Routing
 from apportion.serve.settings import Settings
 
+log = logging.getLogger("apportion.serve")
+
 
 class Serving:
     """A router, a backend and what is noted about them.
 
     Args:
         routing: may be exchanged for a better one while requests are in work; each keeps the one it began with.
+
+    Attributes:
+        draining: nothing new is taken. cut: what was in work has been ended. requests: the tasks that it is done in.
     """
 
     def __init__(self, routing: Routing, backend: Backend, settings: Settings) -> None:
@@ -25,7 +32,8 @@ class Serving:
         self.log = DecisionLog(settings.decisions)
         self.metrics = Metrics(routing.reference)
         self.metrics.watch_lost(lambda: self.log.lost)
-        self.draining = False
+        self.draining = self.cut = False
+        self.requests: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -58,8 +66,19 @@ class Serving:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def end(self) -> None:
+        """End what is in work; each request still tells its client and notes what came of it."""
+        self.cut = True
+        for task in self.requests:
+            task.cancel()
+
     async def close(self) -> None:
         """Finish what no client waits for, and write the log."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.settings.timeouts.draft_s)
+            _, late = await asyncio.wait(self._tasks, timeout=self.settings.timeouts.draft_s)
+            for task in late:
+                task.cancel()
+            self.log.lost += len(late)  # each would have noted a decision
         await asyncio.to_thread(self.log.close)
+        if self.log.lost:
+            log.error("decisions are not in the log's file", extra={"fields": {"lost": self.log.lost}})

@@ -10,7 +10,7 @@ from apportion.serve.controls import Controls
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds that a stage may take, and what happens then.
+    """Seconds that a stage may take, and what happens then; `Settings` checks them.
 
     Attributes:
         body_s: receiving a request's body; then 408.
@@ -59,17 +59,30 @@ class Settings:
         require_all(
             lambda: _weight("--token-weight", self.default.token_weight),
             lambda: _weight("--latency-weight", self.default.latency_weight),
-            lambda: _at_least("--concurrency", self.concurrency, 1),
-            lambda: _at_least("--queue", self.queue, 0),
-            lambda: _at_least("--max-body", self.max_body_bytes, 1024),
-            lambda: _at_least("--max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1),
+            lambda: at_least("--concurrency", self.concurrency, 1),
+            lambda: at_least("--queue", self.queue, 0),
+            lambda: at_least("--max-body", self.max_body_bytes, 1024),
+            lambda: at_least("--max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1),
+            lambda: seconds("body_s", self.timeouts.body_s),
+            lambda: seconds("keep_alive_s", self.timeouts.keep_alive_s),
+            lambda: seconds("--search-timeout", self.timeouts.search_s),
+            lambda: seconds("--draft-timeout", self.timeouts.draft_s),
+            lambda: seconds("--shutdown", self.timeouts.shutdown_s, none_at_all=True),
             *(lambda key=key: _usable(key) for key in self.keys),
         )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a number that is too small."""
     if value < least:
         raise InputError(f"{name} {value}: expected at least {least}")
+
+
+def seconds(name: str, value: float, *, none_at_all: bool = False) -> None:
+    """Refuse what is no time that something may take."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not none_at_all):
+        least = "from 0" if none_at_all else "above 0"
+        raise InputError(f"{name} {value:g}: expected a finite number of seconds {least}")
 
 
 def _weight(name: str, value: float) -> None:

@@ -29,6 +29,8 @@ from apportion.serve.routing import (
 from apportion.serve.upstream_errors import answer_of, broken, fails, object_of, refused, unreachable, wait_of
 
 MAX_BODY_BYTES = 64 << 20
+UNNAMED = "several_models"
+LASTING = (UNNAMED, "upstream_refuses_us")  # what no waiting mends
 RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
 
 
@@ -56,12 +58,19 @@ class Address:
 
 
 class Upstream:
-    """A server as a backend; see the protocol `Backend`."""
+    """A server as a backend; see the protocol `Backend`.
+
+    Attributes:
+        expected: the model that the router was trained on; a server of another one is not used. None takes any.
+        lasting: whether the trouble stays until an operator does something.
+    """
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.abilities: Abilities | None = None
         self.trouble = "not reached yet"
+        self.expected: str | None = None
+        self.lasting = False
         self._session: aiohttp.ClientSession | None = None
         self._probing: asyncio.Lock | None = None
         self._tried = 0.0
@@ -184,19 +193,31 @@ class Upstream:
                 return
             self._tried = now
             try:
-                self.abilities = await self._probe(self.address.model or await self._only_model())
-                self.trouble = ""
+                found = await self._probe(self.address.model or await self._only_model())
+                self._refuse_other(found.identity)
+                self.abilities, self.trouble = found, ""
             except Refusal as refusal:
                 self.trouble = refusal.message.removeprefix("upstream: ")
+                self.lasting = refusal.code in LASTING
+
+    def _refuse_other(self, identity: str) -> None:
+        """What `refuse_other` does before the start, for a server that was reached only after it."""
+        if self.expected is not None and identity != self.expected:
+            raise Refusal(503, f"upstream: is {identity!r}, and the router was trained on {self.expected!r}; "
+                          "serve that model, or start with a router that was trained on this one")  # fmt: skip
 
     async def check(self) -> bool:
         """Whether the server answers now; for `/ready`."""
-        if self.abilities is None:
+        known = self.abilities
+        if known is None:
             await self._reach()
         elif self.trouble:
             try:
-                await self._only_model()
-                self.trouble = ""
+                if await self._only_model() == known.model:
+                    self.trouble = ""
+                else:  # it came back as another one
+                    self.abilities = None
+                    await self._reach()
             except Refusal:
                 pass
         return self.abilities is not None and not self.trouble
@@ -213,7 +234,8 @@ class Upstream:
         listed = self._good(said).get("data")
         names = [str(one.get("id")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         if self.address.model is None and len(names) != 1:
-            raise Refusal(503, f"upstream: lists {len(names)} models ({', '.join(names[:20])}); name one with --model")
+            raise Refusal(503, f"upstream: lists {len(names)} models ({', '.join(names[:20])}); name one with --model",
+                          code=UNNAMED if names else None)  # fmt: skip
         return self.address.model or names[0]
 
     async def _probe(self, model: str) -> Abilities:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 Kind = Literal["short", "yes_no", "number"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MAX_QUESTION_CHARS = 100_000  # that are looked at; of a longer text the last ones, where what is asked mostly stands
 
 _YES_NO = re.compile(
     r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|may|might|must)(?:n't|n’t)?\s", re.I
@@ -41,7 +42,8 @@ def kind_of(question: str) -> Kind:
     >>> kind_of("how many points did the defense give up in 2015"), kind_of("Is the Rhine or the Elbe longer?")
     ('short', 'short')
     """
-    sentences = _SENTENCE.split(question.strip())
+    question = question.strip()[-MAX_QUESTION_CHARS:]
+    sentences = _SENTENCE.split(question)
     if _YES_NO.match(sentences[-1]) and " or " not in sentences[-1]:
         return "yes_no"
     told = len(sentences) > 1 or re.match(r"\s*if\b", question, re.I) is not None

@@ -14,8 +14,8 @@ from typing import Any
 
 from apportion.core.errors import InputError
 from apportion.core.lines import HALF, Offenders, holds_half, rows
+from apportion.route.ask.kinds import MAX_QUESTION_CHARS
 
-MAX_QUESTION_CHARS = 100_000
 ANSWER_KEYS = ("answers", "golden_answers", "answer")
 
 
