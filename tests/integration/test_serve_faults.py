@@ -8,7 +8,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import openai
@@ -202,9 +202,14 @@ def test_a_body_that_is_slow_keeps_nobody_from_answering_and_there_are_only_so_m
         with _connected(str(client.base_url)) as slow:
             slow.sendall(head)
             client.with_options(timeout=60).chat.completions.create(**ASKED)
-            with _connected(str(client.base_url)) as second:
-                second.sendall(head)
-                _until(lambda: _status(client) == 429)
+            with ExitStack() as others:
+
+                def is_full() -> bool:
+                    """After one more; it is refused itself where the question before is still on its way."""
+                    others.enter_context(_connected(str(client.base_url))).sendall(head)
+                    return _status(client) == 429
+
+                _until(is_full)
         _until(lambda: _status(client) == 200)
         text = get(client, "/metrics")[1]
     assert 'apportion_requests_total{path="/v1/chat/completions",status="429"}' in text
