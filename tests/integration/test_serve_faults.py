@@ -132,12 +132,12 @@ def test_bodies_that_are_too_large_too_slow_or_no_json(stub: Stub, known: Routin
 def test_a_kept_connection_on_which_no_head_ends_is_closed(
     stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch, held: bytes
 ) -> None:
-    monkeypatch.setattr("apportion.serve.run.HEAD_S", 0.3)
     app = create_app(known, Upstream(Address(stub.url)))
     with served(app, http=Impatient, timeout_keep_alive=3600) as url, _connected(url) as raw:
         length = b"content-length: 100\r\n" if held == b"x" else b""  # of a body that nobody reads
         raw.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + length + b"\r\n")
         assert b" 200 " in raw.recv(65536)
+        monkeypatch.setattr("apportion.serve.run.HEAD_S", 0.3)  # read when a byte comes
         raw.sendall(held)
         while raw.recv(65536):
             pass  # a connection that stays open ends in a TimeoutError
@@ -146,7 +146,6 @@ def test_a_kept_connection_on_which_no_head_ends_is_closed(
 def test_an_answer_in_work_is_not_cut_by_the_beginning_of_the_next_request(
     stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apportion.serve.run.HEAD_S", 0.05)
     stub.token_s, stub.reply = 0.05, lambda messages: "word " * 10
     body = json.dumps({"model": "direct", "messages": QUESTION, "stream": True}).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
@@ -154,6 +153,7 @@ def test_an_answer_in_work_is_not_cut_by_the_beginning_of_the_next_request(
     with served(app, http=Impatient) as url, _connected(url) as raw:
         raw.sendall(head + body)
         found = raw.recv(65536)
+        monkeypatch.setattr("apportion.serve.run.HEAD_S", 0.05)  # read when a byte comes
         raw.sendall(b"GET /health HT")
         while b"data: [DONE]" not in found:
             found += (piece := raw.recv(65536))

@@ -149,14 +149,15 @@ def test_choices_that_stream_together_stay_apart(stub: Stub, known: Routing) -> 
 
 
 @pytest.mark.parametrize(
-    ("rest", "said"),
+    ("rest", "said", "before"),
     [
-        (b'data: {"choices": [{"delta": {"conte\n\n', "no JSON object"),
-        (b'data: {"choices": 5}\n\n', "not of OpenAI's shape"),
-        (b"data: [DONE]\n\n", "ended without its end"),
+        (b'data: {"choices": [{"delta": {"conte\n\n', "no JSON object", 0),
+        (b'data: {"choices": [{"delta": {"conte\n\n', "no JSON object", 2),
+        (b'data: {"choices": 5}\n\n', "not of OpenAI's shape", 0),
+        (b'data: {"choices": 5}\n\n', "not of OpenAI's shape", 2),
+        (b"data: [DONE]\n\n", "ended without its end", 0),
     ],
 )
-@pytest.mark.parametrize("before", [0, 2])
 def test_what_no_client_can_read_is_raised_by_clients(
     stub: Stub, known: Routing, rest: bytes, said: str, before: int
 ) -> None:

@@ -96,7 +96,7 @@ def test_what_is_not_finished_in_time_is_told_and_logged(stub: Stub, tmp_path: P
             with error:
                 return error.status, error.headers["content-type"], error.read()
 
-    with _process(stub, tmp_path, 0.2) as (process, url), concurrent.futures.ThreadPoolExecutor() as threads:
+    with _process(stub, tmp_path, 0.2) as (process, url), concurrent.futures.ThreadPoolExecutor(6) as threads:
         streams = [threads.submit(ask, url, True) for _ in range(3)]
         _until(lambda: len(stub.bodies) == 3)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

@@ -162,6 +162,20 @@ def test_a_budget_that_four_bits_leave_unused_brings_eight(
     assert LEFT in quantize_text(found["asked"])
 
 
+def test_a_run_that_began_without_eight_bits_goes_on_without(
+    checkpoint: Checkpoint, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recipe, ask = str(checkpoint(TIED, blocks=2)), small(text_file, players="linears"), whole(LARGE)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("apportion.bits.quantize.leaves_room", lambda *_: False)
+        earlier.setattr("apportion.bits.quantize.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize(model, tmp_path / "out", ask, recipe)
+    result = quantize(model, tmp_path / "out", ask, recipe, resume=True)
+    assert [width.split("g")[0] for width in result["widths"]] == ["w2", "w3", "w4"]
+    assert result["resumed_evaluations"] > 0
+
+
 def test_what_is_kept_stays_as_the_files_have_it(checkpoint: Checkpoint, text_file: Path, tmp_path: Path) -> None:
     model = checkpoint(UNTIED)
     source = load_file(model / "model.safetensors")

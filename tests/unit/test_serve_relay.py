@@ -9,14 +9,14 @@ import pytest
 
 from apportion.serve.controls import Controls
 from apportion.serve.decision import Decided, Outcome
-from apportion.serve.relay import Relay
+from apportion.serve.relay import NO_REASON, Relay
 
 DECIDED = Decided("dec-1", 0.0, "auto", Controls(), "question", "direct", "router", "Who?")
 
 
-def passed(*blocks: bytes, choices: int = 1) -> tuple[bytes, Outcome]:
+def passed(*blocks: bytes, choices: int = 1, include_usage: bool = False) -> tuple[bytes, Outcome]:
     outcome = Outcome()
-    relay = Relay(DECIDED, outcome, include_usage=False, elapsed_ms=lambda: 1.0, choices=choices)
+    relay = Relay(DECIDED, outcome, include_usage=include_usage, elapsed_ms=lambda: 1.0, choices=choices)
 
     async def source() -> AsyncIterator[bytes]:
         for block in blocks:
@@ -119,7 +119,7 @@ def test_what_no_client_can_read_is_an_error(malformed: bytes, before: int, toge
 
 @pytest.mark.parametrize(
     "blocks",
-    [[DONE], [ROLE, DONE], [ROLE, TOKEN, DONE], [ROLE, TOKEN], [ROLE, TOKEN, TOKEN[:30]], [b": still here\n\n"], []],
+    [[DONE], [ROLE, TOKEN], [ROLE, TOKEN, TOKEN[:30]], [b": still here\n\n"], []],
 )
 def test_a_stream_without_an_end_is_an_error(blocks: list[bytes]) -> None:
     events, outcome = passed(*blocks)
@@ -147,6 +147,23 @@ def test_a_stream_with_an_end_is_an_answer(blocks: list[bytes]) -> None:
     assert said_of(events) == {0: "Bern"}
     assert events.endswith(DONE)
     assert (outcome.status, outcome.finish) == ("ok", "stop")
+    assert events.count(b'"decision_id"') == 1
+
+
+@pytest.mark.parametrize("blocks", [[ROLE, DONE], [ROLE, TOKEN, DONE]])
+def test_an_end_without_its_reason_is_an_end_and_that_is_said(blocks: list[bytes]) -> None:
+    events, outcome = passed(*blocks)
+    assert said_of(events) == {0: "Bern" * (TOKEN in blocks)}
+    assert events.endswith(DONE)
+    assert (outcome.status, NO_REASON in outcome.weaker) == ("ok", True)
+
+
+def test_our_usage_chunk_has_the_name_of_the_chunks_with_choices() -> None:
+    first = b'data: {"id": "", "model": "", "object": "", "choices": [], "prompt_filter_results": []}\n\n'
+    events, outcome = passed(first, ROLE, TOKEN, LAST, DONE, include_usage=True)
+    last = json.loads(events.split(b"\n\n")[-3].removeprefix(b"data: "))
+    assert (last["choices"], last["id"]) == ([], json.loads(ROLE.removeprefix(b"data: "))["id"])
+    assert last["apportion"]["weaker"] == list(outcome.weaker)
     assert events.count(b'"decision_id"') == 1
 
 

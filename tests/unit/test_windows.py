@@ -18,5 +18,5 @@ def test_line_separators_inside_json_strings_do_not_end_a_line(tmp_path):
 def test_lines_without_a_text_are_named(tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "whole"}\n{"body": 1}\n\n[2]\n{"text": 3}\n')
-    with pytest.raises(InputError, match="on line 2, 4, 5"):
+    with pytest.raises(InputError, match="line 2, 4, 5: no string field"):
         read_text(path)

@@ -29,6 +29,7 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.device import free_bytes, peak_memory, place
+from apportion.core.log import read_log
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
 from apportion.models.identity import source_identity
@@ -123,7 +124,7 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     Args:
         run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
-    quantizer = open_affordable(model, recipe, ask)
+    quantizer = open_affordable(model, recipe, ask, out / "samples")
     quantizer.require_text()
     offers = offers_for(quantizer, ask)
     if ask.method == "auto":
@@ -152,8 +153,12 @@ def divergences(plan: Plan, samples: Samples) -> Json:
     return {"labels": labels, "kl_plan": kl, "kl_judged": plan.judged_kl}
 
 
-def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantizer:
-    """`open_model`, with what the recipe leaves open as the machine affords it and as the budget has room for."""
+def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest, samples: Path) -> Quantizer:
+    """`open_model`, with what the recipe leaves open as the machine affords it and as the budget has room for.
+
+    Args:
+        samples: of an earlier part of the run, whose widths stay.
+    """
     staged, tokenizer = load_full(model, place(ask.device, ask.dtype), trust_remote_code=ask.trust_remote_code)
     device, weights = staged.placement.device, sum(weight.numel() for weight in staged.originals.values())
     head = head_weights(staged.model, staged.layout.head)
@@ -161,6 +166,8 @@ def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest) -> Quantiz
     quantizer = Quantizer(staged, tokenizer, recipe, choice)
     formats = quantizer.rounding.format, quantizer.applied.format
     if ask.method != "auto" or recipe.widths is not None or not all(WIDER in form.bits for form in formats):
+        return quantizer
+    if (samples / VALUES).exists() and f"w{WIDER}" not in str(read_log(samples / VALUES)[0].get("widths")):
         return quantizer
     if quantizer.recipe.kind == "linears" and leaves_room(quantizer, ask):
         own = (width.name for width in quantizer.costs.widths)

@@ -321,10 +321,6 @@ def perplexity(
         "unread": list(found.unread),
     }
     over = f"{found.tokens:,} tokens in {len(found.windows)} windows{told(found.bos)}"
-    first = ", ".join(found.unread[:3])
-    left = (
-        f"\n{len(found.unread)} tensors of the checkpoint are no part of the loaded model: {first}, ..."
-        if first
-        else ""
-    )
+    first = ", ".join([*found.unread[:3], *["..."] * (len(found.unread) > 3)])
+    left = f"\n{len(found.unread)} tensors of the checkpoint are no part of the loaded model: {first}" if first else ""
     emit(value, as_json=as_json, text=f"perplexity {found.perplexity:.3f} over {over}{left}")

@@ -17,6 +17,7 @@ from apportion.serve.turns import SecondTurn
 from apportion.serve.upstream_errors import choices_of, fails, refused
 
 MAX_EVENT_BYTES = 4 << 20
+NO_REASON = "the upstream did not say why the answer ended"
 BAD = "bad_upstream_answer"
 
 
@@ -53,6 +54,7 @@ class Relay:
         self._kept: list[bytes] = []  # events with content, while a second turn is possible
         self._last: dict[str, Any] | None = None  # the chunk with the end, held back
         self._second = Spent()
+        self._begun = False  # a chunk with choices came
         self._told: tuple[str, ...] = ()  # of what made the outcome weaker
 
     async def events(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -98,9 +100,13 @@ class Relay:
         if not data:
             return b"" if one.startswith(b"data:") else one
         if data == END:
-            if not self._outcome.finish:
+            if self._last is not None:
+                return b""
+            if not self._begun:
                 return self._fail(_no_end())
-            return self._end() if self._last is None else b""
+            if not self._outcome.finish:
+                self._outcome.weaker += (NO_REASON,)
+            return self._end()
         found = object_in(data)
         if found is None:
             return self._fail(Refusal(502, f"upstream: sends what is no JSON object: {data[:60]!r}", code=BAD))
@@ -116,7 +122,7 @@ class Relay:
 
     def _passes(self, found: dict[str, Any], choices: list[dict[str, Any]]) -> bool:
         """Whether a chunk passes as the bytes it is."""
-        if self._stamp is None or self._thinking is not None or found.get("usage"):
+        if not self._begun or self._thinking is not None or found.get("usage"):
             return False
         return not any(one.get("finish_reason") for one in choices)
 
@@ -134,9 +140,12 @@ class Relay:
             if choice.get("finish_reason"):
                 self._outcome.finish = str(choice["finish_reason"])
         self._pieces += 1
-        if self._stamp is None:
+        first = self._stamp is None
+        if not self._begun:  # Azure's first chunk has no choices, and no name of its own
             self._outcome.first_ms = self._elapsed_ms()
             self._stamp = {name: found.get(name) for name in ("id", "object", "created", "model")}
+            self._begun = bool(choices)
+        if first:
             found["apportion"] = {**self._decided.public(), **self._weaker()}
         found = self._apart(found)
         if self.second_turn is None or not any(one.get("finish_reason") for one in choices):

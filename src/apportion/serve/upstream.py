@@ -114,7 +114,7 @@ class Upstream:
             if response.status == 200 and response.content_type == "text/event-stream":
                 yield self._pieces(response)
             else:  # an error, or a server that streams nothing
-                yield as_events(answer_of(self._good(await _said(response))))
+                yield as_events(answer_of(self._good(await self._whole(response))))
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
@@ -153,10 +153,13 @@ class Upstream:
     async def _post(self, path: str, asked: bytes) -> "_Said":
         response = await self._open(path, asked, total_s=self.address.answer_s)
         async with response:
-            try:
-                return await _said(response)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise self._unreachable(error) from error
+            return await self._whole(response)
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> "_Said":
+        try:
+            return await _said(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from error
 
     async def _open(self, path: str, asked: bytes, *, total_s: float | None = None) -> aiohttp.ClientResponse:
         assert self._session is not None, "start() comes first"
@@ -178,9 +181,12 @@ class Upstream:
         raise AssertionError("the loop returns or raises")
 
     async def _ready(self) -> Abilities:
-        """The abilities; a server that was not there is tried again, at most every few seconds."""
+        """The abilities; a server that was not there is tried again, at most every few seconds, and one that was lost
+        is looked at before it is asked again: it may come back as another model."""
         if self.abilities is None:
             await self._reach()
+        elif self.trouble:
+            await self.check()
         if self.abilities is None:
             raise Refusal(503, f"upstream: {self.trouble}", code="upstream_unavailable", retry_after_s=RETRIED_S)
         return self.abilities
