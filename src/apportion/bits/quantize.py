@@ -153,7 +153,7 @@ def divergences(plan: Plan, samples: Samples) -> Json:
     return {"labels": labels, "kl_plan": kl, "kl_judged": plan.judged_kl}
 
 
-def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest, samples: Path) -> Quantizer:
+def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest, samples: Path | None = None) -> Quantizer:
     """`open_model`, with what the recipe leaves open as the machine affords it and as the budget has room for.
 
     Args:
@@ -167,7 +167,8 @@ def open_affordable(model: str, recipe: Recipe, ask: QuantizeRequest, samples: P
     formats = quantizer.rounding.format, quantizer.applied.format
     if ask.method != "auto" or recipe.widths is not None or not all(WIDER in form.bits for form in formats):
         return quantizer
-    if (samples / VALUES).exists() and f"w{WIDER}" not in str(read_log(samples / VALUES)[0].get("widths")):
+    begun = samples / VALUES if samples else None
+    if begun and begun.exists() and f"w{WIDER}" not in str(read_log(begun)[0].get("widths")):
         return quantizer
     if quantizer.recipe.kind == "linears" and leaves_room(quantizer, ask):
         own = (width.name for width in quantizer.costs.widths)
