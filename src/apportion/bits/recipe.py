@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from apportion.bits.game.players import require_kind
 from apportion.bits.rounding import ROUNDINGS, Choice, Rounding, require_tunable, rounding_named
 from apportion.core.artifact import Json
-from apportion.core.errors import InputError, require_all
+from apportion.core.errors import InputError, at_least, require_all
 from apportion.formats import COMPRESSED_TENSORS, Width, rising, width_named
 from apportion.formats.width import require_bits
 from apportion.models.mixture import Calibration, checks_of
@@ -163,11 +163,6 @@ class Recipe:
 def require_labels(labels: str | None) -> None:
     if labels is not None and labels not in LABELS:
         raise InputError(f"--labels {labels}: expected {' or '.join(LABELS)}")
-
-
-def at_least(name: str, value: int, smallest: int) -> None:
-    if value < smallest:
-        raise InputError(f"{name} {value}: expected at least {smallest}")
 
 
 def require_applied(widths: tuple[Width, ...], rounding: str, applied: str) -> None:

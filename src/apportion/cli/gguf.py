@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from apportion.cli.options import read_texts
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, at_least
 
 FORMATS = ("checkpoint", "gguf")
 PLAN_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -75,8 +75,8 @@ class FileOptions:
                 "leave it out: in a GGUF file every matrix is a player, of --types, within --max-bytes or "
                 "--bits-per-weight, chosen by measuring --plans",
             )
-        if self.plan_tokens is not None and self.plan_tokens < 1:
-            raise InputError(f"--plan-tokens {self.plan_tokens}: expected at least 1")
+        if self.plan_tokens is not None:
+            at_least("--plan-tokens", self.plan_tokens, 1)
         return True
 
 

@@ -10,7 +10,7 @@ import typer
 
 from apportion.cli.base import app, emit
 from apportion.cli.options import AsJson, with_groups
-from apportion.core.errors import InputError, MissingExtraError, require_all
+from apportion.core.errors import InputError, MissingExtraError, at_least, require_all
 
 if TYPE_CHECKING:
     from apportion.serve import Routing, Settings
@@ -216,7 +216,7 @@ def _checked(what: WhatOptions, how: HowOptions, log_level: str) -> "Settings":
     Raises:
         InputError: naming every value that cannot be used.
     """
-    from apportion.serve.settings import at_least, seconds
+    from apportion.serve.settings import seconds
 
     def known_level() -> None:
         if log_level not in ("debug", "info", "warning", "error"):

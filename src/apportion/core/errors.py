@@ -62,6 +62,17 @@ def require_all(*checks: Callable[[], object]) -> None:
         raise found
 
 
+def at_least(name: str, value: int, smallest: int) -> None:
+    """Refuse a number that is too small, by its option's name.
+
+    >>> at_least("--windows", 0, 1)
+    Traceback (most recent call last):
+    apportion.core.errors.InputError: --windows 0: expected at least 1
+    """
+    if value < smallest:
+        raise InputError(f"{name} {value}: expected at least {smallest}")
+
+
 class BudgetError(InputError):
     """A memory budget that no plan can meet, or that every plan leaves unused."""
 

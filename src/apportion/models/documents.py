@@ -44,8 +44,8 @@ def read_documents(path: Path) -> list[Document]:
     data = read_bytes(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".parquet":
-        rows_found = ((f"row {number}", row) for number, row in enumerate(parquet_rows(data, path), start=1))
-        return from_places(rows_found, path, "columns")
+        numbered = ((f"row {number}", row) for number, row in enumerate(parquet_rows(data, path), start=1))
+        return from_places(numbered, path, "columns")
     content = decode(data, path)
     if kind in (".jsonl", ".ndjson"):
         return from_places(json_lines(content), path, "one JSON object per line")

@@ -93,13 +93,18 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
     return Loaded(placed(found.model, placement), tokenizer, source_identity(model), found.format)
 
 
-def load_staged(model: str, placement: Placement, *, trust_remote_code: bool = False) -> StagedModel:
+def load_staged(
+    model: str, placement: Placement, *, trust_remote_code: bool = False, to_quantize: bool = False
+) -> StagedModel:
     """The same model cut into embed, blocks and head.
+
+    Args:
+        to_quantize: refuse a GGUF file of low precision before it is decoded.
 
     Raises:
         InputError: as `load_model`. ModelStructureError: blocks of unknown structure.
     """
-    found = read(model, placement, trust_remote_code=trust_remote_code, apart=True)
+    found = read(model, placement, trust_remote_code=trust_remote_code, apart=True, to_quantize=to_quantize)
     return StagedModel(found.model, placement, source=model, origin=found.origin, stored_as=found.format)
 
 
@@ -110,20 +115,23 @@ def load_full(model: str, placement: Placement, *, trust_remote_code: bool = Fal
         InputError: it cannot be loaded, or is quantized already (FP8 and GGUF at 8 bits or more are not refused).
         ModelStructureError: blocks of unknown structure, or whose weights mostly lie outside of linears.
     """
-    if is_gguf(model):
-        require_high_precision(GgufFile(Path(model).expanduser()))
-    staged = load_staged(model, placement, trust_remote_code=trust_remote_code)
+    staged = load_staged(model, placement, trust_remote_code=trust_remote_code, to_quantize=True)
     if staged.stored_as not in ("", FP8, GGUF):
         raise InputError(f"MODEL {model}: is quantized already", "give the full-precision checkpoint it was made from")
     require_linears(staged.layout.prefix, staged.blocks)
     return staged, load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
-def read(model: str, placement: Placement, *, trust_remote_code: bool, apart: bool = False) -> Dense:
-    """The plain weights of a folder or of a GGUF file; `apart`: as whoever quantizes them needs them."""
+def read(
+    model: str, placement: Placement, *, trust_remote_code: bool, apart: bool = False, to_quantize: bool = False
+) -> Dense:
+    """The plain weights of a folder or of a GGUF file; `apart`: as whoever runs them block by block needs them."""
     require_model(model)
     if is_gguf(model):
-        return Dense(model_of(GgufFile(Path(model).expanduser())), None, GGUF)
+        file = GgufFile(Path(model).expanduser())
+        if to_quantize:
+            require_high_precision(file)
+        return Dense(model_of(file), None, GGUF)
     return read_dense(model, placement, trust_remote_code=trust_remote_code, apart=apart)
 
 

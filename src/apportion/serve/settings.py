@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apportion.core.errors import InputError, require_all
+from apportion.core.errors import InputError, at_least, require_all
 from apportion.serve.controls import Controls
 
 
@@ -70,12 +70,6 @@ class Settings:
             lambda: seconds("--shutdown", self.timeouts.shutdown_s, none_at_all=True),
             *(lambda key=key: _usable(key) for key in self.keys),
         )
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Refuse a number that is too small."""
-    if value < least:
-        raise InputError(f"{name} {value}: expected at least {least}")
 
 
 def seconds(name: str, value: float, *, none_at_all: bool = False) -> None:

@@ -28,7 +28,7 @@ from apportion.bits.perplexity import first_windows
 from apportion.bits.plan import Budget, budget_from_bits, require_alpha, require_estimable
 from apportion.bits.quantize import PACKAGES, QuantizeRequest, open_model
 from apportion.bits.quantizer import Quantizer
-from apportion.bits.recipe import Recipe, at_least
+from apportion.bits.recipe import Recipe
 from apportion.core.artifact import (
     RUN,
     Json,
@@ -41,7 +41,7 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.device import peak_memory
-from apportion.core.errors import BudgetError, InputError, require_all
+from apportion.core.errors import BudgetError, InputError, at_least, require_all
 from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
 from apportion.formats import Width

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apportion.bits.gguf.ladders import DEFAULT_TYPES, require_types
-from apportion.bits.recipe import at_least
-from apportion.core.errors import InputError, require_all
+from apportion.core.errors import InputError, at_least, require_all
 from apportion.models.mixture import Calibration, checks_of
 
 

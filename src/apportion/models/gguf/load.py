@@ -1,10 +1,12 @@
 """A GGUF file -> a model that runs here, and its tokenizer."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
 from apportion.core.device import Placement
 from apportion.core.errors import InputError, first_line
+from apportion.formats.ggml import gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.gguf.tensors import ROPE_FACTORS
 from apportion.models.pretrained import attention_for, quiet
@@ -69,11 +71,12 @@ def load_gguf_tokenizer(path: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    GgufFile(path)  # transformers would blame the tokenizer for a file that was cut
+    gguf()
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+        GgufFile(path)  # says so where the file was cut; opened here alone, since it takes seconds
         raise InputError(
             f"MODEL {path}: transformers cannot read its tokenizer: {first_line(error)}",
             "give the Hugging Face folder that it was converted from",
