@@ -36,7 +36,7 @@ class Judge:
             hidden.split(ROWS), self.teacher[:, :-1].flatten(0, 1).to(hidden.device).split(ROWS), strict=True
         ):
             found = staged.logits(ours[None])[0].float().log_softmax(-1)
-            wanted = self.staged.logits(theirs[None])[0].float().log_softmax(-1)
+            wanted = self.staged.own_logits(theirs[None])[0].float().log_softmax(-1)
             divergences.append((wanted.exp() * (wanted - found)).sum(-1))
             same += int((found.argmax(-1) == wanted.argmax(-1)).sum())
         kl = torch.cat(divergences)

@@ -18,9 +18,9 @@ import torch
 from blockwise import Blockwise
 from command_line import own_command
 from judging import Judge
-from tasks import Resampled, WithStates
+from tasks import Resampled, WithOutside, WithStates
 from torch import Tensor
-from ways import Centred, Norms, Relaxed, Signed, WithNorms, straight
+from ways import Centred, Norms, Outside, Relaxed, Signed, Slow, With, straight
 
 from apportion.bits.game import own_nll
 from apportion.bits.rounding import full_precision_hidden, round_plan, rounding_named, tuning
@@ -37,6 +37,7 @@ from apportion.models.pretrained import load_tokenizer
 from apportion.models.staged import StagedModel
 from apportion.models.text import choose, windows_of
 
+LUCK = 0.002  # nats aside that a row may be better by luck
 GROUP, MET = 64, 64  # columns that share a scale; windows that were learned from and are looked at again
 TITLE = "Ways to learn codes and scales of all linears at one width, side by side"
 SHOWN = ("variant", "after", "perplexity", "kl", "moved", "best_step", "seconds")
@@ -68,6 +69,7 @@ class Variant:
     beginnings: tuple[int, ...] = (BEGINNING,)  # tokens of text that its windows go on from, in turn
     halves: bool = False  # half of each batch is the text's, however much the model wrote
     norms: float = 0.0
+    outside: float = 0.0  # embedding and head too
     batch_share: float = 1.0
     task: Callable[[StagedModel, Lesson], Predictions] = Predictions
 
@@ -100,6 +102,22 @@ VARIANTS = [
     Variant("rate .003, half of each batch the text's", make=straight(0.003), steps=LONG, own=8192, halves=True),
     Variant("rate .003, from half windows", make=straight(0.003), steps=LONG, own=8192, beginnings=(256,)),
     Variant("rate .003, both", make=straight(0.003), steps=LONG, own=8192, beginnings=(256,), halves=True),
+    Variant("rate .003, norms too, more own text", make=straight(0.003), steps=LONG, own=8192, norms=0.001),
+    Variant(
+        "rate .003, norms, embedding and head too",
+        make=straight(0.003),
+        steps=LONG,
+        own=8192,
+        norms=0.001,
+        outside=0.0003,
+        task=WithOutside,
+    ),
+    Variant("rate .003, a slower scale", make=lambda start: Slow(start, 0.003), steps=LONG, own=8192),
+    Variant("rate .003, gains at .003, more own text", make=straight(0.003, 0.003), steps=LONG, own=8192),
+    Variant("rate .01, gains at .01, the text alone", make=straight(0.01, 0.01), steps=LONG, own=0),
+    Variant("rate .01, gains at .0025, the text alone", make=straight(0.01, 0.0025), steps=LONG, own=0),
+    Variant("rate .003, gains at .0025, the text alone", make=straight(0.003, 0.0025), steps=LONG, own=0),
+    Variant("rate .003, gains at .001, the text alone", make=straight(0.003, 0.001), steps=LONG, own=0),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
@@ -111,7 +129,7 @@ class Bench:
     staged: StagedModel
     judge: Judge
     text: Tensor
-    own_text: Callable[[tuple[int, ...]], Tensor]
+    own_text: Callable[[tuple[int, ...], int], Tensor]
     starts: Callable[[str], dict[str, GridWeight]]
     seconds: float
     taught: int | None = None
@@ -127,7 +145,9 @@ class Bench:
             walk = Blockwise(staged, variant.blocks, size, 0, variant.block_make or variant.make)
             state = walk.learn(start, lesson.windows)
         latents: Any = Latents(state, staged.originals, staged.placement.device, variant.make)
-        latents = WithNorms(latents, Norms(staged, variant.norms)) if variant.norms else latents
+        others: list[Norms | Outside] = [Norms(staged, variant.norms)] if variant.norms else []
+        others += [Outside(staged, variant.outside)] if variant.outside else []
+        latents = With(latents, others) if others else latents
         left = max(1.0, self.seconds - (time.monotonic() - began)) if self.seconds else 0.0
         descent = Timed(latents, max(1, variant.steps), staged.compute_dtype, Micro(size), seconds=left)
         looks, seen = Looks(staged, lesson, start, descent, None), []
@@ -192,7 +212,7 @@ class Bench:
         """The text, and what the model wrote; aside is the same for all variants."""
         staged = self.staged
         kept, taught = parted(self.text, LONG, 0, batch_of(staged, self.text))
-        own = self.own_text(variant.beginnings)[: variant.own] if variant.own else taught[:0]
+        own = self.own_text(variant.beginnings, variant.own)[: variant.own] if variant.own else taught[:0]
         windows = torch.cat([taught[: self.taught], own])
         staged.restore()
         hidden, kept_hidden = (full_precision_hidden(staged, item) for item in (windows, kept))
@@ -216,8 +236,7 @@ def main() -> None:
         replace(item, steps=asked.steps or item.steps, own=(asked.own or item.own) if item.own else 0)
         for item in chosen
     ]
-    asked.own = max(variant.own for variant in chosen)
-    bench = bench_of(asked)
+    bench = bench_of(asked, chosen)
     rows: list[Json] = [{"variant": "full precision", **bench.judge.judge()}]
     with bench.staged.in_place(bench.starts("gptq")):
         rows.append({"variant": "untuned gptq", **bench.judge.judge()})
@@ -236,6 +255,23 @@ def main() -> None:
         row = bench.row(variant, tell)
         tell(row)
         rows.append(row)
+    if asked.longer:
+        learned = dict(zip(chosen, (row["after"] for row in rows[2:]), strict=False))
+        bench.seconds = asked.longer_seconds
+        rows.append(bench.row(longer(learned, asked.longer, asked.longer_own), tell))
+        tell(rows[-1])
+
+
+def longer(learned: Mapping[Variant, float], steps: int, own: int) -> Variant:
+    """The first variant with all that made another one better on the windows kept aside, for more steps."""
+    first, *others = learned
+    better = sorted((one for one in others if learned[one] < learned[first] - LUCK), key=learned.__getitem__)
+    found = replace(first, steps=steps, own=own, make=straight(0.002))
+    for names in (("halves",), ("beginnings",), ("norms", "outside", "task")):
+        fields = [{name: getattr(one, name) for name in names} for one in better]
+        unlike = [one for one in fields if any(value != getattr(first, name) for name, value in one.items())]
+        found = replace(found, **unlike[0]) if unlike else found
+    return replace(found, name=f"longer: {first.name}; " + "; ".join(one.name for one in better))
 
 
 def arguments() -> argparse.Namespace:
@@ -254,12 +290,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--own", type=int, default=0, help="windows that the model writes; 0: the variant's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="of learning in each row; 0: all steps")
     parser.add_argument("--steps", type=int, default=0, help="of learning in each row; 0: the variant's own")
+    parser.add_argument("--longer", type=int, default=0, help="steps of a last row: all that was better than the first")
+    parser.add_argument("--longer-seconds", type=float, default=0.0, help="at most; 0: all steps")
+    parser.add_argument("--longer-own", type=int, default=8192, help="windows that the model writes for it")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit-s", type=float, default=1e9, help="no row begins later")
     return parser.parse_args()
 
 
-def bench_of(asked: argparse.Namespace) -> Bench:
+def bench_of(asked: argparse.Namespace, variants: list[Variant]) -> Bench:
     staged, tokenizer = load_staged(asked.model, place("auto", asked.dtype)), load_tokenizer(asked.model)
     available = windows_of(asked.calibration, tokenizer, asked.window_tokens)
     text = choose(available, min(asked.windows, len(available)), 0)
@@ -274,13 +313,14 @@ def bench_of(asked: argparse.Namespace) -> Bench:
         found: dict[str, GridWeight] = kept[name]
         return found
 
-    def own_text(beginnings: tuple[int, ...]) -> Tensor:
+    def own_text(beginnings: tuple[int, ...], least: int) -> Tensor:
         name = f"own text from {', '.join(map(str, beginnings))} tokens"
-        if name not in kept:
+        if len(kept.get(name, ())) < least:
             began = time.monotonic()
             staged.restore()
             taught = parted(text, LONG, 0, batch_of(staged, text))[1]
-            each = asked.own // len(beginnings)
+            first = asked.longer_own if asked.longer and beginnings == variants[0].beginnings else 0
+            each = max(first, least, *(one.own for one in variants if one.beginnings == beginnings)) // len(beginnings)
             found = [written_by(staged, taught, each, part, tokens) for part, tokens in enumerate(beginnings)]
             kept[name] = torch.stack(found, 1).flatten(0, 1)
             print(f"{name}: written in {time.monotonic() - began:.1f} s", flush=True)

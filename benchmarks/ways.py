@@ -108,6 +108,39 @@ class Norms:
         pass
 
 
+class Outside:
+    """The embedding, and the head that is tied to it, learned too: no bytes either. Rates are shares of its size."""
+
+    steady = True
+
+    def __init__(self, staged: StagedModel, rate: float) -> None:
+        found = staged.model.get_input_embeddings()
+        assert found.weight is staged.model.get_output_embeddings().weight, "only where both are one"
+        self.path = next(name for name, module in staged.model.named_modules() if module is found)
+        self.own = found.weight.data
+        self.size = float(self.own.float().square().mean().sqrt())
+        self.moved, self.rate = torch.zeros_like(self.own, dtype=torch.float32).requires_grad_(), rate
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.moved], lr=self.rate, betas=(0.9, 0.95), fused=self.moved.is_cuda)
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {self.path: (self.own.float() + self.size * self.moved).to(dtype)}
+
+    def confine(self) -> None:
+        pass
+
+
+class Slow(StraightThrough):
+    """Adam remembers the size of gradients for a hundred steps, not twenty."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        found = super().optimizer()
+        for group in found.param_groups:
+            group["betas"] = (0.9, 0.99)
+        return found
+
+
 @dataclass(frozen=True)
 class Plain:
     """A weight that is no grid's."""
@@ -118,20 +151,23 @@ class Plain:
         return self.weight.to(dtype)
 
 
-class WithNorms:
-    """`Latents` and the norms beside them."""
+class With:
+    """`Latents` and other things beside them."""
 
-    def __init__(self, latents: Latents, norms: Norms) -> None:
-        self.latents, self.norms = latents, norms
-        self.codes: list[Any] = [*latents.codes, norms]
+    def __init__(self, latents: Latents, others: list[Norms | Outside]) -> None:
+        self.latents, self.others = latents, others
+        self.codes: list[Any] = [*latents.codes, *others]
 
     def weights(self, dtype: torch.dtype, progress: float) -> dict[str, Tensor]:
-        return self.latents.weights(dtype, progress) | self.norms.weights(dtype)
+        found = self.latents.weights(dtype, progress)
+        for other in self.others:
+            found |= other.weights(dtype)
+        return found
 
     @torch.no_grad()
     def found(self) -> dict[str, Any]:
-        norms = {path: Plain(weight) for path, weight in self.norms.weights(torch.float32).items()}
-        return {**self.latents.found(), **norms}
+        plain = {path: Plain(item) for other in self.others for path, item in other.weights(torch.float32).items()}
+        return {**self.latents.found(), **plain}
 
 
 def straight(position: float = 0.01, gain: float = 0.01) -> Make:

@@ -36,6 +36,23 @@ def test_replayed_values_equal_naive_ones(kind: str, checkpoint: Callable[..., P
     assert np.array_equal(MeasuredGame(bank, windows).values(every[::-1]), found[::-1])
 
 
+@pytest.mark.parametrize("rounding", ["quanto", "hqq"])
+def test_weights_that_a_library_decodes_are_there_when_a_recording_reads_them(
+    rounding: str, checkpoint: Callable[..., Path], text_file: Path
+) -> None:
+    pytest.importorskip({"quanto": "optimum.quanto", "hqq": "hqq"}[rounding])
+    model = str(checkpoint("llama", blocks=3))
+    staged, tokenizer = load_staged(model, place("cuda", "float32")), load_tokenizer(model)
+    windows = read_mixture(text_file, tokenizer, 32).draw(3, seed=0)
+    bank = Quantizer(staged, tokenizer, Recipe(group_size=32, rounding=rounding)).bank
+    every = list(product((0, 1), repeat=3))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.empty(1 << 28, dtype=torch.uint8, device="cuda").fill_(7)  # what nothing was written to yet is no zeros
+    found = MeasuredGame(bank, windows).values(every)
+    bank.cache.weights.clear()
+    assert np.allclose(found.mean(1), naive_values(bank, windows, every), rtol=1e-5)
+
+
 def test_replayed_values_by_full_precisions_predictions_equal_plain_ones(
     checkpoint: Callable[..., Path], text_file: Path
 ) -> None:

@@ -108,6 +108,18 @@ def test_quanto_equals_its_own_formula_and_predicts_its_bytes(bits, group):
     assert stored == shape_bytes(QUANTO.shapes(grid_width(bits, group), 48, 256, torch.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "rows"), [(2, 48), (4, 48), (4, 3), (2, 5)])
+def test_quanto_is_decoded_to_the_bit_without_its_kernels(bits, rows, dtype, monkeypatch):
+    from optimum.quanto.tensor.packed import PackedTensor
+
+    weight = torch.randn(rows, 32, generator=torch.Generator().manual_seed(bits)).to(dtype)
+    rounded = ROUNDINGS["quanto"]().round(weight, grid_width(bits, 32), None)
+    own = {wanted: rounded.cast(wanted).dequantize() for wanted in (torch.float32, torch.bfloat16)}
+    monkeypatch.setattr(PackedTensor, "unpack", lambda self: pytest.fail("quanto's kernel was asked"))
+    assert all(torch.equal(rounded.dequantize(wanted), found) for wanted, found in own.items())
+
+
 def test_unknown_names_and_widths_list_the_known_ones(monkeypatch):
     with pytest.raises(InputError, match=r"choose from nearest, quanto"):
         rounding_named("rtn")

@@ -36,13 +36,30 @@ class QuantoWeight:
         )  # fmt: skip
 
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
-        out: Tensor = self.cast(dtype).dequantize()
-        return out
+        """As quanto decodes, to the bit, by plain operations.
+
+        Its own kernel for CUDA runs on the default stream, whatever the current one is: what it decodes while a graph
+        is recorded is read before it is there.
+        """
+        own = self.packed
+        held, (rows, columns) = own._data, own.size()
+        codes = unpacked(held._data, self.width.code_bits)[: len(held)]
+        found: Tensor = own._scale.to(dtype) * codes - own._shift.to(dtype)
+        return found.view(rows, columns)
 
     def tensors(self) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         self.packed.save_to_state_dict(found, "weight.", keep_vars=False)
         return found
+
+
+def unpacked(held: Tensor, bits: int) -> Tensor:
+    """Codes of bytes that hold several: the first rows in their lowest bits, the next ones above them.
+
+    >>> unpacked(torch.tensor([[0b0010_0001], [0b0100_0011]], dtype=torch.uint8), 4).flatten().tolist()
+    [1, 3, 2, 4]
+    """
+    return torch.cat([held >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)])
 
 
 class QuantoFormat:

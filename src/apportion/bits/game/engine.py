@@ -132,6 +132,7 @@ class ReplayEngine:
     def block(self, block: int, columns: Assignment, hidden: Tensor) -> Tensor:
         source, target = self.buffers[block], self.buffers[block + 1]
         assert hidden.data_ptr() == source.data_ptr(), "a block reads the buffer of its depth"
+        self._decode(block, columns)
         self._run((block, columns), lambda: target.copy_(self.plain.block(block, columns, source)))
         return target
 
@@ -140,6 +141,12 @@ class ReplayEngine:
         assert hidden.data_ptr() == self.buffers[-1].data_ptr(), "the head reads the last buffer"
         self._run("head", lambda: self.sums.copy_(self.plain.nll(self.buffers[-1])))
         return self.sums
+
+    def _decode(self, block: int, columns: Assignment) -> None:
+        """Decode what a recording will need before it begins: some libraries' kernels run on the default stream, and
+        what they make there would be read before it is there."""
+        if (block, columns) not in self.graphs:
+            self.plain.bank.put_block(block, columns)
 
     def _run(self, key: Key, work: Work) -> None:
         """Replay, recording first what is new."""
