@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -77,7 +78,9 @@ def test_what_fits_is_what_differs_in_its_text_alone() -> None:
     known = shape_of(chunk(b"Bern"))
     assert known is not None
     begins = [bytes([one, two]) for one in range(256) for two in range(256)]
-    for text in [*begins, *(begun + rest for begun in begins[0xE000:] for rest in (b"\x80", b"\xbf\x8f", b"\x80\xc0"))]:
+    longer = [begun + rest for begun in begins[0xE000:] for rest in (b"\x80", b"\xbf\x8f", b"\x80\xc0")]
+    escapes = [b"\\u" + "".join(digits).encode() for length in range(6) for digits in product("0aFg", repeat=length)]
+    for text in [*begins, *longer, *escapes]:
         one = chunk(text)
         found = object_in(data_of(one)) if b"\n" not in text and b"\r" not in text else None
         if known.fits(one):
@@ -144,5 +147,6 @@ def test_a_shape_is_that_of_any_writer(name: str, spaces: Any) -> None:
     assert known is not None
     assert known.fits(written('Zähringen said:\n\t"1191"\\ 😀'))
     assert not known.fits(written("Bern").replace(b'"logprobs"', b'"error"'))
+    assert not known.fits(written("Bern").replace(b"up-1", b"up-2"))
     assert not known.fits(written("Bern") + b"\n\n")
     assert not known.fits(known.before + known.after[1:]), "one quotation mark is not two"

@@ -21,7 +21,7 @@ from apportion.serve.upstream_errors import choices_of, fails, refused
 MAX_EVENT_BYTES = 4 << 20
 NO_REASON = "the upstream did not say why the answer ended"
 BAD = "bad_upstream_answer"
-SHAPES = 8  # taken of a stream without use; where each chunk has another, as with log-probabilities, it costs more
+SHAPES = 8  # taken one after the other without use, after which none is: each chunk has another (log-probabilities)
 
 
 class Relay:
