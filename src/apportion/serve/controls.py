@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ class Controls:
     priced: bool = False
 
 
+@lru_cache(maxsize=8)  # every request asks for them
 def aliases(default: Controls, *, timed: bool) -> Mapping[str, Controls]:
     """Model names that any client can choose by, the weakest control.
 

@@ -10,15 +10,18 @@ from apportion.serve.refusal import Refusal
 from apportion.serve.serving import Serving
 
 T = TypeVar("T")
+READ = "apportion.body"  # in a request's scope: its body, once it has been read
 CLOSED = 499  # nginx's word for a client that went away; nobody sees it but the log
 
 
 async def read_body(request: Request, serving: Serving) -> bytes:
-    """The body, within the limits of size and time.
+    """The body, within the limits of size and time; one that has been read is there at once.
 
     Raises:
         Refusal: 413 or 408. ClientDisconnect: the client went away.
     """
+    if READ in request.scope:
+        return bytes(request.scope[READ])
     limit, data = serving.settings.max_body_bytes, bytearray()
     said = request.headers.get("content-length", "")
     too_large = Refusal(413, f"body: is larger than {limit} bytes", code="request_too_large")
@@ -32,7 +35,8 @@ async def read_body(request: Request, serving: Serving) -> bytes:
                     raise too_large
     except TimeoutError as error:
         raise Refusal(408, f"body: did not arrive within {serving.settings.timeouts.body_s:g} s") from error
-    return bytes(data)
+    found = request.scope[READ] = bytes(data)
+    return found
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:

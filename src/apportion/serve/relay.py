@@ -1,17 +1,19 @@
 """An upstream's stream passed on to a client, counted on the way.
 
-Events are read, and pass as the bytes they are, except the first (which gets the decision), those at the end (which get
-what came to be weaker since), those with usage (counted, and shown only to a client that asked for it) and those with
-`<think>` (which moves into `reasoning_content`). Comments pass too. What no client could read becomes an error.
+Events are read, but for those of the shape of one that was (see `shape`), and pass as the bytes they are, except the
+first (which gets the decision), those at the end (which get what came to be weaker since), those with usage (counted,
+and shown only to a client that asked for it) and those with `<think>` (which moves into `reasoning_content`). Comments
+pass too. What no client could read becomes an error.
 Where reasoning ends without an answer, the end is held back until the second turn has been made and sent.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
 from apportion.serve.events import DONE, END, data_of, event, object_in
 from apportion.serve.refusal import Refusal
+from apportion.serve.shape import Shape, shape_of
 from apportion.serve.thinking import Thinking
 from apportion.serve.turns import SecondTurn
 from apportion.serve.upstream_errors import choices_of, fails, refused
@@ -19,6 +21,7 @@ from apportion.serve.upstream_errors import choices_of, fails, refused
 MAX_EVENT_BYTES = 4 << 20
 NO_REASON = "the upstream did not say why the answer ended"
 BAD = "bad_upstream_answer"
+SHAPES = 8  # taken one after the other without use, after which none is: each chunk has another (log-probabilities)
 
 
 class Relay:
@@ -56,6 +59,8 @@ class Relay:
         self._second = Spent()
         self._begun = False  # a chunk with choices came
         self._told: tuple[str, ...] = ()  # of what made the outcome weaker
+        self._shape: Shape | None = None  # of the last chunk that was read and passed as the bytes it is
+        self._shapes = SHAPES  # that may still be taken
 
     async def events(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The client's bytes, one block for each block that the upstream sent; then usage and the end, or an error.
@@ -96,6 +101,9 @@ class Relay:
     def _event(self, one: bytes) -> bytes:
         if self._ended:
             return b""
+        if self._shape is not None and self._shape.fits(one):
+            self._shapes = SHAPES
+            return self._keep(one)
         data = data_of(one)
         if not data:
             return b"" if one.startswith(b"data:") else one
@@ -116,7 +124,8 @@ class Relay:
         if choices is None:
             return self._fail(Refusal(502, f"upstream: sends choices not of OpenAI's shape: {data[:60]!r}", code=BAD))
         if choices and self._passes(found, choices):
-            self._pieces += 1
+            self._shape = shape_of(one) if self._shapes else None
+            self._shapes = max(0, self._shapes - 1)
             return self._keep(one)
         return self._chunk(found, choices)
 
@@ -139,7 +148,6 @@ class Relay:
         for choice in choices:
             if choice.get("finish_reason"):
                 self._outcome.finish = str(choice["finish_reason"])
-        self._pieces += 1
         first = self._stamp is None
         if not self._begun:  # Azure's first chunk has no choices, and no name of its own
             self._outcome.first_ms = self._elapsed_ms()
@@ -155,6 +163,8 @@ class Relay:
         return self._keep(event(rest))
 
     def _keep(self, one: bytes) -> bytes:
+        """A chunk that goes to the client, counted."""
+        self._pieces += 1
         if self.second_turn is not None:
             self._kept.append(one)
         return one
@@ -162,7 +172,7 @@ class Relay:
     async def _completed(self, last: dict[str, Any]) -> bytes:
         """What a second turn says, if one is made, and the chunk with the end."""
         assert self.second_turn is not None
-        message = {name: "".join(_texts(self._kept, name)) for name in ("content", "reasoning_content")}
+        message = _texts(self._kept)
         added = await self.second_turn.after(message, self._outcome.finish, self._counted)
         if added is None:
             return event({**last, **self._news()})
@@ -207,10 +217,13 @@ def _no_end() -> Refusal:
     return Refusal(502, "upstream: the stream ended without its end", code="upstream_broke_off")
 
 
-def _texts(events: list[bytes], name: str) -> Iterator[str]:
-    """A field of the deltas of these events."""
+def _texts(events: list[bytes]) -> dict[str, str]:
+    """What the deltas of these events say and think, each in one piece."""
+    found: dict[str, list[str]] = {"content": [], "reasoning_content": []}
     for one in events:
         for choice in (object_in(data_of(one)) or {}).get("choices") or ():
             delta = choice.get("delta") or {}
-            if isinstance(delta.get(name), str):
-                yield delta[name]
+            for name, pieces in found.items():
+                if isinstance(delta.get(name), str):
+                    pieces.append(delta[name])
+    return {name: "".join(pieces) for name, pieces in found.items()}
