@@ -44,5 +44,5 @@ def tuning_step_s(quantizer: Quantizer, text_s: float) -> float:
     kind = staged.placement.device.split(":")[0]
     if kind == "cuda":
         weights = sum(item.numel() for item in staged.originals.values())
-        return step_seconds(weights + head_weights(staged.model, staged.layout.head))
+        return step_seconds(weights, head_weights(staged.model, staged.layout.head))
     return BACKWARD * text_s * BATCH_TOKENS[kind] / (recipe.windows * recipe.window_tokens)

@@ -14,9 +14,10 @@ from apportion.bits.rounding.distil import WEIGHT_BYTES
 
 STEPS = {"cuda": 200, "cpu": 60}  # of scales alone; of codes at least, and more as long as GPU_S seconds last
 GPU_S = 180
-# Seconds of a recorded step of 8,192 tokens on an H200 of its own: whatever the size, and for each weight that a token
-# passes, the head's included. Measured: .0483 at 134 million (SmolLM2-135M), .0818 at 268 million (Gemma-3-270M).
-STEP_S, WEIGHT_S = 0.0133, 2.6e-10
+# Seconds of a recorded step of 8,192 tokens on an H200 of its own: whatever the size, for each weight of the linears,
+# and for each of the head, whose logits cost too. Measured: .0483 at 106 and 28 million (SmolLM2-135M), .0818 at 100
+# and 168 (Gemma-3-270M), .256 at 1,310 and 233 (Qwen2.5-Coder-1.5B).
+STEP_S, WEIGHT_S, HEAD_S = 0.0275, 1.31e-10, 2.45e-10
 SMALL_WEIGHTS = 40_000_000  # that two cores tune in less than an hour
 MEMORY_SHARE = 0.6  # of what is free may go to learning; the rest is for activations
 
@@ -36,13 +37,13 @@ class Choice:
     reason: str
 
 
-def step_seconds(passed: int) -> float:
-    """Seconds of a recorded step of learning on an H200 of its own.
+def step_seconds(weights: int, head: int) -> float:
+    """Seconds of a recorded step of learning on an H200 of its own, by weights of the linears and of the head.
 
-    >>> round(step_seconds(134_000_000), 3)
-    0.048
+    >>> round(step_seconds(106_000_000, 28_000_000), 3), round(step_seconds(1_310_000_000, 233_000_000), 3)
+    (0.048, 0.256)
     """
-    return STEP_S + WEIGHT_S * passed
+    return STEP_S + WEIGHT_S * weights + HEAD_S * head
 
 
 def best_affordable(device: str, weights: int, free_bytes: int, *, head: int = 0, fast: bool = False) -> Choice:
@@ -60,9 +61,9 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, head: int = 0
 
     Example:
         >>> best_affordable("cuda", 106_000_000, 70 << 30, head=28_000_000).tune
-        3740
+        3730
         >>> best_affordable("cuda", 1_300_000_000, 70 << 30, head=233_000_000)
-        Choice(rounding='gptq', tune=440, codes=True, reason='a GPU: 3 minutes a plan on an H200 alone, estimated')
+        Choice(rounding='gptq', tune=710, codes=True, reason='a GPU: 3 minutes a plan on an H200 alone, estimated')
         >>> best_affordable("cuda", 7_000_000_000, 60 << 30).reason
         'a GPU; learning 7,000,000,000 codes needs 224,000,000,000 bytes, 38,654,705,664 may be taken'
         >>> best_affordable("cpu", 500_000_000, 16 << 30).reason
@@ -75,7 +76,7 @@ def best_affordable(device: str, weights: int, free_bytes: int, *, head: int = 0
     if device.startswith("cuda"):
         needed, room = WEIGHT_BYTES * weights, int(MEMORY_SHARE * free_bytes)
         if needed <= room:
-            step_s = step_seconds(weights + head)
+            step_s = step_seconds(weights, head)
             steps = max(STEPS["cuda"], 10 * round(GPU_S / step_s / 10))
             took = f"{steps * step_s / 60:.0f} minutes a plan on an H200 alone"
             return Choice("gptq", steps, True, f"a GPU: {took}, estimated")
