@@ -72,42 +72,46 @@ def peer_part(files: Mapping[str, Json]) -> list[str]:
     return lines
 
 
-def beside_autoround(files: Mapping[str, Json], model: str, called: str) -> list[str]:
-    """The README's table: mean KL at equal bits."""
-    own, peer = files.get(f"real_{model}"), files.get(f"autoround_{model}")
-    if not own or not peer:
+def beside_autoround(files: Mapping[str, Json]) -> list[str]:
+    """The README's table: mean KL at equal bits of all models that both were run on."""
+    peers = {model: item for model, item in named(files, "autoround_").items() if f"real_{model}" in files}
+    if not peers:
         return []
-    searched, plain, theirs = by_budget(own, LEARNED), one_width(own), by_budget(peer, None)
-    job = files.get(f"main_job_{model}")
-    command, tuned = command_of(job), job["result"]["tuned"] if job else None
-    rows = [
-        [bits, *(figure(row[bits], "kl:.3f") if bits in row else "–" for row in (theirs, searched, plain, command))]
-        for bits in sorted(set(theirs) & set(searched), key=float)
-    ]
+    rows, commands = [], []
+    for model, peer in peers.items():
+        own = files[f"real_{model}"]
+        searched, plain, theirs = by_budget(own, LEARNED), one_width(own), by_budget(peer, None)
+        command = command_of(files.get(f"main_job_{model}"))
+        for bits in sorted(set(theirs) & set(searched), key=float):
+            cells = [row.get(bits) for row in (theirs, searched, plain, command)]
+            least = min(row["kl"] for row in cells if row)
+            rows.append([model, bits, *(marked(row, least) for row in cells)])
+        commands += [f"- {model}: `{peer['command']}`; `{own['command']}`"]
+    made = {program(item) for item in peers.values()}
     return [
         "",
-        f"Beside {program(peer)} at equal bits, {called}, mean KL from full precision on WikiText-2; the "
-        "command keeps the better of its own two on windows aside:",
+        f"Beside {', '.join(sorted(made))} at equal bits, mean KL from full precision on WikiText-2, least in bold; the command "
+        "keeps the better of its own two on windows aside:",
         "",
         *markdown(
-            ["average bits", "AutoRound", "ours, searched", "ours, one width for all", "the command alone"], rows
+            ["model", "average bits", "AutoRound", "ours, searched", "ours, one width for all", "the command alone"],
+            rows,
         ),
         "",
-        steps_of(searched)
-        + (f"; the command alone takes {tuned['asked']:,}. " if tuned else ". ")
-        + f"Made by `{peer['command']}` and `{own['command']}`.",
+        "<details><summary>Made by</summary>",
+        "",
+        *commands,
+        "",
+        "</details>",
     ]
 
 
-def steps_of(searched: Mapping[str, Json]) -> str:
-    """How long plans were learned.
-
-    >>> steps_of({"2": {"steps": 1500}, "4": {"steps": 1000}})
-    'Ours learned in 1,500 steps, 1,000 at 4 bits'
-    """
-    most = max(row["steps"] for row in searched.values())
-    fewer = [f", {row['steps']:,} at {bits} bits" for bits, row in searched.items() if row["steps"] < most]
-    return f"Ours learned in {most:,} steps{''.join(fewer)}"
+def marked(row: Json | None, least: float) -> str:
+    """A mean KL, bold where it is the least; a dash where there is none."""
+    if row is None:
+        return "–"
+    found = figure(row, "kl:.3f")
+    return f"**{found}**" if row["kl"] == least else found
 
 
 def program(peer: Json) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Container, Mapping
 from typing import Any
 
+from claim_tables import REAL
 from peer_tables import beside_autoround
 from tables import markdown
 
@@ -50,6 +51,38 @@ def job_table(job: Json) -> list[str]:
     return markdown(
         head, [*cells, ["full precision", f"{job['model_bytes'] / 1e6:.1f} MB", "16", "0", "100 %", f"{full:.2f}"]]
     )
+
+
+def every_job(jobs: Mapping[str, Json]) -> list[str]:
+    """What the command wrote of each model, and what it took."""
+    head = [
+        "model", "weights, bf16", "written", "mean KL from full precision", "same top token", "perplexity (full precision)", "kept",
+        "minutes", "GPU memory",
+    ]  # fmt: skip
+    rows = []
+    for model, job in jobs.items():
+        (row,) = [row for row in job["rows"] if row["plan"] == "auto"]
+        _, size, _, kl, top, perplexity = figures(row)
+        full = next(iter(row["texts"].values()))["reference_perplexity"]
+        result = job["result"]
+        rows.append(
+            [
+                CALLED.get(model, model), f"{job['model_bytes'] / 1e6:.1f} MB", f"**{size}**", f"**{kl}**", top,
+                f"{perplexity} ({full:.2f})", kept_width(result).strip(" ()").removeprefix("kept: ") or "a mixed plan",
+                f"{result['seconds'] / 60:.0f}", f"{result['peak_memory_bytes'] / 1e9:.0f} GB",
+            ]
+        )  # fmt: skip
+    return markdown(head, rows)
+
+
+def shared_by(jobs: Mapping[str, Json]) -> str:
+    """Of which models the minutes are too many.
+
+    >>> shared_by({"a": {"conditions": "One H200 of its own."}, "b": {"conditions": "One H200, shared with another."}})
+    ', shared with other jobs for b'
+    """
+    found = [model for model, job in jobs.items() if "shared with" in job.get("conditions", "")]
+    return f", shared with other jobs for {', '.join(found)}" if found else ""
 
 
 def kept_width(result: Json) -> str:
@@ -151,10 +184,10 @@ def first(files: Mapping[str, Json]) -> list[str]:
     lines = best_files(files.get(f"gguf_{FIRST}"))
     if job is not None:
         lines += [
-            *job_table(job),
+            *every_job(main_jobs(files, REAL)),
             "",
-            f"{CALLED[FIRST]} ({job['model_bytes'] / 1e6:.0f} MB in bf16) on WikiText-2; embedding and head stay in bf16. Made by "
-            f"`{job['command']}`.",
+            "The command with `--avg-bits 3` and a text to calibrate on, judged on WikiText-2; embedding and head stay in bf16. Minutes on "
+            f"an H200{shared_by(main_jobs(files, REAL))}. Made by `{job['command']}` (and the others' names).",
             "",
         ]
     if learned is not None:
@@ -167,7 +200,7 @@ def first(files: Mapping[str, Json]) -> list[str]:
             "",
             f"Made by `{learned['command']}`. More, and where goals were missed, in [docs/results.md](docs/results.md).",
         ]
-    lines += beside_autoround(files, FIRST, CALLED[FIRST])
+    lines += beside_autoround(files)
     return lines or ["*not run*"]
 
 
