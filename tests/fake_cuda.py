@@ -59,6 +59,7 @@ def install(monkeypatch: pytest.MonkeyPatch, graph: type = Graph) -> None:
     Graph.replays = 0
     Stream.made_on.clear()
     stand_ins = {"device": device, "CUDAGraph": graph, "Stream": Stream, "current_stream": Stream}
+    stand_ins |= {"current_device": lambda: Stream.devices[-1]}
     stand_ins |= {"stream": lambda stream: nullcontext(), "graph_pool_handle": lambda: 1}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from apportion.bits.compare.gradients import weight_gradients
 from apportion.bits.game import MeasuredGame, engine, naive_values
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
@@ -51,6 +52,22 @@ def test_weights_that_a_library_decodes_are_there_when_a_recording_reads_them(
     found = MeasuredGame(bank, windows).values(every)
     bank.cache.weights.clear()
     assert np.allclose(found.mean(1), naive_values(bank, windows, every), rtol=1e-5)
+
+
+def test_values_after_gradients_are_those_of_a_game_that_knows_of_none(
+    checkpoint: Callable[..., Path], text_file: Path
+) -> None:
+    """Gradients are made in float32, and graphs that were recorded before read norms where they were."""
+    model = str(checkpoint("qwen3", blocks=3))
+    staged, tokenizer = load_staged(model, place("cuda", "bfloat16")), load_tokenizer(model)
+    windows = read_mixture(text_file, tokenizer, 32).draw(3, seed=0)
+    bank = Quantizer(staged, tokenizer, Recipe(group_size=32)).bank
+    every, game = list(product((0, 1), repeat=3)), MeasuredGame(bank, windows)
+    game.values(every[::3])
+    weight_gradients(staged, windows.windows)
+    torch.cuda.empty_cache()
+    torch.empty(1 << 28, dtype=torch.uint8, device="cuda").fill_(7)
+    assert np.array_equal(game.values(every), MeasuredGame(bank, windows).values(every))
 
 
 def test_replayed_values_by_full_precisions_predictions_equal_plain_ones(

@@ -25,6 +25,7 @@ from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError,
 from apportion.formats import grid_width, shape_bytes
 from apportion.formats.safetensors import file_bytes
 from apportion.models.load import load
+from apportion.models.own import runs_kernels_of_quanto
 from tests import recipes
 from tests.tiny_models import KINDS
 
@@ -120,6 +121,8 @@ def test_libraries_own_modules_hold_the_packed_weights(reloaded):
         out = reloaded / f"{name}-llama-bfloat16"
         assert sum(isinstance(module, kind) for module in load(out).modules()) == 14
         assert not any(isinstance(module, kind) for module in load(out, dense=True).modules())
+        assert runs_kernels_of_quanto(load(out)) == (name == "quanto")
+        assert not runs_kernels_of_quanto(load(out, dense=True))
 
 
 def test_a_plan_of_one_rounding_is_applied_with_another(checkpoint, text_file, tmp_path):

@@ -54,6 +54,15 @@ def test_gradients_equal_finite_differences_and_leave_the_model_as_it_was(contex
         assert np.isclose((values[0] - values[1]) / 2e-2, float(gradients[path].norm()), rtol=2e-2)
 
 
+def test_gradients_leave_every_tensor_where_it_was(checkpoint: Make) -> None:
+    """Graphs of the game were recorded before and are replayed after: they read norms and biases where those were."""
+    staged = load_staged(str(checkpoint("qwen3")), place("cpu", "bfloat16"))
+    held = [*staged.model.parameters(), *staged.model.buffers()]
+    before = [(item.data_ptr(), item.dtype) for item in held]
+    weight_gradients(staged, torch.randint(2, 150, (2, 24), generator=torch.Generator().manual_seed(0)))
+    assert [(item.data_ptr(), item.dtype) for item in held] == before
+
+
 def test_llm_mq_is_the_inner_product_of_gradient_and_rounding_error(context: Context) -> None:
     found = llm_mq(context.game.bank, context.game.text, context.samples)
     model = load_staged(context.game.bank.staged.source, place("cpu", "float32")).model.requires_grad_(True)

@@ -1,5 +1,6 @@
 """Values equal naive evaluation, shared prefixes are computed once, and a log continues to the bit."""
 
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,13 +21,14 @@ from apportion.bits.game import (
     players_of,
 )
 from apportion.bits.game import engine as engines
-from apportion.bits.game.bank import CHEAP_TOKENS, cache_room
+from apportion.bits.game.bank import CHEAP_TOKENS, DecodedCache, cache_room
 from apportion.bits.game.game import block_states, reading, trie_edges
 from apportion.bits.game.spqe import coalitions, draw_permutations
 from apportion.bits.rounding import round_all
 from apportion.bits.rounding.nearest import Nearest
 from apportion.core.device import place
 from apportion.core.errors import NumericError, OutOfMemoryError
+from apportion.core.graphs import record
 from apportion.core.log import AppendLog
 from apportion.formats import COMPRESSED_TENSORS, grid_width
 from apportion.models.load import load_staged
@@ -211,6 +213,7 @@ class Plain(engines.PlainEngine):
     def __init__(self):
         self.start, self.windows = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long)
         self.staged = SimpleNamespace(layout=SimpleNamespace(block_count=1))
+        self.bank = SimpleNamespace(cache=DecodedCache(0, True, "a test"))
 
 
 def test_what_is_replayed_is_recorded_on_the_device_of_the_model_whichever_is_current(monkeypatch):
@@ -221,6 +224,52 @@ def test_what_is_replayed_is_recorded_on_the_device_of_the_model_whichever_is_cu
     assert engine.recorded == 1
     assert Graph.captures == [engine.start.device]
     assert set(Stream.made_on) == {engine.start.device}
+
+
+def test_graphs_of_weights_that_were_let_go_are_not_replayed(monkeypatch):
+    """Another game of the same weights may run out of memory: what graphs point to is then anything."""
+    install(monkeypatch)
+    engine, ran = engines.ReplayEngine(Plain()), []
+    engine._run("head", lambda: ran.append("recorded"))
+    engine._run("head", lambda: ran.append("never"))
+    assert (Graph.replays, engine.recorded, engine.mode) == (2, 1, "replay")
+    engine.plain.bank.cache.drop("memory ran out")
+    engine._run("head", lambda: ran.append("plainly"))
+    assert ran == ["recorded", "recorded", "plainly"]
+    assert (Graph.replays, engine.recorded, engine.mode) == (2, 0, "replay until: decoded weights were let go")
+
+
+def test_weights_that_are_all_kept_stay_where_they_are_for_every_game(checkpoint):
+    bank = bank_for(checkpoint("llama"))
+    bank.choose_cache(20)
+    assert bank.cache.whole
+    own = bank.weight(next(iter(bank.rounded))[0], 0)
+    bank.choose_cache(CHEAP_TOKENS)  # another game, whose text is so long that it would keep nothing
+    assert bank.cache.whole
+    assert bank.weight(next(iter(bank.rounded))[0], 0) is own
+
+
+def test_one_thread_records_at_a_time(monkeypatch):
+    """All record on one stream of a device: what a second thread ran there would be part of the first one's graph."""
+    install(monkeypatch)
+    inside, go_on, seen = Event(), Event(), []
+
+    def slow():
+        inside.set()
+        assert go_on.wait(60)
+        seen.append("first")
+
+    threads = [
+        Thread(target=record, args=(work, torch.device("cpu"))) for work in (slow, lambda: seen.append("second"))
+    ]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    assert Graph.captures == [torch.device("cpu")]
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert seen == ["first", "second"]
 
 
 def test_a_value_is_waited_for_on_the_device_that_it_comes_from(monkeypatch):

@@ -1,6 +1,7 @@
 """Work recorded once as a CUDA graph and replayed: thousands of small kernels launched as one."""
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -8,15 +9,17 @@ import torch
 from apportion.core.device import free_memory
 
 Made = TypeVar("Made")
-STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+STREAMS: dict[int, torch.cuda.Stream] = {}  # by the device's number: `cuda` is the current one
+LOCK = Lock()  # what another thread runs on the stream while one records would be recorded too
 
 
-def stream_of(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which a device's work is recorded, always the same: torch keeps a pool's free memory by stream, so
-    graphs of one pool that were recorded on several would not share it."""
-    if device not in STREAMS:
-        STREAMS[device] = torch.cuda.Stream()
-    return STREAMS[device]
+def recording_stream() -> torch.cuda.Stream:
+    """The stream on which the current device's work is recorded, always the same: torch keeps a pool's free memory by
+    stream, so graphs of one pool that were recorded on several would not share it."""
+    number = torch.cuda.current_device()
+    if number not in STREAMS:
+        STREAMS[number] = torch.cuda.Stream()
+    return STREAMS[number]
 
 
 def record(
@@ -27,7 +30,7 @@ def record(
     pool: Any = None,
     lean: bool = False,
 ) -> tuple[torch.cuda.CUDAGraph, Made]:
-    """Record work on a device, whichever the current one is: what other devices do is not recorded.
+    """Record work on a device, whichever the current one is: what other devices do is not recorded. One at a time.
 
     Args:
         first: run before, unrecorded: libraries set themselves up when they are first used, which cannot be recorded.
@@ -40,8 +43,8 @@ def record(
     Raises:
         RuntimeError: as torch has it: the work waits for the device, or memory ran out.
     """
-    with torch.cuda.device(device):
-        graph, stream, current = torch.cuda.CUDAGraph(), stream_of(device), torch.cuda.current_stream()
+    with LOCK, torch.cuda.device(device):
+        graph, stream, current = torch.cuda.CUDAGraph(), recording_stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):

@@ -35,6 +35,14 @@ def is_own(saved: Json) -> bool:
     return saved.get("made_by") == "apportion" and saved.get("quant_method") in OWN
 
 
+def runs_kernels_of_quanto(model: nn.Module) -> bool:
+    """Whether a model keeps quanto's packed weights.
+
+    Its kernels for CUDA run on the default stream, whatever the current one is: what they do is in no recorded step.
+    """
+    return any(type(weight).__name__.endswith("QBitsTensor") for weight in model.parameters())
+
+
 def take_packed(saved: Json, source: Source) -> tuple[dict[str, Tensor], dict[str, Packed]]:
     """The plain tensors of such a folder, and its packed weights by their path in the files.
 

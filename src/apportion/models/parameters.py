@@ -23,6 +23,21 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
             buffer.data = buffer.data.to(dtype)
 
 
+@contextmanager
+def held_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """A model in another dtype, and afterwards the very tensors that it had: recorded graphs read them where they are.
+
+    Cost: both in memory at once, where the dtype is another.
+    """
+    own = [(held, held.data) for held in (*model.parameters(), *model.buffers())]
+    cast_parameters(model, dtype)
+    try:
+        yield
+    finally:
+        for held, data in own:
+            held.data = data
+
+
 def round_computed(model: nn.Module, like: nn.Module) -> None:
     """Round what a class computes at construction as another instance of it has it in a narrower dtype.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.core.progress import progress
-from apportion.models.parameters import cast_parameters
+from apportion.models.parameters import held_in
 from apportion.models.staged import StagedModel
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -19,10 +19,10 @@ def weight_gradients(
 ) -> dict[str, Float[Tensor, "rows columns"]]:
     """d(mean NLL per token) / dW of every linear of every block, at the checkpoint's own weights, in float32.
 
-    The model's own loss, summed over batches with each batch's share of the windows; parameters, dtype and
-    weights are afterwards what they were before.
+    The model's own loss, summed over batches with each batch's share of the windows; its parameters are afterwards the
+    tensors that they were before, in the same place.
 
-    Cost: one forward and one backward pass over the text; one float32 copy of the weights and one of the
+    Cost: one forward and one backward pass over the text; one float32 copy of the weights beside them and one of the
     gradients in memory.
     """
     step = max(1, BATCH_TOKENS.get(torch.device(staged.placement.device).type, 1024) // windows.shape[1])
@@ -40,16 +40,14 @@ def weight_gradients(
 def differentiable(staged: StagedModel) -> Iterator[dict[str, nn.Parameter]]:
     """The model in float32, its blocks' linear weights asking for gradients; undone on leaving."""
     staged.restore()
-    cast_parameters(staged.model, torch.float32)
-    weights: dict[str, nn.Parameter] = {
-        path: staged.model.get_submodule(path).weight.requires_grad_(True) for path in staged.originals
-    }
-    try:
-        with torch.enable_grad():
-            yield weights
-    finally:
+    weights: dict[str, nn.Parameter] = {path: staged.model.get_submodule(path).weight for path in staged.originals}
+    with held_in(staged.model, torch.float32):
         for weight in weights.values():
-            weight.grad = None
-            weight.requires_grad_(False)
-        cast_parameters(staged.model, staged.compute_dtype)
-        staged.restore()
+            weight.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                yield weights
+        finally:
+            for weight in weights.values():
+                weight.grad = None
+                weight.requires_grad_(False)

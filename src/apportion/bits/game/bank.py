@@ -31,13 +31,14 @@ class DecodedCache:
     Attributes:
         limit: bytes that they may take. reason: why so many.
         whole: everything fits, so that a weight's place in memory never changes (what a CUDA graph needs).
-        decodings: how often a weight was decoded.
+        decodings: how often a weight was decoded. drops: how often all were let go, with what graphs point to.
     """
 
     limit: int
     whole: bool
     reason: str
     decodings: int = 0
+    drops: int = 0
     held: int = 0
     weights: OrderedDict[Key, Tensor] = field(default_factory=OrderedDict)
 
@@ -58,6 +59,7 @@ class DecodedCache:
     def drop(self, reason: str) -> None:
         """Keep nothing from now on."""
         self.weights.clear()
+        self.drops += 1
         self.limit, self.held, self.whole, self.reason = 0, 0, False, reason
 
 
@@ -119,7 +121,9 @@ class WeightBank:
                     parameter.data = self.staged.own_weight(path)
 
     def choose_cache(self, tokens: int) -> None:
-        """Decide how much is kept decoded for a text of so many tokens."""
+        """Decide how much is kept decoded for a text of so many tokens; all of it stays: graphs point there."""
+        if self.cache.whole:
+            return
         needed = (
             sum(self.staged.originals[path].numel() for path, _ in self.rounded) * self.staged.compute_dtype.itemsize
         )

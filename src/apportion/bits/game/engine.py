@@ -119,6 +119,7 @@ class ReplayEngine:
         self.graphs: dict[Key, torch.cuda.CUDAGraph] = {}
         self.pool: Any = torch.cuda.graph_pool_handle()
         self.failure = ""
+        self.drops = plain.bank.cache.drops
 
     @property
     def recorded(self) -> int:
@@ -145,11 +146,14 @@ class ReplayEngine:
     def _decode(self, block: int, columns: Assignment) -> None:
         """Decode what a recording will need before it begins: some libraries' kernels run on the default stream, and
         what they make there would be read before it is there."""
-        if (block, columns) not in self.graphs:
+        if (block, columns) not in self.graphs and not self.failure:
             self.plain.bank.put_block(block, columns)
 
     def _run(self, key: Key, work: Work) -> None:
-        """Replay, recording first what is new."""
+        """Replay, recording first what is new; nothing any more once what graphs point to was let go."""
+        if self.plain.bank.cache.drops != self.drops:
+            self.graphs.clear()
+            self.failure = "decoded weights were let go"
         if key not in self.graphs and not self.failure and len(self.graphs) < MOST_GRAPHS:
             self._record(key, work)
         if key in self.graphs:

@@ -18,6 +18,7 @@ import torch
 from apportion.core.device import free_memory, is_out_of_memory
 from apportion.core.errors import ServiceError, first_line
 from apportion.core.launch import to_host
+from apportion.models.own import runs_kernels_of_quanto
 from apportion.route.llm.generate import Row, choose, generate
 from apportion.route.llm.passes import Memory, NotRecordedError, Passes, recorded_length
 from apportion.route.llm.slots import SlotCache
@@ -118,8 +119,10 @@ class Engine:
             fits, reason = False, f"the model needs a cache of its own kind ({type(error).__name__})"
         if not fits:
             return Generation("batches", graph=False, reason=reason, slots=slots)
-        graph = self._passes.device.type == "cuda"
-        reason = f"same logits as the model's own cache; {'a' if graph else 'no'} CUDA device"
+        cuda = self._passes.device.type == "cuda"
+        graph = cuda and not runs_kernels_of_quanto(self._model)
+        reason = f"same logits as the model's own cache; {'a' if cuda else 'no'} CUDA device"
+        reason += "; quanto's kernels cannot be recorded" if cuda and not graph else ""
         return Generation("slots", graph=graph, reason=reason, slots=slots)
 
     def _same_as_own_cache(self) -> bool:
