@@ -70,7 +70,9 @@ def test_a_measured_score_of_one_block_alone_is_held_against_the_claim(maker: Mo
     methods["one-at-a-time"] = {**methods["lim"], "budgets": [cell(24.0)]}
     text = maker.claims_page({"compare_smollm2-135m_nearest": result})
     assert "Pretrained models (smollm2-135m), nearest: the claim's size is seen" in text
-    assert "CoopQ's perplexity there is 30.0 to 30.0, full precision's 37.0" in text
+    assert "CoopQ's perplexity is 30.0 to 30.0, full precision's 37.0" in text
+    assert "All are of usable models (within 10 times full precision)." in text
+    assert "Not run, or withdrawn (quanto, see [LOG.md](../LOG.md)), on pretrained models: " in text
     assert "| smollm2-135m | nearest | -25.0% (lim) | -25.0% |" in text
     assert "| smollm2-135m | nearest | +25.0% (one-at-a-time) | +25.0% |" in text
     assert "smollm2-135m (gptq, hqq, quanto), gemma3-270m (all roundings)" in text
@@ -79,6 +81,25 @@ def test_a_measured_score_of_one_block_alone_is_held_against_the_claim(maker: Mo
 def test_a_direction_without_the_size_is_called_so(maker: ModuleType) -> None:
     text = maker.claims_page({"compare_smollm2-135m_gptq": comparison(37.0, 40.0) | {"model": "smollm2-135m"}})
     assert "the claim's direction is seen, not its size" in text
+
+
+def test_the_verdict_is_taken_from_usable_models(maker: ModuleType) -> None:
+    hqq = {"rounding": "hqq", "apply_rounding": "hqq"}
+    mixed = comparison(400.0, 4000.0) | hqq | {"model": "gemma3-270m"}  # 10.8 times full precision, and 90 % below
+    near = comparison(36.0, 40.0) | hqq | {"model": "smollm2-135m"}
+    text = maker.claims_page({"compare_gemma3-270m_hqq": mixed, "compare_smollm2-135m_hqq": near})
+    assert "hqq: the claim's direction is seen, not its size.** CoopQ is below the best baseline in 2 of 2 cells" in text
+    assert "and by 20 % or more in 1; from -90.0% to -10.0%, mean -70.0%." in text
+    told = "The verdict is on usable models (within 10 times full precision): below in 1 of 1 cells, by 20 % or more in 0"
+    assert f"{told}, mean -10.0%." in text
+    assert "nobody would use" not in text
+
+
+def test_a_verdict_on_models_of_no_use_is_called_so(maker: ModuleType) -> None:
+    far = comparison(400.0, 4000.0) | {"model": "gemma3-270m"}
+    text = maker.claims_page({"compare_gemma3-270m_nearest": far})
+    assert "nearest: the claim's size is seen.**" in text
+    assert "No plan of CoopQ's is within 10 times full precision, so this compares models that nobody would use." in text
 
 
 def test_equal_plans_are_called_so(maker: ModuleType) -> None:
