@@ -230,9 +230,7 @@ def verdict(cells: Sequence[float]) -> str:
     """
     if 2 * large(cells) >= len(cells):
         return "the claim's size is seen"
-    return (
-        "the claim's direction is seen, not its size" if geometric(cells) <= -DIRECTION else "the claim is not seen"
-    )
+    return "the claim's direction is seen, not its size" if geometric(cells) <= -DIRECTION else "the claim is not seen"
 
 
 def large(cells: Sequence[float]) -> int:

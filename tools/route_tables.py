@@ -138,7 +138,9 @@ def left_out_table(rows: Sequence[Json]) -> list[str]:
     if not rows:
         return []
     body = [[row["family"], str(row["questions"]), interval(row["mean_gain"])] for row in rows]
-    title = "Each family judged by a router trained on the other five, mean gain over the best static pipeline:"
+    title = (
+        f"Each family judged by a router trained on the other {len(rows) - 1}, mean gain over the best static pipeline:"
+    )
     return [title, "", *markdown(["family", "questions", "gain"], body), ""]
 
 
