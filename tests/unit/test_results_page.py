@@ -316,3 +316,22 @@ def test_the_title_of_a_main_job_promises_what_it_writes() -> None:
     assert titled("m", argparse.Namespace(avg_bits=3.0, no_uniform=True)) == told
     beside = ", and one width for all at the same rounding"
     assert titled("m", argparse.Namespace(avg_bits=3.0, no_uniform=False)) == told + beside
+
+
+def test_latencies_that_were_measured_later_say_so() -> None:
+    routes = importlib.import_module("route_tables")
+    assert routes.timed_apart({}) == ""
+    later = {"latency": {"command": "python b.py", "conditions": "One thread."}}
+    told = " Latency was measured later than the rest. One thread. Made by `python b.py`."
+    assert routes.timed_apart(later) == told
+
+
+def test_latencies_measured_anew_leave_the_rest_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = importlib.import_module("demo_route_3bit")
+    saved = {"command": "c", "pipelines": {"rag": 1}, "latency_ms": {"rag": 9}, "seconds": 3.0}
+    (tmp_path / "r.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(three, "latencies", lambda model, count: {"rag": count})
+    asked = argparse.Namespace(out=tmp_path / "r.json", model=tmp_path, latency_questions=2)
+    found = three.timed_again(asked)
+    assert {name: found[name] for name in saved} == {**saved, "latency_ms": {"rag": 2}}
+    assert set(found) == {*saved, "latency", "latency_questions"}
