@@ -7,6 +7,7 @@
     python benchmarks/demo_route.py gather FOLDER --split train:N --split test:M --out q3.parquet
     (both once more with the shipped model, on the same machine: full.parquet)
     python benchmarks/demo_route_3bit.py --model q3 --profile q3.parquet --full-profile full.parquet --out FILE.json
+    python benchmarks/demo_route_3bit.py --model q3 --latency-alone --out FILE.json     (of a file that is there)
 
 Quality and tokens come from profiles whose answers were decoded 16 at once, so routers here decide by tokens alone.
 Latency is measured apart, one request at a time, the two models taking turns question by question. Without
@@ -26,7 +27,7 @@ from command_line import own_command
 from demo_route import questions_of
 
 from apportion.core.arrays import NDArray
-from apportion.core.artifact import Json, plain, versions, write_json
+from apportion.core.artifact import Json, plain, read_json, versions, write_json
 from apportion.core.bootstrap import Bootstrap
 from apportion.demo import model_path, prompts_path, write_corpus
 from apportion.demo.recorded import recorded
@@ -117,6 +118,18 @@ def latencies(model: Path, count: int) -> Json:
     }
 
 
+def timed_again(given: argparse.Namespace) -> Json:
+    """A saved result with latencies measured anew, by their own command and versions; all else as it was."""
+    return read_json(given.out) | {
+        "latency_questions": given.latency_questions,
+        "latency_ms": latencies(given.model, given.latency_questions),
+        "latency": {
+            "command": own_command(),
+            "versions": versions("torch", "transformers", "numpy"),
+        },
+    }
+
+
 def without_folder(result: Json) -> Json:
     """A result of `quantize` without where on its machine the checkpoint was written."""
     return {**result, "out": Path(result["out"]).name}
@@ -125,22 +138,32 @@ def without_folder(result: Json) -> Json:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--profile", type=Path, required=True, help="of the quantized model, both splits")
+    parser.add_argument("--profile", type=Path, help="of the quantized model, both splits")
     parser.add_argument("--full-profile", type=Path, help="of the shipped model, recorded in the same way")
     parser.add_argument("--latency-questions", type=int, default=24)
+    parser.add_argument("--latency-alone", action="store_true", help="measure latency anew, in the file that is there")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if not given.latency_alone and not given.profile:
+        parser.error("--profile is needed, or --latency-alone")
+    found = timed_again(given) if given.latency_alone else whole(given)
+    write_json(given.out, found)
+    print(json.dumps({key: found[key] for key in ("pipelines", "latency_ms")}, indent=1))
+
+
+def whole(given: argparse.Namespace) -> Json:
+    """Both models compared on profiles and by latency."""
     begun = time.monotonic()
     low = untimed(read_profile(given.profile))
-    whole = untimed(read_profile(given.full_profile)) if given.full_profile else None
-    seen_full, seen_low = shared(split_of(whole, "train"), low)
-    test_full, test_low = shared(split_of(whole, "test"), low)
-    found = {
+    full = untimed(read_profile(given.full_profile)) if given.full_profile else None
+    seen_full, seen_low = shared(split_of(full, "train"), low)
+    test_full, test_low = shared(split_of(full, "test"), low)
+    return {
         "command": own_command(),
         "versions": versions("torch", "transformers", "numpy"),
         "quantized": without_folder(json.loads((given.model / "result.json").read_text())),
         "questions": "those that both models answered, of an even spread over each split in random order"
-        + (" on the same machine" if whole is not None else ""),
+        + (" on the same machine" if full is not None else ""),
         "training_questions": seen_full.n,
         "test_questions": test_full.n,
         "pipelines": pipelines(test_full, test_low),
@@ -150,8 +173,6 @@ def main() -> None:
         "latency_ms": latencies(given.model, given.latency_questions),
         "seconds": round(time.monotonic() - begun, 1),
     }
-    write_json(given.out, found)
-    print(json.dumps({key: found[key] for key in ("pipelines", "latency_ms")}, indent=1))
 
 
 if __name__ == "__main__":

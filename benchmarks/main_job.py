@@ -74,6 +74,12 @@ def command_of(asked: argparse.Namespace) -> str:
     return shown([*words, "--out", f"{asked.name or asked.model.name}-{asked.avg_bits:g}bit"])
 
 
+def title_of(name: str, asked: argparse.Namespace) -> str:
+    """What the file holds."""
+    beside = "" if asked.no_uniform else ", and one width for all at the same rounding"
+    return f"{name} to {asked.avg_bits:g} bits: the command{beside}"
+
+
 def uniform_plans(plan: Plan) -> dict[str, Plan]:
     """Every player at one width, where that takes no more bytes than the plan may."""
     found = {}
@@ -114,7 +120,7 @@ def main() -> None:
         stored = own.costs.stored_bits(own.assignment)
         rows.append({"plan": label, "file_bytes": size, "bits_with_scales": stored, "texts": candidate["texts"]})
     saved = {
-        "title": f"{name} to {asked.avg_bits:g} bits: the command, and one width for all at the same rounding",
+        "title": title_of(name, asked),
         "command": own_command(),
         "quantize": command_of(asked),
         "model": name,

@@ -28,7 +28,7 @@ from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.bits.rounding import Lesson, lesson_of, round_plan, rounding_named, tune
 from apportion.core.artifact import Json, read_json, write_json
-from apportion.core.device import peak_memory
+from apportion.core.device import peak_memory, reset_peak_memory
 from apportion.core.errors import ApportionError
 from apportion.formats import GridWeight, Packed, Width, grid_width
 
@@ -89,6 +89,7 @@ class Model:
         if any(all(row.get(name) == value for name, value in key.items()) for row in self.rows):
             return
         began = time.monotonic()
+        reset_peak_memory()
         try:
             found = make()
         except ApportionError as error:

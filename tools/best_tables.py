@@ -8,11 +8,13 @@ from tables import markdown
 
 Json = dict[str, Any]
 NOT_RUN = "*not run*"
+UNSPENT = 0.05  # average bits
 TEXT = (
     "Perplexity of the plans kept, chosen on calibration text alone, with 95 % bootstrap intervals over windows; uniform "
     "plans on the same weights. Where written weights differ from those that were searched with (gptq works in sequence; "
     "tuned scales), plans are judged as written. `tuned`: the scales of each plan descend the divergence from full "
-    "precision (`--tune`). A rounding without 3 bits (quanto) leaves `auto` widths 2 and 4."
+    "precision (`--tune`). A rounding without 3 bits (quanto) leaves `auto` widths 2 and 4. Bits stand where a "
+    f"plan has fewer than its budget by more than {UNSPENT}."
 )
 RIVALS = (
     "The same, against plans of other methods (blocks, widths 2 and 4, from `compare`) at the same bytes, written and "
@@ -54,11 +56,23 @@ def rounding_of(item: Json) -> str:
 
 def plans_row(item: Json) -> list[str]:
     cells = [
-        f"{cell['perplexity']:.2f} [{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]" for cell in item["budgets"]
+        f"{cell['perplexity']:.2f} [{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]{fewer_bits(cell)}"
+        for cell in item["budgets"]
     ]
     levels = {label: item["uniform"][name] for name, label in labels(item["uniform"]).items()}
     uniform = " / ".join(f"{levels[bits]:.2f}" if bits in levels else "–" for bits in ("2", "3", "4"))
     return [item["model"], rounding_of(item), *cells, uniform]
+
+
+def fewer_bits(cell: Json) -> str:
+    """Average bits of a plan that leaves more than UNSPENT of its budget.
+
+    >>> fewer_bits({"budget": 3.5, "avg_bits": 3.25}), fewer_bits({"budget": 3.5, "avg_bits": 3.495})
+    (' (3.25 bits)', '')
+    """
+    used, budget = cell.get("avg_bits"), cell.get("budget")
+    told = used is not None and budget is not None and budget - used > UNSPENT
+    return f" ({used:.2f} bits)" if told else ""
 
 
 def rivals_row(item: Json) -> list[str]:

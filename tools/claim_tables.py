@@ -15,16 +15,19 @@ REAL = ("smollm2-135m", "gemma3-270m", "qwen25-coder-05b", "qwen25-coder-15b")
 ROUNDINGS = ("nearest", "gptq", "hqq", "quanto")
 CLAIM = (0.20, 0.80)
 DIRECTION = 0.05  # a mean change as large as this is a direction
+USELESS = 10  # times full precision's perplexity: a model that nobody would use
 BUDGET = 3.0
 LEARNED = "gptq, codes and scales learned"
 NOT_RUN = "*not run*"
+WITHDRAWN = "quanto"  # its comparisons on pretrained models
 
 ABOUT = (
     f"CoopQ (Findings of ACL 2026) reports perplexity {CLAIM[0]:.0%} to {CLAIM[1]:.0%} below the best baseline, growing as bits tighten, on "
     "Gemma-2, Llama-3 and Qwen3 models of 2 to 9 billion parameters at 2 to 4 average bits. Here: the same comparison (blocks as "
     "players, 2 or 4 bits, 100 permutations; plans chosen on C4, perplexity on WikiText-2) on pretrained models of .1 to 1.5 billion "
     "parameters, and on two minis of 31.5 million; one seed. Nothing here speaks for the sizes of the paper. Its size is "
-    f"called seen where half of the cells or more are 20 % below, its direction where the mean is {DIRECTION:.0%} below."
+    f"called seen where half of the cells or more are 20 % below, its direction where the mean is {DIRECTION:.0%} below: of the cells of "
+    f"usable models, those where CoopQ is within {USELESS} times full precision's perplexity, or of all cells where no model is usable."
 )
 PAPERS = (
     "CoopQ's perplexity against that of the best of the paper's baselines at each budget (LLM-MQ, LIM, ZD, activation norm), chosen on "
@@ -34,7 +37,6 @@ ALONE = (
     "The same against every score that looks at one block alone: the paper's four, ZD on both sides, and one-at-a-time, which measures "
     "the loss with one block alone at the lower width. The paper has no such baseline. What is left here is what cooperation adds to measuring."
 )
-USELESS = 10
 AUTO = (
     "The search that the command uses, on pretrained models, with the same players and widths, against the best of those scores at each "
     "budget, chosen on the test text itself. Both chose on the calibration text; positive: behind on this one."
@@ -65,7 +67,7 @@ def claims_page(files: Mapping[str, Json]) -> str:
         return "\n".join([*lines, NOT_RUN]) + "\n"
     lines += [
         *(line for group in grouped(found) for line in in_words(*group)),
-        f"Not run on pretrained models: {', '.join(missing(files)) or 'nothing'}.",
+        without(files),
         "",
         "## Against the paper's baselines",
         "",
@@ -207,41 +209,67 @@ def in_words(title: str, items: Sequence[Json]) -> list[str]:
     """One group's verdict, made from the numbers."""
     cells = [cell for item in items for cell in changes(item, BASELINES)]
     alone = [cell for item in items for cell in changes(item, ISOLATED)]
+    usable = [cell for item in items for cell, near in zip(changes(item, BASELINES), of_use(item), strict=True) if near]
     own = [cell["perplexity"] for item in items for cell in item["methods"]["coopq"]["budgets"]]
     full = " and ".join(f"{value:.1f}" for value in dict.fromkeys(item["perplexity_fp"] for item in items))
-    large, mean = sum(cell <= -CLAIM[0] for cell in cells), geometric(cells)
-    if 2 * large >= len(cells):
-        said = "the claim's size is seen"
-    elif mean <= -DIRECTION:
-        said = "the claim's direction is seen, not its size"
-    else:
-        said = "the claim is not seen"
     return [
-        f"- **{title}: {said}.** CoopQ is below the best baseline in {sum(cell < 0 for cell in cells)} of {len(cells)} cells, and by 20 % or more "
-        f"in {large}; from {min(cells):+.1%} to {max(cells):+.1%}, mean {mean:+.1%}. Against every score of one block alone: below in "
+        f"- **{title}: {verdict(usable or cells)}.** CoopQ is below the best baseline in {sum(cell < 0 for cell in cells)} of {len(cells)} cells, "
+        f"and by 20 % or more in {large(cells)}; from {min(cells):+.1%} to {max(cells):+.1%}, mean {geometric(cells):+.1%}. "
+        f"{of_usable(usable, len(cells))} Against every score of one block alone, all cells: below in "
         f"{sum(cell < 0 for cell in alone)}, from {min(alone):+.1%} to {max(alone):+.1%}, mean {geometric(alone):+.1%}. "
-        f"CoopQ's perplexity there is {min(own):,.1f} to {max(own):,.1f}, full precision's {full}{useless(items)}.",
+        f"CoopQ's perplexity is {min(own):,.1f} to {max(own):,.1f}, full precision's {full}.",
         "",
     ]
 
 
-def useless(items: Sequence[Json]) -> str:
-    """Said where no plan of any method is near full precision: such models are compared, but not of use."""
-    ratios = [
-        cell["perplexity"] / item["perplexity_fp"]
-        for item in items
-        for method in item["methods"].values()
-        for cell in method["budgets"]
-    ]
+def verdict(cells: Sequence[float]) -> str:
+    """What these cells say of the claim.
+
+    >>> verdict([-0.3, -0.1]), verdict([-0.3, -0.1, -0.1]), verdict([-0.04])
+    ("the claim's size is seen", "the claim's direction is seen, not its size", 'the claim is not seen')
+    """
+    if 2 * large(cells) >= len(cells):
+        return "the claim's size is seen"
+    return "the claim's direction is seen, not its size" if geometric(cells) <= -DIRECTION else "the claim is not seen"
+
+
+def large(cells: Sequence[float]) -> int:
+    """How many are as far below as the claim's least."""
+    return sum(cell <= -CLAIM[0] for cell in cells)
+
+
+def of_use(item: Json) -> list[bool]:
+    """At which budgets CoopQ's plan is near enough to full precision to be of use."""
+    return [cell["perplexity"] <= USELESS * item["perplexity_fp"] for cell in item["methods"]["coopq"]["budgets"]]
+
+
+def of_usable(cells: Sequence[float], among: int) -> str:
+    """The count of the cells that the verdict rests on.
+
+    >>> of_usable([-0.3, 0.1], 3)
+    'The verdict is on usable models (within 10 times full precision): below in 1 of 2 cells, by 20 % or more in 1, mean -12.3%.'
+    """
+    if not cells:
+        return f"No plan of CoopQ's is within {USELESS} times full precision, so this compares models that nobody would use."
+    near = f"within {USELESS} times full precision"
+    if len(cells) == among:
+        return f"All are of usable models ({near})."
     return (
-        f": no method's plan is within {USELESS} times of it, so this compares models that nobody would use"
-        if min(ratios) > USELESS
-        else ""
+        f"The verdict is on usable models ({near}): below in {sum(cell < 0 for cell in cells)} of {len(cells)} cells, by "
+        f"20 % or more in {large(cells)}, mean {geometric(cells):+.1%}."
     )
 
 
 def geometric(cells: Sequence[float]) -> float:
     return math.exp(sum(math.log1p(cell) for cell in cells) / len(cells)) - 1
+
+
+def without(files: Mapping[str, Json]) -> str:
+    """Which comparisons of pretrained models are not here."""
+    found = missing(files)
+    gone = any(f"compare_{model}_{WITHDRAWN}" not in files for model in REAL)
+    told = f", or withdrawn ({WITHDRAWN}, see [LOG.md](../LOG.md))," if gone else ""
+    return f"Not run{told} on pretrained models: {', '.join(found) or 'nothing'}."
 
 
 def missing(files: Mapping[str, Json]) -> list[str]:

@@ -85,6 +85,20 @@ def shared_by(jobs: Mapping[str, Json]) -> str:
     return f", shared with other jobs for {', '.join(found)}" if found else ""
 
 
+def earlier(jobs: Mapping[str, Json]) -> str:
+    """Which models the command of today would treat otherwise.
+
+    >>> earlier({"a": {}, "b": {"earlier_state": "fewer steps"}, "c": {"earlier_state": "fewer steps"}})
+    ' Of an earlier state of the command: b, c (fewer steps).'
+    """
+    states: dict[str, list[str]] = {}
+    for model, job in jobs.items():
+        if "earlier_state" in job:
+            states.setdefault(job["earlier_state"], []).append(CALLED.get(model, model))
+    told = [f"{', '.join(models)} ({state})" for state, models in states.items()]
+    return f" Of an earlier state of the command: {'; '.join(told)}." if told else ""
+
+
 def kept_width(result: Json) -> str:
     """What the command kept, where that was one width for all.
 
@@ -105,7 +119,8 @@ def job_part(job: Json) -> list[str]:
         f"`{job['quantize']}` ({result['seconds'] / 60:.0f} minutes; peak memory {result['peak_memory_bytes'] / 1e9:.1f} GB; full precision "
         f"{job['model_bytes'] / 1e6:.0f} MB). Written with {result['apply_rounding']};{choice} kept: {result['source']}"
         + (f", judged on {result['judged_on']}." if result["judged_on"] else ".")
-        + (f" {job['conditions']}" if "conditions" in job else ""),
+        + (f" {job['conditions']}" if "conditions" in job else "")
+        + (f" An earlier state of the command: {job['earlier_state']}." if "earlier_state" in job else ""),
         "",
         *job_table(job),
         "",
@@ -131,11 +146,11 @@ OPTIONS = {
     "gptq": "gptq",
     "scales alone": "gptq, scales learned (`--tune-scales`)",
     "straight-through from the own weights' place in the code, rate .003, by time: C4 and 2,048 windows that the model "
-    "wrote (two jobs on the card)": "gptq, codes and scales learned (`--tune 1800`)",
+    "wrote (two jobs on the card)": "gptq, codes and scales learned (1,797 steps, 2,048 windows of the model's own text)",
     "straight-through from the own weights' place in the code, rate .002, by time: recorded steps, C4 and 2,048 windows that "
-    "the model wrote (alone on an H200)": "gptq, codes and scales learned (`--tune 7700`, seven minutes on an H200)",
+    "the model wrote (alone on an H200)": "gptq, codes and scales learned (7,749 steps, 2,048 windows; seven minutes on an H200)",
     "straight-through from the own weights' place in the code, rate .003, 2,400 recorded steps, losses in one launch: C4 and "
-    "8,192 windows that the model wrote": "the same from four times the text (`--tune 2400`, four minutes beside another job)",
+    "8,192 windows that the model wrote": "gptq, codes and scales learned (2,400 steps, 8,192 windows; four minutes beside another job)",
     "full precision": "full precision",
 }
 
@@ -187,7 +202,7 @@ def first(files: Mapping[str, Json]) -> list[str]:
             *every_job(main_jobs(files, REAL)),
             "",
             "The command with `--avg-bits 3` and a text to calibrate on, judged on WikiText-2; embedding and head stay in bf16. Minutes on "
-            f"an H200{shared_by(main_jobs(files, REAL))}. Made by `{job['command']}` (and the others' names).",
+            f"an H200{shared_by(main_jobs(files, REAL))}.{earlier(main_jobs(files, REAL))} Made by `{job['command']}` (and the others' names).",
             "",
         ]
     if learned is not None:

@@ -138,7 +138,9 @@ def left_out_table(rows: Sequence[Json]) -> list[str]:
     if not rows:
         return []
     body = [[row["family"], str(row["questions"]), interval(row["mean_gain"])] for row in rows]
-    title = "Each family judged by a router trained on the other five, mean gain over the best static pipeline:"
+    title = (
+        f"Each family judged by a router trained on the other {len(rows) - 1}, mean gain over the best static pipeline:"
+    )
     return [title, "", *markdown(["family", "questions", "gain"], body), ""]
 
 
@@ -192,7 +194,7 @@ def three_bits(found: Json | None) -> list[str]:
         *lines,
         f"Quantized by this project to {low['avg_bits']:.2f} bits on average ({low['rounding']}, written with "
         f"{low['apply_rounding']}; {low['seconds']:.0f} s). Both models answered the same {found['test_questions']} test "
-        f"questions; latency on {found['latency_questions']} of them, one at a time, taking turns.",
+        f"questions; latency on {found['latency_questions']} of them, one at a time, taking turns.{timed_apart(found)}",
         "",
         *markdown(["pipeline", "F1", "F1 at 3 bits", "change [95 %]", "tokens", "ms"], rows),
         "",
@@ -203,6 +205,19 @@ def three_bits(found: Json | None) -> list[str]:
         "",
         *made(found, "demo_route_3bit"),
     ]
+
+
+def timed_apart(found: Json) -> str:
+    """How latencies were had that are of a later state than the rest.
+
+    >>> timed_apart({}), timed_apart({"latency": {"command": "python b.py", "conditions": "One thread."}})
+    ('', ' Latency was measured later than the rest. One thread. Made by `python b.py`.')
+    """
+    later = found.get("latency")
+    if not later:
+        return ""
+    conditions = f" {later['conditions']}" if later.get("conditions") else ""
+    return f" Latency was measured later than the rest.{conditions} Made by `{later['command']}`."
 
 
 def recorded(found: Json | None) -> list[str]:

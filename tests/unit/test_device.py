@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from apportion.core.device import peak_memory
+from apportion.core.device import peak_memory, reset_peak_memory
 
 
 def test_peak_memory_is_that_of_the_device_that_was_used_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,3 +13,16 @@ def test_peak_memory_is_that_of_the_device_that_was_used_most(monkeypatch: pytes
     assert peak_memory() == 7_000
     used[1] = used[2] = 0
     assert (peak_memory() or 0) > 1 << 20  # of the process, where no GPU was used
+
+
+def test_the_peak_begins_anew_on_every_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {0: 3_000, 1: 7_000}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(used))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: used[device])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=0: used.update({device: device}))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    reset_peak_memory()
+    assert peak_memory() == 7_000
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    reset_peak_memory()
+    assert peak_memory() == 1

@@ -1,5 +1,6 @@
 """`make results` says what was run and what was not, and reads only saved numbers."""
 
+import argparse
 import importlib
 import json
 import re
@@ -70,7 +71,9 @@ def test_a_measured_score_of_one_block_alone_is_held_against_the_claim(maker: Mo
     methods["one-at-a-time"] = {**methods["lim"], "budgets": [cell(24.0)]}
     text = maker.claims_page({"compare_smollm2-135m_nearest": result})
     assert "Pretrained models (smollm2-135m), nearest: the claim's size is seen" in text
-    assert "CoopQ's perplexity there is 30.0 to 30.0, full precision's 37.0" in text
+    assert "CoopQ's perplexity is 30.0 to 30.0, full precision's 37.0" in text
+    assert "All are of usable models (within 10 times full precision)." in text
+    assert "Not run, or withdrawn (quanto, see [LOG.md](../LOG.md)), on pretrained models: " in text
     assert "| smollm2-135m | nearest | -25.0% (lim) | -25.0% |" in text
     assert "| smollm2-135m | nearest | +25.0% (one-at-a-time) | +25.0% |" in text
     assert "smollm2-135m (gptq, hqq, quanto), gemma3-270m (all roundings)" in text
@@ -79,6 +82,31 @@ def test_a_measured_score_of_one_block_alone_is_held_against_the_claim(maker: Mo
 def test_a_direction_without_the_size_is_called_so(maker: ModuleType) -> None:
     text = maker.claims_page({"compare_smollm2-135m_gptq": comparison(37.0, 40.0) | {"model": "smollm2-135m"}})
     assert "the claim's direction is seen, not its size" in text
+
+
+def test_the_verdict_is_taken_from_usable_models(maker: ModuleType) -> None:
+    hqq = {"rounding": "hqq", "apply_rounding": "hqq"}
+    mixed = comparison(400.0, 4000.0) | hqq | {"model": "gemma3-270m"}  # 10.8 times full precision, and 90 % below
+    near = comparison(36.0, 40.0) | hqq | {"model": "smollm2-135m"}
+    text = maker.claims_page({"compare_gemma3-270m_hqq": mixed, "compare_smollm2-135m_hqq": near})
+    assert (
+        "hqq: the claim's direction is seen, not its size.** CoopQ is below the best baseline in 2 of 2 cells" in text
+    )
+    assert "and by 20 % or more in 1; from -90.0% to -10.0%, mean -70.0%." in text
+    told = (
+        "The verdict is on usable models (within 10 times full precision): below in 1 of 1 cells, by 20 % or more in 0"
+    )
+    assert f"{told}, mean -10.0%." in text
+    assert "nobody would use" not in text
+
+
+def test_a_verdict_on_models_of_no_use_is_called_so(maker: ModuleType) -> None:
+    far = comparison(400.0, 4000.0) | {"model": "gemma3-270m"}
+    text = maker.claims_page({"compare_gemma3-270m_nearest": far})
+    assert "nearest: the claim's size is seen.**" in text
+    assert (
+        "No plan of CoopQ's is within 10 times full precision, so this compares models that nobody would use." in text
+    )
 
 
 def test_equal_plans_are_called_so(maker: ModuleType) -> None:
@@ -248,3 +276,62 @@ def test_a_router_with_nothing_to_reach_is_still_told() -> None:
     assert "0% of the gap to the oracle. Made by" in told
     told = readme.real({**found, "summary": {**summary, "reach_closed": 0.5}}, None)[1]
     assert "0% of the gap to the oracle, 50% of what was reachable. Made by" in told
+
+
+def test_the_number_of_families_that_a_router_learned_from_is_counted() -> None:
+    routes = importlib.import_module("route_tables")
+    gain = {"mean": 0.1, "low": 0.0, "high": 0.2}
+    rows = [{"family": name, "questions": 9, "mean_gain": gain} for name in "abcdefg"]
+    assert "a router trained on the other 6, mean gain" in routes.left_out_table(rows)[0]
+
+
+def test_a_plan_that_leaves_much_of_its_budget_says_so() -> None:
+    best = importlib.import_module("best_tables")
+    cell = {"perplexity": 20.0, "interval": [19.0, 21.0], "budget": 3.5}
+    item = {"model": "m", "rounding": "gptq", "uniform": {}, "budgets": [{**cell, "avg_bits": 3.25}, cell]}
+    assert best.plans_row(item)[2:4] == ["20.00 [19.0, 21.0] (3.25 bits)", "20.00 [19.0, 21.0]"]
+
+
+def test_jobs_of_an_earlier_state_are_named_with_what_differed() -> None:
+    real = importlib.import_module("real_tables")
+    jobs = {"a": {}, "smollm2-135m": {"earlier_state": "x"}, "b": {"earlier_state": "x"}, "c": {"earlier_state": "y"}}
+    assert real.earlier(jobs) == " Of an earlier state of the command: SmolLM2-135M-Instruct, b (x); c (y)."
+    assert real.earlier({"a": {}}) == ""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results").glob("main_job_*.json")), ids=lambda path: path.stem
+)
+def test_a_main_job_promises_no_rows_that_it_has_not(path: Path) -> None:
+    job = json.loads(path.read_text())
+    promised = "one width for all" in job["title"]
+    assert promised == any(row["plan"].startswith("uniform") for row in job["rows"])
+    own = job["result"]["tuned"] and job["result"]["tuned"]["own"]
+    assert ("earlier_state" in job) == (own == 2048)  # what was the most
+
+
+def test_the_title_of_a_main_job_promises_what_it_writes() -> None:
+    titled = importlib.import_module("main_job").title_of
+    told = "m to 3 bits: the command"
+    assert titled("m", argparse.Namespace(avg_bits=3.0, no_uniform=True)) == told
+    beside = ", and one width for all at the same rounding"
+    assert titled("m", argparse.Namespace(avg_bits=3.0, no_uniform=False)) == told + beside
+
+
+def test_latencies_that_were_measured_later_say_so() -> None:
+    routes = importlib.import_module("route_tables")
+    assert routes.timed_apart({}) == ""
+    later = {"latency": {"command": "python b.py", "conditions": "One thread."}}
+    told = " Latency was measured later than the rest. One thread. Made by `python b.py`."
+    assert routes.timed_apart(later) == told
+
+
+def test_latencies_measured_anew_leave_the_rest_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = importlib.import_module("demo_route_3bit")
+    saved = {"command": "c", "pipelines": {"rag": 1}, "latency_ms": {"rag": 9}, "seconds": 3.0}
+    (tmp_path / "r.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(three, "latencies", lambda model, count: {"rag": count})
+    asked = argparse.Namespace(out=tmp_path / "r.json", model=tmp_path, latency_questions=2)
+    found = three.timed_again(asked)
+    assert {name: found[name] for name in saved} == {**saved, "latency_ms": {"rag": 2}}
+    assert set(found) == {*saved, "latency", "latency_questions"}

@@ -93,6 +93,15 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def reset_peak_memory() -> None:
+    """Begin anew what `peak_memory` tells of GPUs; what was resident cannot be begun anew."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+
 def free_bytes(device: str) -> int:
     """Memory that is free on a device; UNTOLD bytes where the system does not say (not POSIX)."""
     import os
