@@ -148,20 +148,34 @@ def test_before_the_first_step_the_weights_are_those_that_were_rounded(checkpoin
     assert same_weights(rounded, latents.found())
 
 
-def test_the_gradient_of_gains_is_that_of_autograd():
-    start = start_at(torch.randint(-2, 2, (5, 8), generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_gradient_of_gains_is_that_of_autograd(bits):
+    start = start_at(torch.randint(-2, 2, (5, 8), generator=torch.Generator().manual_seed(0)), bits)
     codes = StraightThrough(start)
     wanted = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     (codes.decode(torch.float32, 0.0) * wanted).sum().backward()
     gain = torch.zeros(5, 1, requires_grad=True)
-    (start.codes.float() * start.scale * gain.exp() * wanted).sum().backward()
+    (start.codes.float() * start.scale * (gain * 2 ** (2 - bits)).exp() * wanted).sum().backward()
     assert torch.allclose(codes.gain.grad, gain.grad)
     assert torch.allclose(codes.position.grad, wanted * start.scale)  # as if nothing were rounded
 
 
-def start_at(codes):
+def test_a_step_of_a_gain_moves_the_outermost_weight_by_as_much_of_a_code_at_every_width():
+    moved = []
+    for bits in (2, 3, 4, 8):
+        codes = StraightThrough(start_at(torch.full((5, 8), -(2 ** (bits - 1))), bits))
+        optimizer = codes.optimizer()
+        before = codes.decode(torch.float32, 0.0).detach()
+        codes.decode(torch.float32, 0.0).sum().backward()
+        codes.position.grad = None
+        optimizer.step()
+        moved.append((codes.decode(torch.float32, 0.0) - before) / codes.start.scale)
+    assert all(torch.allclose(one.abs(), torch.tensor(2 * 0.01), rtol=0.01) for one in moved)
+
+
+def start_at(codes, bits=2):
     scale = torch.linspace(-0.5, 0.7, len(codes))[:, None]
-    low, high = torch.full_like(scale, -2), torch.full_like(scale, 1)
+    low, high = torch.full_like(scale, -(2 ** (bits - 1))), torch.full_like(scale, 2 ** (bits - 1) - 1)
     return Start(codes.to(torch.int8), scale, low, high, codes.bfloat16())
 
 

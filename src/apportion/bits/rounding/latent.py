@@ -3,7 +3,8 @@
 All groups of one size lie in one tensor, whatever linear and width they belong to: a step over a whole plan is some
 ten operations instead of some thousand (the plan's widths are two columns, lowest and highest code).
 
-A weight is `code * scale`. The scale is its start times exp(gain). The code is a position, a float in units of the
+A weight is `code * scale`. The scale is its start times exp(gain), a gain of so many parts of the outermost code that
+one step moves a weight there by as much of a code at every width. The code is a position, a float in units of the
 scale, rounded; the gradient passes through the rounding as if it were not there (straight-through). A position begins
 where the checkpoint's own weight lies, within CENTRE of the code that the rounding found: before the first step the
 weights are exactly those of the rounding, and the codes that are nearly another one need little to become it.
@@ -24,7 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from apportion.formats import GridWeight
 
-GAIN_RATE = 0.01  # of Adam, in log gain
+GAIN_RATE = 0.01  # of Adam, in log gain at 2 bits
+OUTERMOST = 2  # code at 2 bits
 POSITION_RATE = 0.01  # of Adam, in codes, for RATED_STEPS steps or fewer
 RATED_STEPS = 200
 CENTRE = 0.4
@@ -46,6 +48,14 @@ class Start:
     lowest: Float[Tensor, "groups 1"]
     highest: Float[Tensor, "groups 1"]
     wanted: Float[Tensor, "wanted size"]
+
+    def scaled(self, gain: Float[Tensor, "groups 1"]) -> Float[Tensor, "groups 1"]:
+        """The scale after a gain."""
+        return self.scale * (gain * self.unit()).exp()
+
+    def unit(self) -> Float[Tensor, "groups 1"]:
+        """Of a gain, in log scale: 1 at 2 bits, half of it with every bit more."""
+        return -OUTERMOST / self.lowest
 
 
 @runtime_checkable
@@ -115,7 +125,7 @@ class StraightThrough:
 
     @torch.no_grad()
     def found(self) -> tuple[Int8[Tensor, "groups size"], Float[Tensor, "groups 1"]]:
-        return nearest(self.position, self.start), self.start.scale * self.gain.exp()
+        return nearest(self.position, self.start), self.start.scaled(self.gain)
 
 
 def position_rate(steps: int) -> float:
@@ -143,17 +153,17 @@ class Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, position: Tensor, gain: Tensor, start: Start, dtype: torch.dtype) -> Tensor:
         codes = nearest(position, start)
-        scale = start.scale * gain.exp()
-        ctx.save_for_backward(codes, scale)
+        scale = start.scaled(gain)
+        ctx.save_for_backward(codes, scale, start.unit())
         return codes.to(dtype) * scale.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        codes, scale = ctx.saved_tensors
+        codes, scale, unit = ctx.saved_tensors
         given = given.float()
         position = given * scale if ctx.needs_input_grad[0] else None
-        return position, (given * codes).sum(1, keepdim=True) * scale, None, None
+        return position, (given * codes).sum(1, keepdim=True) * scale * unit, None, None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from apportion.models.text import Windows
 
 CHECKS = 4  # looks at the windows kept aside
 STATE = "tuning"
+GAINS = "gains in codes"  # what a state's gains mean: those of earlier versions were logarithms at every width
 KEEP_BYTES_S = 2.5e8  # bytes a second of copying, digest and disk: 17 GB (1.3 billion weights) took a minute
 KEEP_SHARE = 0.2  # of the time since the state was kept last may go to keeping it
 
@@ -134,6 +135,6 @@ def kept_in(folder: Path, staged: StagedModel, start: Mapping[str, GridWeight], 
         "placement": [staged.placement.device.split(":")[0], staged.placement.dtype],
         "start": digest.hexdigest(),
         "windows": [Windows(windows, "").digest for windows in (given, lesson.kept)],
-        "lesson": [lesson.steps, lesson.seed, lesson.own, learned.split(":")[0]],
+        "lesson": [lesson.steps, lesson.seed, lesson.own, learned.split(":")[0], GAINS],
     }
     return Kept(folder, depends)
