@@ -3,11 +3,11 @@
 All groups of one size lie in one tensor, whatever linear and width they belong to: a step over a whole plan is some
 ten operations instead of some thousand (the plan's widths are two columns, lowest and highest code).
 
-A weight is `code * scale`. The scale is its start times exp(gain), a gain of so many parts of the outermost code that
-one step moves a weight there by as much of a code at every width. The code is a position, a float in units of the
-scale, rounded; the gradient passes through the rounding as if it were not there (straight-through). A position begins
-where the checkpoint's own weight lies, within CENTRE of the code that the rounding found: before the first step the
-weights are exactly those of the rounding, and the codes that are nearly another one need little to become it.
+A weight is `code * scale`. The scale is its start times exp(unit * gain); the unit is such that a step of a gain moves
+the outermost weight by as much of a code at every width. The code is a position, a float in units of the scale,
+rounded; the gradient passes through the rounding as if it were not there (straight-through). A position begins where
+the checkpoint's own weight lies, within CENTRE of the code that the rounding found: before the first step the weights
+are exactly those of the rounding, and the codes that are nearly another one need little to become it.
 
 Source: straight-through, arXiv 1308.3432; learned step sizes, LSQ (arXiv 1902.08153). Ours: positions in units of the
 scale (so that moving a scale never changes a code), signed scales as gains in the exponent, the flat layout.
