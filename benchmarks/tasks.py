@@ -1,14 +1,11 @@
 """What codes may be taught besides full precision's predictions on texts as they are, for `learners.py`."""
 
-from collections import deque
-
 import torch
 from torch import Tensor, nn
 
 from apportion.bits.rounding.descent import LOSS_SCALE
 from apportion.bits.rounding.distil import Predictions, parts, through_blocks, through_head
 from apportion.bits.rounding.lesson import Lesson
-from apportion.models.loss import teacher_slope
 from apportion.models.staged import StagedModel
 
 
@@ -84,17 +81,11 @@ class WithOutside(Predictions):
         (learned,) = (weight for path, weight in weights.items() if not path.startswith(inside))
         within = {path: weight for path, weight in weights.items() if path.startswith(inside)}
         hidden = nn.functional.embedding(ids, learned)
-        last = deque(through_blocks(staged, within, hidden, self.calls[len(begun)]), maxlen=1).pop()
+        *_, last = through_blocks(staged, within, hidden, self.calls[len(begun)])
         flat, wanted = (states[:, :-1].flatten(0, 1) for states in (last, teacher))
-        leaf, total = flat.detach().requires_grad_(), torch.zeros((), device=flat.device)
-        factor = share * LOSS_SCALE.get(staged.compute_dtype, 1.0) / len(leaf)
         norm = staged.model.get_submodule(staged.layout.prefix.rpartition(".")[0]).norm
-        for part in parts(staged, len(leaf)):
-            logits = norm(leaf[None, part]) @ learned.T
-            loss, slope = teacher_slope(logits, staged.logits(wanted[None, part]), factor)
-            logits.backward(slope)
-            total += loss * (share / len(leaf))
-        flat.backward(leaf.grad)
+        total, slope = through_head(staged, flat, wanted, share, lambda states: norm(states) @ learned.T)
+        flat.backward(slope)
         return total
 
 

@@ -131,11 +131,17 @@ def one_width(item: Json) -> dict[str, Json]:
     return {found[1]: row for found, row in named if found}
 
 
+def auto_row(job: Json) -> Json:
+    """What the command itself wrote, of a main job's rows."""
+    (found,) = [row for row in job["rows"] if row["plan"] == "auto"]
+    return dict(found)
+
+
 def command_of(job: Json | None) -> dict[str, Json]:
     """What the command without options wrote, by budget."""
     if job is None:
         return {}
-    (row,) = [row for row in job["rows"] if row["plan"] == "auto"]
+    row = auto_row(job)
     text = next(iter(row["texts"].values()))
     found = {"kl": text["kl_mean"]["mean"], "same_top": text["same_top"]["mean"], "perplexity": text["perplexity"]}
     return {f"{round(job['result']['avg_bits'], 2):g}": found}

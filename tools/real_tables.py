@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from claim_tables import REAL
-from peer_tables import beside_autoround
+from peer_tables import auto_row, beside_autoround
 from tables import markdown
 
 Json = dict[str, Any]
@@ -61,14 +61,14 @@ def every_job(jobs: Mapping[str, Json]) -> list[str]:
     ]  # fmt: skip
     rows = []
     for model, job in jobs.items():
-        (row,) = [row for row in job["rows"] if row["plan"] == "auto"]
+        row = auto_row(job)
         _, size, _, kl, top, perplexity = figures(row)
         full = next(iter(row["texts"].values()))["reference_perplexity"]
         result = job["result"]
         rows.append(
             [
                 CALLED.get(model, model), f"{job['model_bytes'] / 1e6:.1f} MB", f"**{size}**", f"**{kl}**", top,
-                f"{perplexity} ({full:.2f})", kept_width(result).strip(" ()").removeprefix("kept: ") or "a mixed plan",
+                f"{perplexity} ({full:.2f})", kept_level(result) or "a mixed plan",
                 f"{result['seconds'] / 60:.0f}", f"{result['peak_memory_bytes'] / 1e9:.0f} GB",
             ]
         )  # fmt: skip
@@ -105,8 +105,14 @@ def kept_width(result: Json) -> str:
     >>> kept_width({"nll_judged": 3.0, "uniform": [{"width": "w3g64", "nll_judged": 3.0}]})
     ' (kept: w3g64 for all)'
     """
+    level = kept_level(result)
+    return f" (kept: {level})" if level else ""
+
+
+def kept_level(result: Json) -> str:
+    """The width that was kept for all; empty where it was a mixed plan."""
     level = [row["width"] for row in result["uniform"] if row["nll_judged"] == result["nll_judged"]]
-    return f" (kept: {level[0]} for all)" if level and result["nll_judged"] is not None else ""
+    return f"{level[0]} for all" if level and result["nll_judged"] is not None else ""
 
 
 def job_part(job: Json) -> list[str]:

@@ -121,7 +121,7 @@ class WeightBank:
                     parameter.data = self.staged.own_weight(path)
 
     def choose_cache(self, tokens: int) -> None:
-        """Decide how much is kept decoded for a text of so many tokens; all of it stays: graphs point there."""
+        """Decide how much is kept decoded for a text of so many tokens; where all is, graphs point there: it stays."""
         if self.cache.whole:
             return
         needed = (

@@ -133,8 +133,11 @@ class ReplayEngine:
     def block(self, block: int, columns: Assignment, hidden: Tensor) -> Tensor:
         source, target = self.buffers[block], self.buffers[block + 1]
         assert hidden.data_ptr() == source.data_ptr(), "a block reads the buffer of its depth"
-        self._decode(block, columns)
-        self._run((block, columns), lambda: target.copy_(self.plain.block(block, columns, source)))
+        self._run(
+            (block, columns),
+            lambda: target.copy_(self.plain.block(block, columns, source)),
+            decode=lambda: self.plain.bank.put_block(block, columns),
+        )
         return target
 
     @torch.inference_mode()
@@ -143,18 +146,18 @@ class ReplayEngine:
         self._run("head", lambda: self.sums.copy_(self.plain.nll(self.buffers[-1])))
         return self.sums
 
-    def _decode(self, block: int, columns: Assignment) -> None:
-        """Decode what a recording will need before it begins: some libraries' kernels run on the default stream, and
-        what they make there would be read before it is there."""
-        if (block, columns) not in self.graphs and not self.failure:
-            self.plain.bank.put_block(block, columns)
+    def _run(self, key: Key, work: Work, decode: Work = lambda: None) -> None:
+        """Replay, recording first what is new; nothing any more once what graphs point to was let go.
 
-    def _run(self, key: Key, work: Work) -> None:
-        """Replay, recording first what is new; nothing any more once what graphs point to was let go."""
+        Args:
+            decode: what a recording needs decoded, before it begins: some libraries' kernels run on the default stream,
+                and what they make there would be read before it is there.
+        """
         if self.plain.bank.cache.drops != self.drops:
             self.graphs.clear()
             self.failure = "decoded weights were let go"
         if key not in self.graphs and not self.failure and len(self.graphs) < MOST_GRAPHS:
+            decode()
             self._record(key, work)
         if key in self.graphs:
             self.graphs[key].replay()

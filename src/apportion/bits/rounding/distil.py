@@ -6,7 +6,7 @@ are made in parts of at most LOGIT_BYTES, each with its own backward pass to the
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -74,13 +74,19 @@ def through_head(
     hidden: Float[Tensor, "tokens hidden"],
     teacher: Float[Tensor, "tokens hidden"],
     share: float,
+    head: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens hidden"] | None]:
-    """Cross-entropy to the teacher times `share`, and its gradient for the hidden states after the last block."""
+    """Cross-entropy to the teacher times `share`, and its gradient for the hidden states after the last block.
+
+    Args:
+        head: makes logits of hidden states; the model's own without it. The teacher's is the model's own.
+    """
+    head = head or staged.head
     leaf = hidden.detach().requires_grad_()
     total = torch.zeros((), device=hidden.device)
     factor = share * LOSS_SCALE.get(staged.compute_dtype, 1.0) / len(leaf)
     for part in parts(staged, len(leaf)):
-        logits = staged.head(leaf[None, part])
+        logits = head(leaf[None, part])
         loss, slope = teacher_slope(logits, staged.logits(teacher[None, part]), factor)
         logits.backward(slope)
         total += loss * (share / len(leaf))
