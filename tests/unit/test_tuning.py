@@ -101,6 +101,17 @@ def test_where_a_text_is_short_the_model_writes_on_from_its_beginnings_and_nothi
     assert torch.allclose(lesson.teacher[-3:], staged.last_hidden(written[-3:]), atol=1e-5)
 
 
+def test_where_beginnings_are_used_up_the_model_goes_on_from_within_the_windows():
+    pieces = lessons.beginnings_of(WINDOWS[:3], 18, 4)
+    assert torch.equal(pieces[:3], WINDOWS[:3, :4])
+    for turn, piece in enumerate(pieces):
+        assert piece.tolist() in WINDOWS[turn % 3].unfold(0, 4, 1).tolist()  # of the window whose turn it is
+    assert len({tuple(piece.tolist()) for piece in pieces}) == 18  # and never the same one
+    begun = torch.cat([torch.ones(3, 1, dtype=torch.long), WINDOWS[:3]], 1)
+    assert (lessons.beginnings_of(begun, 18, 4)[:, 0] == 1).all()  # a beginning-of-text stays where it belongs
+    assert torch.equal(lessons.beginnings_of(WINDOWS[:1], 1, 24), WINDOWS[:1])
+
+
 @pytest.mark.parametrize("free", [0, 1 << 40])
 def test_full_precisions_answers_are_the_same_wherever_there_is_room_for_them(checkpoint, monkeypatch, free):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))

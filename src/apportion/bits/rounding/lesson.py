@@ -19,6 +19,7 @@ KEPT_SHARE = 8  # one window of so many is kept aside
 OFTEN = 4  # a window is met so often, and the model writes more of them
 OWN_MOST = 8192  # windows that it writes
 BEGINNING = 16  # tokens that it goes on from
+SPREAD = (5**0.5 - 1) / 2  # of a window, from where it was gone on from to where next: spread evenly, however often
 AT_ONCE = {"cpu": 64, "cuda": 2048}  # windows that it writes side by side, while they take less than WRITING_SHARE
 WRITING_SHARE = 0.25  # of the memory that is free
 LOGIT_COPIES = 4  # of a token's logits in float32, while the next one is drawn
@@ -92,13 +93,32 @@ def full_precision_hidden(
 def written_by(
     staged: StagedModel, windows: Int[Tensor, "windows tokens"], count: int, seed: int, beginning: int = BEGINNING
 ) -> Int[Tensor, "count tokens"]:
-    """So many windows that the model writes from the beginnings of those given, each in turn."""
+    """So many windows that the model writes, each from a few tokens of those given."""
     tokens = windows.shape[1]
-    beginnings = windows[torch.arange(count) % len(windows), : max(1, min(beginning, tokens // 2))]
+    beginnings = beginnings_of(windows, count, max(1, min(beginning, tokens // 2)))
     kind = torch.device(staged.placement.device).type
     drawing = 4 * LOGIT_COPIES * int(staged.model.config.get_text_config().vocab_size)
     fit = int(WRITING_SHARE * free_bytes(staged.placement.device)) // (tokens * cache_bytes(staged) + drawing)
     return continue_windows(staged, beginnings, tokens, seed, max(1, min(AT_ONCE[kind], fit)))
+
+
+def beginnings_of(windows: Int[Tensor, "windows tokens"], count: int, size: int) -> Int[Tensor, "count size"]:
+    """So many pieces of text: the beginnings of the windows, then, each time all have given one, tokens further in.
+
+    A first token that all windows share (beginning-of-text) stays the first.
+
+    >>> beginnings_of(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), 4, 2)
+    tensor([[1, 2],
+            [5, 6],
+            [2, 3],
+            [6, 7]])
+    """
+    turns, rows = torch.arange(count) // len(windows), torch.arange(count) % len(windows)
+    starts = (turns * SPREAD % 1.0 * (windows.shape[1] - size + 1)).long()
+    found = windows[rows[:, None], starts[:, None] + torch.arange(size)]
+    if bool((windows[:, 0] == windows[0, 0]).all()):
+        found[:, 0] = windows[0, 0]
+    return found
 
 
 def cache_bytes(staged: StagedModel) -> int:
