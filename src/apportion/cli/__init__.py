@@ -5,9 +5,12 @@ import sys
 import typer
 
 from apportion.cli.base import app
-from apportion.core.errors import ApportionError
+from apportion.core.device import is_out_of_memory
+from apportion.core.errors import ApportionError, first_line
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TOLD = 160  # letters of a message
+FREE = "end other programs on the device, or use smaller --window-tokens or --device cpu"
 
 
 def main() -> None:
@@ -23,6 +26,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
+        if is_out_of_memory(error):
+            print(f"error: {ran_out(error)}", file=sys.stderr)
+            print(f"  remedy: {FREE}; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
+            sys.exit(1)
         show = getattr(error, "show", None)  # click's usage errors know how to print themselves
         if show is None:
             raise
@@ -31,6 +38,17 @@ def main() -> None:
     if code == INTERRUPTED:
         print(f"interrupted: {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def ran_out(error: Exception) -> str:
+    """Where no step has had less to give up: what torch says of it, at most a line.
+
+    >>> ran_out(MemoryError())
+    'memory ran out (MemoryError)'
+    >>> ran_out(RuntimeError("CUDA out of memory. Tried to allocate 48.00 MiB. GPU 0 has a total capacity of ..."))
+    'memory ran out (CUDA out of memory. Tried to allocate 48.00 MiB)'
+    """
+    return f"memory ran out ({'. '.join(first_line(error).split('. ')[:2])[:TOLD]})"
 
 
 def how_to_go_on(arguments: list[str]) -> str:

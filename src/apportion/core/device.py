@@ -58,14 +58,18 @@ def require_device(device: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory, on a GPU or on the CPU (a RuntimeError of its allocator).
+    """Whether memory ran out: torch's, on a GPU or on the CPU (a RuntimeError of its allocator), or Python's.
 
     >>> is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
     True
     """
     text = str(error)
     kinds = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
-    return type(error).__name__ == "OutOfMemoryError" or any(kind in text for kind in kinds)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(kind in text for kind in kinds)
+    )
 
 
 def free_memory(device: str) -> None:
@@ -103,7 +107,7 @@ def reset_peak_memory() -> None:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free on a device; UNTOLD bytes where the system does not say (not POSIX)."""
+    """Memory that may be taken on a device; of a CPU's what Linux can give back too, UNTOLD bytes where no one says."""
     import os
 
     import torch
@@ -111,6 +115,11 @@ def free_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + spare
+    try:
+        with open("/proc/meminfo", encoding="ascii") as told:
+            return next(1024 * int(line.split()[1]) for line in told if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        pass  # not Linux
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

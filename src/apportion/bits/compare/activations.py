@@ -24,13 +24,18 @@ class BlockFlow:
     norm: Float[NDArray[np.float64], " blocks"]
 
 
-@torch.inference_mode()
 def block_flow(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> BlockFlow:
     """Run the checkpoint's own weights over a text and look at every block's input and output.
 
     Cost: one forward pass; sums in float64.
     """
     staged.restore()
+    return staged.within_memory(windows, lambda: seen(staged, windows))
+
+
+@torch.inference_mode()
+def seen(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> BlockFlow:
+    """`block_flow` of the weights that are in place, with as many windows at once as the model runs now."""
     embedded = staged.embed(windows)
     hidden = embedded.hidden
     cosines, norms = [], []

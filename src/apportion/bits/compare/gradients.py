@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.errors import OutOfMemoryError
 from apportion.core.progress import progress
 from apportion.models.parameters import held_in
 from apportion.models.staged import StagedModel
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 2048}
 
 
 def weight_gradients(
@@ -20,12 +22,37 @@ def weight_gradients(
     """d(mean NLL per token) / dW of every linear of every block, at the checkpoint's own weights, in float32.
 
     The model's own loss, summed over batches with each batch's share of the windows; its parameters are afterwards the
-    tensors that they were before, in the same place.
+    tensors that they were before, in the same place. Where memory runs out it begins again with half as many windows
+    at once, and the model's `given_up` says so.
+
+    Raises:
+        OutOfMemoryError: one window does not fit.
 
     Cost: one forward and one backward pass over the text; one float32 copy of the weights beside them and one of the
     gradients in memory.
     """
-    step = max(1, BATCH_TOKENS.get(torch.device(staged.placement.device).type, 1024) // windows.shape[1])
+    device = staged.placement.device
+    step = max(1, min(len(windows), BATCH_TOKENS[torch.device(device).type] // windows.shape[1]))
+    while True:
+        try:
+            return summed(staged, windows, step)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if step == 1:
+                raise OutOfMemoryError(
+                    f"memory of {device} ran out at the gradient of one window of {windows.shape[1]} tokens",
+                    "leave llm-mq out of --methods, use smaller --window-tokens, or --device cpu",
+                ) from error
+        step //= 2  # from the start: a backward pass that was cut off may have reached some of the weights
+        free_memory(device)
+        staged.given_up.append(f"gradients of {step} windows at once")
+
+
+def summed(
+    staged: StagedModel, windows: Int[Tensor, "windows tokens"], step: int
+) -> dict[str, Float[Tensor, "rows columns"]]:
+    """`weight_gradients`, so many windows at once."""
     parts = windows.split(step)
     with differentiable(staged) as weights, progress("gradients", len(windows), "windows") as advance:
         for part in parts:

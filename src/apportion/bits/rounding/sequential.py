@@ -42,7 +42,6 @@ class Reached(Exception):  # noqa: N818 - not an error: a hook leaves the block 
     """All that is wanted of a block has been seen."""
 
 
-@torch.inference_mode()
 def walk(
     staged: StagedModel,
     windows: Int[Tensor, "windows tokens"],
@@ -65,8 +64,25 @@ def walk(
 
     The checkpoint's own weights are in place before and after.
 
+    Where memory runs out it begins again with fewer windows at once, at the first block that `pieces` does not have.
+
     Cost: with S stages in a block, 2 S + 2 (or 4) forwards of each block, half of each on average.
     """
+    streams = {"full_stream": full_stream, "staged_blocks": staged_blocks}
+    staged.within_memory(windows, lambda: walk_once(staged, windows, visit, pieces, **streams))
+
+
+@torch.inference_mode()
+def walk_once(
+    staged: StagedModel,
+    windows: Int[Tensor, "windows tokens"],
+    visit: Visit,
+    pieces: Pieces | None,
+    *,
+    full_stream: bool,
+    staged_blocks: bool,
+) -> None:
+    """`walk`, with as many windows at once as the model runs now."""
     staged.restore()
     embedded = staged.embed(windows)
     rounded, full = embedded.hidden, embedded.hidden if full_stream else None
