@@ -121,6 +121,21 @@ def test_full_precisions_answers_are_the_same_wherever_there_is_room_for_them(ch
     torch.testing.assert_close(found, staged.last_hidden(WINDOWS[:5]))
 
 
+def test_where_there_is_no_room_for_full_precisions_answers_it_is_asked_anew_at_every_step(checkpoint, monkeypatch):
+    staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
+    rounded = round_plan(staged, Nearest(), dict.fromkeys(staged.originals, grid_width(2, 16)))
+    lesson = lesson_of(staged, WINDOWS, 12, codes=True)
+    kept, anew = (tune(staged, rounded, one) for one in (lesson, replace(lesson, teacher=None)))
+    assert anew.execution == "plain" + tuning.ANEW
+    assert kept.execution == "plain"
+    assert anew.after == pytest.approx(kept.after, rel=1e-6)
+    assert all(torch.equal(item.codes, anew.packed[path].codes) for path, item in kept.packed.items())
+    size = lessons.hidden_bytes(staged, lesson.windows)
+    for free, room in ((2 * size, True), (2 * size - 1, False)):
+        monkeypatch.setattr(lessons, "free_bytes", lambda device, free=free: free)
+        assert (lesson_of(staged, WINDOWS, 12, codes=True).teacher is not None) == room
+
+
 def test_scales_and_few_steps_are_learned_from_the_text_alone(checkpoint):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     assert lesson_of(staged, WINDOWS, 48).own == 0

@@ -2,7 +2,7 @@
 
 Evidence: SmolLM2-135M-Instruct, all linears at 2 bits and group 64, WikiText-2 (full precision 30.5), one H100: nearest
 65,800, gptq 140.0 (210 linears in 7 to 15 s), scales tuned 75.9, codes and scales 70.2 (200 steps), 56.7 (1,797) and
-54.8 (7,749 steps, 420 s of recorded ones on an H200, text that the model wrote in 47 s before). At 4 bits nearest is at
+46.7 (15,731 steps, 781 s of recorded ones on an H200, text that the model wrote before). At 4 bits nearest is at
 43.7, where 3 bits of tuned gptq are at 39.6. No allocation makes up for the rounding: so gptq always, and tuning
 wherever it takes minutes and not hours. Without a GPU a model of 30 million weights takes ten minutes to an hour for 60
 steps on two cores; scales need few steps, codes many: scales alone there.

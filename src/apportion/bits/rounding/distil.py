@@ -36,10 +36,11 @@ class Predictions:
 
     def inputs(self, chosen: Int[Tensor, " part"]) -> tuple[Tensor, ...]:
         """Hidden states before block 0, and the teacher's after the last, of these windows."""
-        hidden, calls = self.staged.begin(self.lesson.windows[chosen])
+        windows, teacher = self.lesson.windows[chosen], self.lesson.teacher
+        hidden, calls = self.staged.begin(windows)
         self.calls.setdefault(len(chosen), calls)
-        teacher = self.lesson.teacher
-        return hidden, teacher[chosen.to(teacher.device)].to(hidden.device)
+        wanted = self.staged.last_hidden(windows) if teacher is None else teacher[chosen.to(teacher.device)]
+        return hidden, wanted.to(hidden.device)
 
     def gradient(self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], share: float) -> Tensor:
         """See `predictions_gradient`."""

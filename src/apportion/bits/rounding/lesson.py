@@ -17,13 +17,15 @@ from apportion.models.text import continue_windows
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 KEPT_SHARE = 8  # one window of so many is kept aside
 OFTEN = 4  # a window is met so often, and the model writes more of them
-OWN_MOST = 8192  # windows that it writes
+OWN_MOST = 8192  # windows that it writes, but for runs so long that each would be met oftener than OFTENEST
+OFTENEST = 8
 BEGINNING = 16  # tokens that it goes on from
 SPREAD = (5**0.5 - 1) / 2  # of a window, from where it was gone on from to where next: spread evenly, however often
 AT_ONCE = {"cpu": 64, "cuda": 2048}  # windows that it writes side by side, while they take less than WRITING_SHARE
 WRITING_SHARE = 0.25  # of the memory that is free
 LOGIT_COPIES = 4  # of a token's logits in float32, while the next one is drawn
 HIDDEN_SHARE = 0.1  # of the memory that is free on the device, for full precision's hidden states
+RAM_SHARE = 0.5  # of the computer's memory, for those that the device has no room for
 PART = 256  # windows whose hidden states are on the device at once, where they are kept on the CPU
 FULL_PRECISION = "full precision"  # what bars say
 
@@ -33,13 +35,14 @@ class Lesson:
     """What a plan is tuned on: the same for every plan of a model.
 
     Attributes:
-        windows, teacher: text to learn from, and full precision's hidden states after the last block on it.
+        windows, teacher: text to learn from, and full precision's hidden states after the last block on it; None
+            where there is no room for them: they are made anew at every step.
         kept, kept_teacher: the same of the windows kept aside. steps, seed: how long, and in what order.
         codes: whether codes are learned too. own: how many of the windows the model wrote itself.
     """
 
     windows: Int[Tensor, "windows tokens"]
-    teacher: Float[Tensor, "windows tokens hidden"]
+    teacher: Float[Tensor, "windows tokens hidden"] | None
     kept: Int[Tensor, "kept tokens"]
     kept_teacher: Float[Tensor, "kept tokens hidden"]
     steps: int
@@ -65,12 +68,39 @@ def lesson_of(
     require_windows(windows)
     batch = batch_of(staged, windows)
     kept, taught = parted(windows, steps, seed, batch)
-    own = min(OWN_MOST, max(0, steps * batch // OFTEN - len(taught))) if codes else 0
+    own = own_windows(steps * batch, len(taught)) if codes else 0
     if own:
         staged.restore()
         taught = torch.cat([taught, written_by(staged, taught, own, seed)])
-    hidden = [full_precision_hidden(staged, item) for item in (taught, kept)]
-    return Lesson(taught, hidden[0], kept, hidden[1], steps, seed, codes, own)
+    teacher = full_precision_hidden(staged, taught) if has_room(staged, taught) else None
+    return Lesson(taught, teacher, kept, full_precision_hidden(staged, kept), steps, seed, codes, own)
+
+
+def own_windows(met: int, given: int) -> int:
+    """How many windows the model writes itself.
+
+    Evidence: SmolLM2-135M, 2 bits: 2,400 steps came to perplexity 52.5 with 8,192 windows and were behind with 32,768;
+    7,749 steps came to 54.8 with 2,048, 15,731 to 46.7 with 32,768.
+
+    Args:
+        met: windows that all steps meet together. given: windows of the text.
+
+    >>> own_windows(100, 50), own_windows(16 * 2_400, 850), own_windows(16 * 16_000, 850)
+    (0, 8192, 32000)
+    """
+    return min(max(OWN_MOST, met // OFTENEST), max(0, met // OFTEN - given))
+
+
+def has_room(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> bool:
+    """Whether full precision's hidden states on these windows can be kept, on the device or beside it."""
+    size, device = hidden_bytes(staged, windows), staged.placement.device
+    return size <= HIDDEN_SHARE * free_bytes(device) or size <= RAM_SHARE * free_bytes("cpu")
+
+
+def hidden_bytes(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> int:
+    """Of one hidden state for every token."""
+    hidden = int(staged.model.config.get_text_config().hidden_size)
+    return windows.numel() * hidden * staged.compute_dtype.itemsize
 
 
 def full_precision_hidden(
@@ -82,10 +112,8 @@ def full_precision_hidden(
     Cost: a forward pass over the windows.
     """
     staged.restore()
-    hidden = int(staged.model.config.get_text_config().hidden_size)
-    size = windows.numel() * hidden * staged.compute_dtype.itemsize
     with progress(FULL_PRECISION, len(windows), "windows") as advance:
-        if size <= HIDDEN_SHARE * free_bytes(staged.placement.device):
+        if hidden_bytes(staged, windows) <= HIDDEN_SHARE * free_bytes(staged.placement.device):
             return staged.last_hidden(windows, advance)
         return torch.cat([staged.last_hidden(part, advance).cpu() for part in windows.split(PART)])
 

@@ -28,6 +28,7 @@ from apportion.formats import COMPRESSED_TENSORS, Format, GridWeight, Packed
 from apportion.models.staged import StagedModel
 
 TUNING = "tuning"  # what its bar says
+ANEW = "; full precision answers anew at every step, for want of memory"
 
 
 def require_tunable(rounding: str, form: Format, steps: int) -> None:
@@ -77,9 +78,13 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
                 break
             look.take(step)
     best = look.best
-    moved = moved_share(start, best.packed)
     return replace(
-        best, learned=learned, batch=descent.micro.windows, moved=moved, own=lesson.own, execution=descent.execution
+        best,
+        learned=learned,
+        batch=descent.micro.windows,
+        moved=moved_share(start, best.packed),
+        own=lesson.own,
+        execution=descent.execution + (ANEW if lesson.teacher is None else ""),
     )
 
 
