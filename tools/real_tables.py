@@ -9,6 +9,7 @@ from tables import markdown
 
 Json = dict[str, Any]
 FIRST = "smollm2-135m"  # the model of the README's first screen
+SECOND = "qwen25-coder-05b"
 CALLED = {"smollm2-135m": "SmolLM2-135M-Instruct"}
 
 
@@ -220,10 +221,24 @@ def first(files: Mapping[str, Json]) -> list[str]:
             "",
             *markdown(["rounding", "WikiText-2 perplexity"], rows),
             "",
+            *second(files),
             f"Made by `{learned['command']}`. More, and where goals were missed, in [docs/results.md](docs/results.md).",
         ]
     lines += beside_autoround(files)
     return lines or ["*not run*"]
+
+
+def second(files: Mapping[str, Json]) -> list[str]:
+    """What learning is worth on another model."""
+    learned = files.get(f"learners_{SECOND}_w2g64")
+    if learned is None:
+        return []
+    rows = {row["variant"]: row for row in learned["rows"]}
+    best = min((row for row in rows.values() if row.get("codes_changed")), key=lambda row: row["perplexity"])
+    said = {"gptq": rows["gptq"], "scales learned": rows["scales alone"]}
+    said |= {f"codes and scales learned ({best['steps']:,} steps)": best, "full precision": rows["full precision"]}
+    cells = [f"{name} {row['perplexity']:.1f}" for name, row in said.items()]
+    return [f"{SECOND} likewise: {', '.join(cells)}.", ""]
 
 
 def house_part(files: Mapping[str, Json]) -> list[str]:
