@@ -143,7 +143,7 @@ def write_plan(
         **texts_of(quantizer),
     }
     if finished(out, asked, resume=resume):
-        return dict(read_manifest(out)["result"])
+        return {**read_manifest(out)["result"], "out": str(out)}
     start(out, asked)
     quantizer.work = out / WORK
     weights = quantizer.write(widths)
@@ -164,7 +164,6 @@ def write_plan(
         "tuned": weights.tuned,
         "plan": plan.by_name(),
         "vocabulary": dict(plan.vocabulary),
-        "out": str(out),
     }
     write_manifest(
         out,
@@ -172,7 +171,7 @@ def write_plan(
         [*files, RUN, "plan.json"],
     )
     shutil.rmtree(out / WORK, ignore_errors=True)
-    return result
+    return {**result, "out": str(out)}
 
 
 def texts_of(quantizer: Quantizer) -> Json:

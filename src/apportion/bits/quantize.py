@@ -112,7 +112,7 @@ def quantize(
     asked |= {"model": source_identity(model), "text": identity_of(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
         if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
-            return dict(read_manifest(claimed)["result"])
+            return {**read_manifest(claimed)["result"], "out": str(claimed)}
         run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
         with forecast():
             return quantize_into(claimed, model, ask, recipe, run)
@@ -233,7 +233,6 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         "seconds": time.monotonic() - run["began"],
         "peak_memory_bytes": peak_memory(),
         "plan": plan.by_name(),
-        "out": str(out),
     }
     files += EVIDENCE
     write_json(out / "result.json", result)
@@ -252,4 +251,4 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         files,
     )
     shutil.rmtree(out / WORK, ignore_errors=True)
-    return result
+    return {**result, "out": str(out)}

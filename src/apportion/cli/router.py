@@ -96,6 +96,7 @@ def evaluate(
     kind = "evaluate-router"
     require_free(out, resume=resume, kind=kind)
     files = {"profile": profile, "router": router and router / "manifest.json", "train": train, "repeat": repeat}
+    files["index"] = index and index / "manifest.json"
     plan = EvaluationPlan(folds=folds, seed=seed, ablations=ablations, leave_out=leave_out, stages=stages)
     charged = _price(price)
     tested = _read(profile, index, quality)
@@ -105,7 +106,6 @@ def evaluate(
     asked = {
         "kind": kind,
         **digests,
-        "index": str(index),
         "quality": quality,
         "price": price,
         "plan": plan,

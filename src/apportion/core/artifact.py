@@ -8,11 +8,12 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from apportion.core.errors import (
@@ -25,6 +26,8 @@ from apportion.core.errors import (
 MANIFEST = "manifest.json"
 _FOREIGN = "holds files that this program did not put there"
 RUN = "run.json"
+# an absolute path that begins a text or follows one of = , : and is no URL's //host
+PLACED = re.compile(r"^[A-Za-z]:[\\/].*|(?:^|(?<=[=,:]))/(?!/)[^=,:]+")
 SCHEMA_VERSION = 1
 Json = dict[str, Any]
 
@@ -63,6 +66,21 @@ def plain(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ArtifactError(f"a value to be saved is {value}, and only finite numbers are saved")
     return value
+
+
+def without_folders(value: Any) -> Any:
+    """What may be passed on with a folder: an absolute path becomes its name; digests say which file it was.
+
+    >>> without_folders({"model": "/home/me/llama", "calibration": ["/data/a.jsonl:2", "own/b.txt"]})
+    {'model': 'llama', 'calibration': ['a.jsonl:2', 'own/b.txt']}
+    >>> without_folders(["meta/llama", "http://127.0.0.1:8000/v1", "C:/models/llama", None, 3])
+    ['meta/llama', 'http://127.0.0.1:8000/v1', 'llama', None, 3]
+    """
+    if isinstance(value, Mapping):
+        return {name: without_folders(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return PLACED.sub(lambda found: PureWindowsPath(found[0]).name, value) if isinstance(value, str) else value
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -226,7 +244,7 @@ def finished(folder: Path, asked: Mapping[str, Any], *, resume: bool, raisable: 
     """
     require_free(folder, resume=resume, kind=asked["kind"])
     if (folder / RUN).exists():
-        saved = read_json(folder / RUN)
+        saved, asked = (without_folders(one) for one in (read_json(folder / RUN), plain(asked)))
         if not (folder / MANIFEST).exists():
             saved |= {name: asked[name] for name in raisable if saved.get(name, asked[name]) < asked[name]}
         require_same(saved, asked, folder)
@@ -234,9 +252,13 @@ def finished(folder: Path, asked: Mapping[str, Any], *, resume: bool, raisable: 
 
 
 def start(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Create the folder of a run and record what was asked, so that a resumed one can be compared with it."""
+    """Create the folder of a run and record what was asked, so that a resumed one can be compared with it.
+
+    The folder may be given to others: what is recorded names files, not where they lie.
+    """
+    asked = without_folders(plain(asked))
     claim_folder(folder, resume=True, kind=asked["kind"], record=asked)
-    if read_json(folder / RUN) != plain(asked):  # a limit was raised
+    if read_json(folder / RUN) != asked:  # a limit was raised
         write_json(folder / RUN, asked)
 
 

@@ -311,9 +311,9 @@ def save_calibration(calibration: Windows, path: Path) -> None:
     """Write windows as safetensors, with their source and digest as metadata."""
     from safetensors.torch import save
 
-    from apportion.core.artifact import write_bytes
+    from apportion.core.artifact import without_folders, write_bytes
 
-    metadata = {"source": calibration.source, "digest": calibration.digest}
+    metadata = {"source": without_folders(calibration.source), "digest": calibration.digest}
     metadata |= {} if calibration.bos is None else {"bos": str(int(calibration.bos))}
     write_bytes(path, save({"windows": calibration.windows.to(torch.int32)}, metadata=metadata))
 

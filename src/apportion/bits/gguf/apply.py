@@ -93,7 +93,7 @@ def apply_gguf(
         quantizer = Quantizer(staged, tokenizer, recipe)
         asked |= {"tune": [recipe.tune or 0, recipe.codes], **texts_of(quantizer)}
         if finished(folder, asked, resume=resume):
-            return read_json(folder / "result.json")
+            return {**read_json(folder / "result.json"), "out": str(out)}
         start(folder, asked)
         weights = in_blocks(source, quantizer.write(widths).packed)
         size = write_grid(source, weights, plan, out)
@@ -103,13 +103,12 @@ def apply_gguf(
             "apply_rounding": backend.name,
             "bos": bos_of(quantizer),
             "plan": plan.by_name(),
-            "out": str(out),
         }
         write_json(folder / "result.json", result)
         write_json(folder / "plan.json", plan)
         about = {"kind": "gguf file", "model": staged.digest, "versions": versions("torch", "transformers", "gguf")}
         write_manifest(folder, about, [RUN, "plan.json", "result.json"])
-    return result
+    return {**result, "out": str(out)}
 
 
 def require_blocks_alone(plan: Plan) -> None:

@@ -16,12 +16,14 @@ from apportion.bits.gguf.plan import COSTS, VALUES, FilePlan, find_plan, plan_ag
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.workshop import Workshop, open_workshop
 from apportion.core.artifact import (
+    MANIFEST,
     RUN,
     Json,
     finished,
     plain,
     read_json,
     read_manifest,
+    sha256_file,
     start,
     versions,
     write_bytes,
@@ -71,9 +73,11 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     folder = require_out(model, out)
     asked = {"kind": KIND, "model_source": model, **plain(request)}
     asked |= {"model": source_identity(model), "text": identity_of(request.calibration)}
+    if request.reuse is not None and (request.reuse / MANIFEST).exists():
+        asked["reused"] = sha256_file(request.reuse / MANIFEST)
     with output_folder(folder, KIND, resume=resume, reads=[model]):
         if finished(folder, asked, resume=resume, raisable=("evaluations",)):
-            return read_json(folder / "result.json")
+            return {**read_json(folder / "result.json"), "out": str(out)}
         with forecast():
             return quantize_into(folder, model, out, request, asked, resume=resume)
 
@@ -121,7 +125,7 @@ def found_plan(shop: Workshop, max_bytes: int, folder: Path, clock: Clock, *, re
         shop.only(plan.types)
         assert shop.bank.ladders is ladders
         clock.mark("encoding")
-        return plan, {"evaluations": 0, "misfit": None, "reused": str(request.reuse)}
+        return plan, {"evaluations": 0, "misfit": None, "reused": request.reuse.resolve().name}
     header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
     with AppendLog(folder / VALUES, header, resume=resume) as log:
         save_imatrix(folder / IMPORTANCE, shop.importance, Path(shop.text.measured.source).name)
@@ -193,7 +197,7 @@ def described(shop: Workshop, plan: FilePlan, search: Json, size: int) -> Json:
 
 def finish(folder: Path, out: Path, shop: Workshop, result: Json) -> Json:
     """Result, page and, last, the manifest."""
-    result = plain({**result, "out": str(out)})
+    result = plain(result)
     write_json(folder / "result.json", result)
     write_bytes(folder / "report.md", page(result, read_json(folder / "plan.json")).encode())
     placement = shop.staged.placement
@@ -205,4 +209,4 @@ def finish(folder: Path, out: Path, shop: Workshop, result: Json) -> Json:
     }
     measured = [] if shop.request.reuse else [VALUES, COSTS, IMPORTANCE]
     write_manifest(folder, about, [RUN, *measured, "plan.json", "result.json", "report.md"])
-    return result
+    return {**result, "out": str(out)}
