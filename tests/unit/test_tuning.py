@@ -110,6 +110,10 @@ def test_where_beginnings_are_used_up_the_model_goes_on_from_within_the_windows(
     begun = torch.cat([torch.ones(3, 1, dtype=torch.long), WINDOWS[:3]], 1)
     assert (lessons.beginnings_of(begun, 18, 4)[:, 0] == 1).all()  # a beginning-of-text stays where it belongs
     assert torch.equal(lessons.beginnings_of(WINDOWS[:1], 1, 24), WINDOWS[:1])
+    alone = torch.arange(8)[None]
+    assert (
+        lessons.beginnings_of(alone, 2, 3)[1].tolist() in alone[0].unfold(0, 3, 1).tolist()
+    )  # all of one share nothing
 
 
 @pytest.mark.parametrize("free", [0, 1 << 40])

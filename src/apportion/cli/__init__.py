@@ -10,7 +10,7 @@ from apportion.core.errors import ApportionError, first_line
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TOLD = 160  # letters of a message
-FREE = "end other programs on the device, or use smaller --window-tokens or --device cpu"
+SMALLER = ("--window-tokens", "--batch", "--device")  # what takes less memory, where a command has it
 
 
 def main() -> None:
@@ -26,11 +26,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if is_out_of_memory(error):
-            print(f"error: {ran_out(error)}", file=sys.stderr)
-            print(f"  remedy: {FREE}; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
-            sys.exit(1)
         show = getattr(error, "show", None)  # click's usage errors know how to print themselves
+        if show is None and is_out_of_memory(error):
+            print(f"error: {ran_out(error)}\n  remedy: {after_memory(sys.argv[1:])}", file=sys.stderr)
+            sys.exit(1)
         if show is None:
             raise
         show()
@@ -51,11 +50,25 @@ def ran_out(error: Exception) -> str:
     return f"memory ran out ({'. '.join(first_line(error).split('. ')[:2])[:TOLD]})"
 
 
-def how_to_go_on(arguments: list[str]) -> str:
-    """What to do after Ctrl-C: not every command can be resumed."""
+def after_memory(arguments: list[str]) -> str:
+    """What to do where memory ran out: what is asked otherwise needs another folder."""
+    own = [name for name in SMALLER if name.removeprefix("--").replace("-", "_") in options_of(arguments)]
+    other = f"; or use smaller {', '.join(own).replace('--device', '--device cpu')}" if own else ""
+    return f"end other programs on the device: {how_to_go_on(arguments)}{other}" + (
+        ", into another --out" * ("out" in options_of(arguments) and bool(own))
+    )
+
+
+def options_of(arguments: list[str]) -> set[str]:
+    """Names of the options of the command that runs."""
     commands = getattr(typer.main.get_command(app), "commands", {})
     running = next((commands[word] for word in arguments if word in commands), None)
-    options = {option.name for option in running.params} if running is not None else set()
+    return {str(option.name) for option in running.params} if running is not None else set()
+
+
+def how_to_go_on(arguments: list[str]) -> str:
+    """What to do after Ctrl-C: not every command can be resumed."""
+    options = options_of(arguments)
     if "resume" in options:
         return "finished work is saved; run the same command with --resume to go on"
     return "run the same command again" + (

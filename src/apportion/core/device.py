@@ -106,6 +106,19 @@ def reset_peak_memory() -> None:
             torch.cuda.reset_peak_memory_stats(index)
 
 
+def room_in_container(folder: str = "/sys/fs/cgroup") -> int | float:
+    """Bytes that Linux still gives a group of processes with a limit; its files in memory can be let go of."""
+    import math
+    from pathlib import Path
+
+    try:
+        most, used = (Path(folder, name).read_text().strip() for name in ("memory.max", "memory.current"))
+        told = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+        return math.inf if most == "max" else max(0, int(most) - int(used) + int(told.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return math.inf
+
+
 def free_bytes(device: str) -> int:
     """Memory that may be taken on a device; of a CPU's what Linux can give back too, UNTOLD bytes where no one says."""
     import os
@@ -117,7 +130,8 @@ def free_bytes(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + spare
     try:
         with open("/proc/meminfo", encoding="ascii") as told:
-            return next(1024 * int(line.split()[1]) for line in told if line.startswith("MemAvailable:"))
+            free = next(1024 * int(line.split()[1]) for line in told if line.startswith("MemAvailable:"))
+        return int(min(free, room_in_container()))
     except (OSError, StopIteration, ValueError, IndexError):
         pass  # not Linux
     try:

@@ -20,6 +20,10 @@ class Advance(Protocol):
     def __call__(self, units: int = 1) -> None: ...
 
 
+def ignored(units: int = 1) -> None:
+    """Progress that nobody looks at."""
+
+
 @contextmanager
 def progress(label: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
     """Count `total` units of work; `done` of them were finished by an earlier run.

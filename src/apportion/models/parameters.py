@@ -30,8 +30,8 @@ def held_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Cost: both in memory at once, where the dtype is another.
     """
     own = [(held, held.data) for held in (*model.parameters(), *model.buffers())]
-    cast_parameters(model, dtype)
     try:
+        cast_parameters(model, dtype)  # memory may run out half-way
         yield
     finally:
         for held, data in own:

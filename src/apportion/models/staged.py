@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from apportion.core.device import Placement, free_memory, is_out_of_memory
 from apportion.core.errors import ModelStructureError, NumericError, OutOfMemoryError
-from apportion.core.progress import counted
+from apportion.core.progress import Advance, counted, ignored
 from apportion.formats import Packed
 from apportion.models.calls import (
     Call,
@@ -41,6 +41,7 @@ from apportion.models.structure import Layout, find_layout
 # logits in flight: more gains nothing on CPU; a GPU waits for launches, and may hold several processes
 HEAD_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
+LEAST_HEAD_BYTES = 16 << 20
 Made = TypeVar("Made")
 VERIFY_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
@@ -145,14 +146,15 @@ class StagedModel:
         Raises:
             OutOfMemoryError: a single window is run already.
         """
-        if self._step(windows) <= 1:
+        step = min(self._step(windows), len(windows))
+        if step <= 1 and self.head_bytes <= LEAST_HEAD_BYTES:
             before = "; ".join(self.given_up) or "nothing"
             raise OutOfMemoryError(
                 f"memory of {self.placement.device} ran out with one window of {windows.shape[1]} tokens at a time "
                 f"(given up before: {before})",
                 "use smaller --window-tokens, a smaller --dtype, or --device cpu",
             )
-        self.block_tokens = self._step(windows) // 2 * windows.shape[1]
+        self.block_tokens = max(1, step // 2) * windows.shape[1]
         self.head_bytes //= 2
         self.given_up.append(f"{self.block_tokens:,} tokens at once")
         self._embedded.clear()
@@ -307,14 +309,13 @@ class StagedModel:
     def window_nll(
         self,
         windows: Int[Tensor, "windows tokens"],
-        advance: Callable[[int], object] = lambda done: None,
+        advance: Advance = ignored,
         *,
         teacher: Float[Tensor, "windows tokens hidden"] | None = None,
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """NLL per window with the weights that are in place now; memory bounded by a few windows.
 
         Args:
-            advance: told after every few windows how many were done.
             teacher: see `device_nll`.
 
         Raises:
@@ -325,7 +326,7 @@ class StagedModel:
     def _window_nll(
         self,
         windows: Int[Tensor, "windows tokens"],
-        advance: Callable[[int], object],
+        advance: Advance,
         teacher: Float[Tensor, "windows tokens hidden"] | None,
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         step = self._step(windows)
@@ -337,11 +338,13 @@ class StagedModel:
             advance(len(part))
         return np.concatenate(found)
 
-    def last_hidden(
-        self, windows: Int[Tensor, "windows tokens"], advance: Callable[[int], object] = lambda done: None
-    ) -> Float[Tensor, "windows tokens hidden"]:
+    def last_hidden(self, windows: Int[Tensor, "windows tokens"], advance: Advance = ignored) -> Tensor:
         """Hidden states after the last block with the weights that are in place now: what a teacher is made of."""
-        return self.within_memory(windows, lambda: torch.cat(list(counted(self._last(windows), advance))))
+        return self.within_memory(windows, lambda: self.run_blocks(windows, advance))
+
+    def run_blocks(self, windows: Int[Tensor, "windows tokens"], advance: Advance = ignored) -> Tensor:
+        """`last_hidden`, tried once."""
+        return torch.cat(list(counted(self._last(windows), advance)))
 
     def within_memory(self, windows: Int[Tensor, "windows tokens"], work: Callable[[], Made]) -> Made:
         """Try with ever fewer windows at once, as memory has it."""

@@ -1,7 +1,7 @@
 """The gradient of the loss with respect to every linear's weight, for scores that need it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from apportion.models.parameters import held_in
 from apportion.models.staged import StagedModel
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 2048}
+LEAVE_OUT = "leave llm-mq out of --methods, use smaller --window-tokens, or --device cpu; into another --out"
 
 
 def weight_gradients(
@@ -26,49 +27,60 @@ def weight_gradients(
     at once, and the model's `given_up` says so.
 
     Raises:
-        OutOfMemoryError: one window does not fit.
+        OutOfMemoryError: one window does not fit, or not the copy.
 
     Cost: one forward and one backward pass over the text; one float32 copy of the weights beside them and one of the
     gradients in memory.
     """
     device = staged.placement.device
     step = max(1, min(len(windows), BATCH_TOKENS[torch.device(device).type] // windows.shape[1]))
-    while True:
-        try:
-            return summed(staged, windows, step)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if step == 1:
-                raise OutOfMemoryError(
-                    f"memory of {device} ran out at the gradient of one window of {windows.shape[1]} tokens",
-                    "leave llm-mq out of --methods, use smaller --window-tokens, or --device cpu",
-                ) from error
-        step //= 2  # from the start: a backward pass that was cut off may have reached some of the weights
-        free_memory(device)
-        staged.given_up.append(f"gradients of {step} windows at once")
+    with differentiable(staged) as weights:
+        while True:
+            try:
+                return summed(staged, weights, windows, step)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if step == 1:
+                    place = f"the gradient of one window of {windows.shape[1]} tokens"
+                    raise OutOfMemoryError(f"memory of {device} ran out at {place}", LEAVE_OUT) from error
+            for weight in weights.values():  # a backward pass that was cut off may have reached some of them
+                weight.grad = None
+            step //= 2
+            free_memory(device)
+            staged.given_up.append(f"gradients of {step} windows at once")
 
 
 def summed(
-    staged: StagedModel, windows: Int[Tensor, "windows tokens"], step: int
+    staged: StagedModel, weights: Mapping[str, nn.Parameter], windows: Int[Tensor, "windows tokens"], step: int
 ) -> dict[str, Float[Tensor, "rows columns"]]:
     """`weight_gradients`, so many windows at once."""
-    parts = windows.split(step)
-    with differentiable(staged) as weights, progress("gradients", len(windows), "windows") as advance:
-        for part in parts:
+    with progress("gradients", len(windows), "windows") as advance:
+        for part in windows.split(step):
             ids = part.to(staged.placement.device)
             loss = staged.model(input_ids=ids, labels=ids, use_cache=False).loss
             (loss * (len(part) / len(windows))).backward()
             advance(len(part))
-        return {path: weight.grad.detach() for path, weight in weights.items() if weight.grad is not None}
+    return {path: weight.grad.detach() for path, weight in weights.items() if weight.grad is not None}
 
 
 @contextmanager
 def differentiable(staged: StagedModel) -> Iterator[dict[str, nn.Parameter]]:
-    """The model in float32, its blocks' linear weights asking for gradients; undone on leaving."""
+    """The model in float32, its blocks' linear weights asking for gradients; undone on leaving.
+
+    Raises:
+        OutOfMemoryError: there is no room for the float32 copy.
+    """
     staged.restore()
     weights: dict[str, nn.Parameter] = {path: staged.model.get_submodule(path).weight for path in staged.originals}
-    with held_in(staged.model, torch.float32):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held_in(staged.model, torch.float32))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            place = "a copy of the weights in float32, whose gradients are asked for"
+            raise OutOfMemoryError(f"memory of {staged.placement.device} ran out at {place}", LEAVE_OUT) from error
         for weight in weights.values():
             weight.requires_grad_(True)
         try:

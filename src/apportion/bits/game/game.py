@@ -218,7 +218,7 @@ class MeasuredGame:
         """Embed the text and choose how blocks are run; kept for later calls."""
         if self._engine is None:
             staged = self.bank.staged
-            if not staged.given_up:
+            if not self.bank.cache.drops:
                 self.bank.choose_cache(self.text.windows.numel())
             windows = self.text.windows.to(staged.placement.device)
             self._engine = engine_for(self.bank, staged.embed(self.text.windows), windows, self.teacher())

@@ -31,15 +31,24 @@ def input_squares(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -
 
     Cost: one forward pass, without the product with the head.
     """
-    head = staged.layout.head
     totals: dict[str, Tensor] = {}
     with progress("importance", len(windows), "windows") as advance:
         for part in windows.split(max(1, staged_tokens(staged) // windows.shape[1])):
-            with watched(staged.model, list(staged.originals), totals):
-                hidden = staged.last_hidden(part)
-            totals[head] = totals.get(head, 0.0) + sum_of_squares(head_inputs(staged, hidden))
+            found = staged.within_memory(part, lambda part=part: squares_of(staged, part))  # type: ignore[misc]
+            for path, squares in found.items():
+                totals[path] = totals.get(path, 0.0) + squares
             advance(len(part))
     return {path: total / windows.numel() for path, total in totals.items()}
+
+
+def squares_of(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -> dict[str, Tensor]:
+    """Sum of the squares of what every linear and the head are given, in one pass that is whole or fails."""
+    staged.embed(windows)  # what is found out about the model once is found out before it is watched
+    found: dict[str, Tensor] = {}
+    with watched(staged.model, list(staged.originals), found):
+        hidden = staged.run_blocks(windows)
+    found[staged.layout.head] = sum_of_squares(head_inputs(staged, hidden))
+    return found
 
 
 class HeadReached(Exception):  # noqa: N818  it stops a forward pass, nothing is wrong

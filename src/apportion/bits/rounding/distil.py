@@ -36,11 +36,16 @@ class Predictions:
 
     def inputs(self, chosen: Int[Tensor, " part"]) -> tuple[Tensor, ...]:
         """Hidden states before block 0, and the teacher's after the last, of these windows."""
-        windows, teacher = self.lesson.windows[chosen], self.lesson.teacher
-        hidden, calls = self.staged.begin(windows)
+        hidden, calls = self.staged.begin(self.lesson.windows[chosen])
         self.calls.setdefault(len(chosen), calls)
-        wanted = self.staged.last_hidden(windows) if teacher is None else teacher[chosen.to(teacher.device)]
+        teacher = self.lesson.teacher
+        wanted = self.answer(hidden, calls) if teacher is None else teacher[chosen.to(teacher.device)]
         return hidden, wanted.to(hidden.device)
+
+    @torch.no_grad()
+    def answer(self, begun: Float[Tensor, "part tokens hidden"], calls: Sequence[Call]) -> Tensor:
+        """What the checkpoint's own weights make of a part, of which nothing is kept."""
+        return deque(through_blocks(self.staged, {}, begun, calls), maxlen=1).pop()
 
     def gradient(self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], share: float) -> Tensor:
         """See `predictions_gradient`."""

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.bits.rounding.moments import Moments
+from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.errors import OutOfMemoryError
 from apportion.core.progress import progress
 from apportion.models.embedded import Embedded
 from apportion.models.staged import StagedModel
@@ -119,10 +121,31 @@ def visit_block(
         found = moments(staged, block, group, (rounded, left), full, own, embedded)
         for stage in group:
             for name in stage:
-                weight = visit(staged.layout.path(block, name), found[stage])
+                weight = visited(staged, visit, staged.layout.path(block, name), found[stage])
                 left[name] = own[name] if weight is None else weight.to(own[name])
     put(staged, block, own)
     return left
+
+
+def visited(staged: StagedModel, visit: Visit, path: str, found: Moments) -> Tensor | None:
+    """A visit, tried again once where memory runs out in it: fewer windows at once would not help.
+
+    Raises:
+        OutOfMemoryError: naming the linear.
+    """
+    for tried in range(2):
+        try:
+            return visit(path, found)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if tried:
+                raise OutOfMemoryError(
+                    f"memory of {staged.placement.device} ran out while {path} was rounded",
+                    "end other programs on the device, or use --device cpu into another --out",
+                ) from error
+        free_memory(staged.placement.device)
+    raise AssertionError
 
 
 def loaded(staged: StagedModel, block: int, pieces: Pieces | None) -> dict[str, Tensor] | None:

@@ -116,6 +116,8 @@ class Engine:
         try:
             fits, reason = self._same_as_own_cache(), "the model keeps more than keys and values of every token"
         except _OTHER_CACHE as error:
+            if is_out_of_memory(error):  # says nothing of the model, and slower ways would need no less
+                raise
             fits, reason = False, f"the model needs a cache of its own kind ({type(error).__name__})"
         if not fits:
             return Generation("batches", graph=False, reason=reason, slots=slots)
