@@ -193,6 +193,29 @@ def test_what_is_unknown_is_not_saved(stub: Stub, known: Routing) -> None:
         assert client.state.metrics.totals()["saved_tokens"] == 0  # type: ignore[attr-defined]
 
 
+def test_a_file_of_decisions_that_broke_is_said_without_saying_where_it_is(
+    stub: Stub, known: Routing, tmp_path: Path
+) -> None:
+    path = tmp_path / "decisions.sqlite"
+    with serving(stub, known, decisions=path) as client:
+        kept = client.chat.completions.create(**ASKED).model_dump()["apportion"]["decision_id"]
+        logged(client)
+        for name in ("decisions.sqlite-wal", "decisions.sqlite-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        path.write_bytes(b"no database at all" * 100)
+        assert get(client, f"/decisions/{kept}")[0] == 200, "from memory"
+        for status, found in (
+            get(client, "/decisions/dec-old"),
+            post(client, "/decisions/dec-old/feedback", {"score": 1}),
+        ):
+            assert status == 503
+            assert found["error"]["code"] == "decision_log_unreadable"
+            assert str(tmp_path) not in str(found)
+        path.unlink()
+        assert get(client, "/decisions/dec-old")[0] == 503
+        assert not path.exists()
+
+
 def test_a_priced_router_shows_what_answers_cost_and_save(stub: Stub, known: Routing, tmp_path: Path) -> None:
     scale = Scale(2000.0, 800.0, "rag+cot", Price(input=1.0, cached=0.5, output=4.0))
     priced = replace(known, router=replace(known.router, scale=scale))

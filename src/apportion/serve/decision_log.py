@@ -13,7 +13,8 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,12 +179,16 @@ class DecisionLog:
         return list(reversed(self._recent.values()))[:count]
 
     def find(self, decision_id: str) -> Record | None:
-        """A decision by id, from memory or from the file; None where it is in neither. Blocks on the disk."""
+        """A decision by id, from memory or from the file; None where it is in neither. Blocks on the disk.
+
+        Raises:
+            ArtifactError: the file cannot be read.
+        """
         if decision_id in self._recent:
             return self._recent[decision_id]
         if self.path is None:
             return None
-        with _opened(self.path) as database:
+        with _readable(self.path), _opened(self.path) as database:
             row = database.execute("SELECT * FROM decisions WHERE id = ?", (decision_id,)).fetchone()
         return None if row is None else _read(row)
 
@@ -257,11 +262,17 @@ def read_decisions(path: Path) -> list[Record]:
     Raises:
         ArtifactError: it cannot be read.
     """
+    with _readable(path), _opened(path) as database:
+        return [_read(row) for row in database.execute("SELECT * FROM decisions ORDER BY created, id")]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the system or SQLite says of a file, in our words."""
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # sqlite would make one
-        with _opened(path) as database:
-            return [_read(row) for row in database.execute("SELECT * FROM decisions ORDER BY created, id")]
+        yield
     except OSError as error:
         raise unreadable(path, error) from error
     except sqlite3.Error as error:

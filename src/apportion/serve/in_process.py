@@ -161,9 +161,9 @@ def read_request(body: Body) -> Request:
     turns = [(one["role"], text_of(one)) for one in messages if one["role"] not in ("system", "developer")]
     for text in (system, *(said for _, said in turns)):
         _check_characters(text)
-    pairs, before = _pairs(turns[:-1])
+    pairs, user = _shown(turns)
     return Request(
-        user=before + turns[-1][1],
+        user=user,
         system=system,
         examples=pairs,
         stop=_stops(body.get("stop")),
@@ -222,17 +222,20 @@ def _switch(options: object) -> bool | None:
     return switch
 
 
-def _pairs(turns: list[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Earlier turns as the model is shown them: in pairs, or as text where they do not alternate.
+def _shown(turns: list[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], str]:
+    """A conversation as the model is shown it: pairs of turns and what the user says last; all as text where turns do
+    not alternate, or where the last is not the user's.
 
-    >>> _pairs([("user", "a"), ("assistant", "b")]), _pairs([("user", "a")])
-    (((('a', 'b'),), ''), ((), 'User: a\\n\\n'))
+    >>> _shown([("user", "a"), ("assistant", "b"), ("user", "c")]), _shown([("user", "a"), ("user", "b")])
+    (((('a', 'b'),), 'c'), ((), 'User: a\\n\\nb'))
+    >>> _shown([("user", "a"), ("assistant", "b")])
+    ((), 'User: a\\n\\nAssistant: b')
     """
-    roles = [role for role, _ in turns]
-    if roles == ["user", "assistant"] * (len(turns) // 2):
-        texts = [text for _, text in turns]
-        return tuple(zip(texts[::2], texts[1::2], strict=True)), ""
-    return (), "".join(f"{role.capitalize()}: {text}\n\n" for role, text in turns)
+    roles, texts = [role for role, _ in turns], [text for _, text in turns]
+    if roles == [*["user", "assistant"] * (len(turns) // 2), "user"]:
+        return tuple(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1]
+    said = [f"{role.capitalize()}: {text}" for role, text in turns]
+    return (), "\n\n".join([*said[:-1], texts[-1] if roles[-1] == "user" else said[-1]])
 
 
 def _stops(stop: object) -> tuple[str, ...]:

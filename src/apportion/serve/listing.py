@@ -2,17 +2,20 @@
 
 import asyncio
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from apportion.core.errors import ArtifactError
 from apportion.serve.chat_request import parse_object
 from apportion.serve.incoming import read_body
 from apportion.serve.refusal import Refusal, json_response
 from apportion.serve.serving import Serving
 
 MAX_COMMENT_CHARS = 2000
+Found = TypeVar("Found")
 
 
 async def models(request: Request, serving: Serving) -> Response:
@@ -59,7 +62,7 @@ async def decisions(request: Request, serving: Serving) -> Response:
 
 async def decision(request: Request, serving: Serving) -> Response:
     """One decision, whole."""
-    found = await asyncio.to_thread(serving.log.find, request.path_params["decision_id"])
+    found = await _asked_of_log(serving.log.find, request.path_params["decision_id"])
     if found is None:
         raise _unknown(request)
     return json_response(found)
@@ -76,13 +79,21 @@ async def feedback(request: Request, serving: Serving) -> Response:
     if comment is not None and (not isinstance(comment, str) or len(comment) > MAX_COMMENT_CHARS):
         raise Refusal(400, f"comment: expected text of at most {MAX_COMMENT_CHARS} characters", param="comment")
     wanted = request.path_params["decision_id"]
-    if not await asyncio.to_thread(serving.log.score, wanted, float(score), comment):
+    if not await _asked_of_log(serving.log.score, wanted, float(score), comment):
         raise _unknown(request)
     return json_response({"id": wanted, "score": float(score)})
 
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "apportion"}
+
+
+async def _asked_of_log(ask: Callable[..., Found], *what: object) -> Found:
+    """What the log answers, which may have to read its file."""
+    try:
+        return await asyncio.to_thread(ask, *what)
+    except ArtifactError as error:
+        raise Refusal(503, "the file of decisions cannot be read", code="decision_log_unreadable") from error
 
 
 def _unknown(request: Request) -> Refusal:
