@@ -14,6 +14,7 @@ import apportion.cli.bits
 import apportion.cli.divergence  # noqa: F401  both add commands
 from apportion.bits.divergence import divergence_of, reference_of, summarize
 from apportion.bits.gguf.fisher import fisher_costs
+from apportion.bits.gguf.game import FileGame
 from apportion.bits.gguf.importance import input_squares, load_imatrix
 from apportion.bits.gguf.ladders import Ladders, require_budget
 from apportion.bits.gguf.plan import find_plan, write_file
@@ -83,6 +84,27 @@ def test_bytes_of_any_assignment_are_the_files(shop: Workshop) -> None:
         plan = tuple(rng.integers(0, len(ladders.costs.widths), len(ladders.names)).tolist())
         counted = ladders.costs.spent(plan) + ladders.costs.fixed_bytes
         assert counted == file_bytes(shop.fields, ladders.entries(shop.source.shapes, plan))
+
+
+def test_values_are_the_same_where_memory_runs_out_on_the_way(models: Callable[[str], Path], text: Path) -> None:
+    shop = open_workshop(str(models("llama")), FileRequest(max_bytes=10**9, calibration=text, **SMALL))
+    count = len(shop.ladders.names)
+    plans = [(0,) * count, (1,) * count, (0,) * (count // 2) + (1,) * (count - count // 2)]
+    expected = FileGame(shop.bank, shop.text.measured).values(plans)
+    game, called = FileGame(shop.bank, shop.text.measured), []
+
+    def watch(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        called.append(given[0].shape)
+        if len(called) == 2:  # of the second plan, the first being known by then
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = shop.staged.blocks[1].register_forward_pre_hook(watch)
+    found = game.values(plans)
+    handle.remove()
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert game.evaluations == len(plans)
+    assert game.kept_bytes == 0
+    assert shop.staged.given_up == ["32 tokens at once"]
 
 
 def test_a_text_too_short_for_finalists_of_its_own_is_told(shop: Workshop) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from apportion.bits.compare.activations import block_flow
 from apportion.bits.compare.gradients import weight_gradients
+from apportion.bits.divergence import divergence_of, reference_of
 from apportion.bits.game import MeasuredGame
 from apportion.bits.gguf.importance import input_squares
 from apportion.bits.quantizer import Quantizer
@@ -149,6 +150,19 @@ def test_importance_counts_no_pass_that_was_cut_off(staged: StagedModel) -> None
     for path, squares in found.items():
         torch.testing.assert_close(squares, expected[path], rtol=1e-4, atol=1e-8)
     assert staged.given_up
+
+
+def test_divergence_is_that_of_all_windows_at_once(staged: StagedModel) -> None:
+    reference = reference_of(staged, WINDOWS)
+    with staged.in_place(
+        round_plan(staged, rounding_named("nearest"), dict.fromkeys(staged.originals, grid_width(3, 16)))
+    ):
+        expected = divergence_of(reference, staged)
+        asked = holding(staged, 6, 0, block=2)
+        found = divergence_of(reference, staged)
+    assert asked == [6, 3, 3, 3, 3]  # embedded, then run
+    assert found.kl == pytest.approx(expected.kl, rel=1e-3, abs=1e-6)
+    assert found.kl.mean() > 0.01
 
 
 def test_what_others_gave_up_does_not_keep_a_game_from_decoding_once(staged: StagedModel, text_file: Path) -> None:

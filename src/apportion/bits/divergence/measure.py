@@ -102,9 +102,13 @@ def divergence_of(reference: Reference, candidate: StagedModel) -> TokenDivergen
     with progress("divergence", len(reference.windows), "windows") as advance:
         for start in range(0, len(reference.windows), step):
             part = slice(start, start + step)
-            hidden = candidate.last_hidden(reference.windows[part])
-            parts.append(compared(reference, part, hidden, candidate.logits))
-            advance(len(reference.windows[part]))
+            windows = reference.windows[part]
+
+            def work(part: slice = part, windows: Tensor = windows) -> tuple[Tensor, ...]:
+                return compared(reference, part, candidate.run_blocks(windows), candidate.logits)
+
+            parts.append(candidate.within_memory(windows, work))
+            advance(len(windows))
     kl, same, change, nll, own = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     if not np.isfinite(kl).all():
         raise NumericError("the divergence is not finite: a model's logits are NaN or infinite", "use --dtype float32")

@@ -4,7 +4,7 @@ Plans are evaluated as a trie: the embedding first, then the blocks in order, ea
 head last. Neighbours in sorted order share the hidden states of their common prefix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from apportion.bits.game import Assignment, Values, encode, require_finite, valu
 from apportion.bits.gguf.bank import GgufBank
 from apportion.core.arrays import NDArray
 from apportion.core.log import AppendLog
-from apportion.core.progress import progress
+from apportion.core.progress import Advance, progress
 from apportion.models.embedded import Embedded
 from apportion.models.text import Windows
 
@@ -43,32 +43,48 @@ class FileGame:
         self.evaluations = self.block_forwards = 0
         self.known: Values = values_of(log.records if log else [], "kl")
         bank.restore()
-        self.embedded: Embedded = self.staged.embed(self.windows)
         self.teacher = self.staged.last_hidden(self.windows)
+        self.embedded: Embedded = self.staged.embed(self.windows)
         self.stages = [stage_of(name, self.staged.layout.block_count) for name in bank.ladders.names]
         self._starts: dict[tuple[int, ...], Tensor] = {}
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept_bytes = KEPT_BYTES.get(self.windows.device.type, 0)
 
     def values(self, assignments: Sequence[Assignment]) -> Float[NDArray[np.float64], "assignments windows"]:
         """Mean KL per window in nats per token, one row for each plan.
 
+        Where memory runs out, the original's predictions are kept no more and fewer windows are run at once; what
+        was measured before stays.
+
         Raises:
-            NumericError: a value is NaN or infinite.
+            NumericError: a value is NaN or infinite. OutOfMemoryError: one window does not fit.
         """
         pending = {self.path(item): item for item in assignments if item not in self.known}
         try:
             with progress(PLANS, len(pending), "plans") as advance:
-                previous: tuple[Assignment, ...] = ()
-                states: list[Tensor] = []
-                for path in sorted(pending):
-                    keep = common(previous, path)
-                    states = self._walk(path, states[:keep], keep)
-                    self._keep(pending[path], self._kl(states[-1], path))
-                    previous = path
-                    advance()
+                self.staged.within_memory(self.windows, lambda: self._measure(pending, advance))
         finally:
             self.bank.restore()
         return np.stack([self.known[item] for item in assignments])
+
+    def _measure(self, pending: Mapping[tuple[Assignment, ...], Assignment], advance: Advance) -> None:
+        """All that is pending and not known yet."""
+        self.bank.restore()
+        previous: tuple[Assignment, ...] = ()
+        states: list[Tensor] = []
+        try:
+            self.embedded = self.staged.embed(self.windows)
+            for path in sorted(path for path, item in pending.items() if item not in self.known):
+                keep = common(previous, path)
+                states = self._walk(path, states[:keep], keep)
+                self._keep(pending[path], self._kl(states[-1], path))
+                previous = path
+                advance()
+        except RuntimeError:  # memory, for one
+            self._starts.clear()
+            self._kept.clear()
+            self.kept_bytes = 0
+            raise
 
     def path(self, assignment: Assignment) -> tuple[Assignment, ...]:
         """Rungs of the embedding, of each block's matrices, and of the head."""
@@ -127,7 +143,7 @@ class FileGame:
         p = log_p.exp()
         found = (p, (p * log_p).sum(-1))
         held = sum(kept.nbytes for kept, _ in self._kept.values())
-        if held + p.nbytes <= KEPT_BYTES.get(p.device.type, 0):
+        if held + p.nbytes <= self.kept_bytes:
             self._kept[start] = found
         return found
 
