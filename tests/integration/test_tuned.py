@@ -15,6 +15,7 @@ from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.recipe import Recipe
 from apportion.bits.report import tuning_note
 from apportion.bits.rounding import distil, full_precision_hidden
+from apportion.bits.rounding.tuning import ANEW
 from apportion.cli.bits import quantize_text
 from apportion.core.artifact import read_json
 from apportion.core.device import place
@@ -75,6 +76,8 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
     gained = f"best after {tuned['steps']} of 8 steps" if tuned["steps"] else "without gain"
     assert gained in (tmp_path / "q" / "report" / "report.md").read_text()
     assert gained in quantize_text(result)
+    assert f"At the looks: {tuned['looks'][0][1]:.4f} after 2, " in tuning_note(tuned)
+    assert "asked anew" in tuning_note({**tuned, "execution": tuned["execution"] + ANEW})
     staged = load_staged(str(tmp_path / "q"), CPU)
     windows = load_calibration(tmp_path / "q" / "samples" / WINDOWS).windows
     teacher = full_precision_hidden(load_staged(source, CPU), windows)

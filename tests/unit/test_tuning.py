@@ -249,6 +249,9 @@ def test_a_killed_run_goes_on_from_its_last_look_to_the_same_weights(checkpoint,
     assert taken == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
     assert same_weights(whole.packed, again.packed)
     assert (whole.before, whole.after, whole.steps) == (again.before, again.after, again.steps)
+    assert [number for number, _ in whole.looks] == [2, 4, 6, 8]
+    assert min(whole.before, *(loss for _, loss in whole.looks)) == whole.after
+    assert again.looks == whole.looks
 
 
 def test_a_state_that_takes_too_long_to_keep_is_kept_at_the_end_alone(checkpoint, tmp_path, monkeypatch):

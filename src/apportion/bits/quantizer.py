@@ -61,10 +61,11 @@ class PlanWeights:
     Attributes:
         packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after how
             many it was best; 0: none was better than untuned), `before` and `after` (cross-entropy to full precision on
-            windows kept aside, nats per token), `learned` (codes and scales, or scales alone and why), `batch` (windows
-            at once), `moved` (share of the codes), `own` (windows that the model wrote itself to learn from),
-            `execution` (whether steps were recorded, and why not, see `Tuned`),
-            `diverged` (the step at which the loss was not finite any more and tuning ended; None where it never was).
+            windows kept aside, nats per token), `looks` (steps and that loss, look by look), `learned` (codes and
+            scales, or scales alone and why), `batch` (windows at once), `moved` (share of the codes), `own` (windows
+            that the model wrote itself to learn from), `execution` (whether steps were recorded, and why not, see
+            `Tuned`), `diverged` (the step at which the loss was not finite any more and tuning ended; None where it
+            never was).
     """
 
     packed: Mapping[str, Packed]
@@ -295,7 +296,7 @@ class Quantizer:
         if not (self.recipe.tune and tuned):
             return PlanWeights(packed)
         found = tune(self.staged, packed, self.lesson, self.kept_for(widths))
-        names = ("steps", "before", "after", "learned", "batch", "moved", "own", "execution", "diverged")
+        names = ("steps", "before", "after", "looks", "learned", "batch", "moved", "own", "execution", "diverged")
         return PlanWeights(found.packed, {"asked": self.lesson.steps, **{name: getattr(found, name) for name in names}})
 
     def kept_for(self, widths: Mapping[str, Width]) -> Path | None:

@@ -152,6 +152,9 @@ def tuning_note(tuned: Json) -> str:
     learned = tuned["learned"].capitalize()
     at = tuned.get("diverged")
     ended = "" if at is None else f" It ended at step {at}, where the loss was not finite any more."
+    looks = [f"{loss:.4f} after {step}" for step, loss in tuned.get("looks", ())]
+    ended += f" At the looks: {', '.join(looks)}." if looks else ""
+    ended += " Full precision was asked anew at every step, for want of memory." if "anew" in tuned["execution"] else ""
     if not tuned["steps"]:
         return (
             f"{learned} were tuned for {tuned['asked']} steps without gain on windows kept aside; they are as "

@@ -33,11 +33,13 @@ class Tuned:
         packed: as the plan was written, with other scales (and codes).
         steps: after how many steps they were best; 0 is before the first.
         before, after: cross-entropy to full precision on the windows kept aside, nats per token.
+        looks: steps, and that cross-entropy after them, better or not.
         learned: `scales`, `codes and scales`, or what memory allowed of it and why.
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
         own: windows that the model wrote itself to learn from, beside the text's.
-        execution: `recorded` steps (a CUDA graph), `plain` ones, or why they were plain where they could be recorded.
+        execution: `recorded` steps (a CUDA graph), `plain` ones, or why they were plain where they could be recorded;
+            and whether full precision was asked anew at every step, for want of memory.
         diverged: the look at which the loss was not finite any more, and tuning ended; None where it never was.
     """
 
@@ -45,6 +47,7 @@ class Tuned:
     steps: int
     before: float
     after: float
+    looks: tuple[tuple[int, float], ...] = ()
     learned: str = "scales"
     batch: int = 0
     moved: float = 0.0
@@ -87,12 +90,15 @@ class Looks:
         widths = {path: item.width for path, item in self.start.items()}
         packed = packed_from(saved, COMPRESSED_TENSORS, shapes, widths) if saved else self.start
         grid = {path: item for path, item in packed.items() if isinstance(item, GridWeight)}
-        return Tuned(grid, told["steps"], told["before"], told["after"])
+        looks = tuple((int(step), float(loss)) for step, loss in told.get("looks", ()))
+        return Tuned(grid, told["steps"], told["before"], told["after"], looks)
 
     def take(self, step: int) -> None:
         """Look: keep the state if it is better than all before, and what is needed to go on from here."""
         found = self.descent.latents.found()
         loss = loss_of(self.staged, found, self.lesson.kept, self.lesson.kept_teacher)
+        if math.isfinite(loss):
+            self.best = replace(self.best, looks=(*self.best.looks, (step, loss)))
         if loss < self.best.after:
             self.best = replace(self.best, packed=found, steps=step, after=loss)
         if self.kept is not None:
@@ -108,7 +114,8 @@ class Looks:
             return
         tensors = {f"best/{name}": item for name, item in packed_tensors(best).items()}
         tensors |= {f"now/{name}": item for name, item in now.items()}
-        told = {"step": step, "steps": self.best.steps, "before": self.best.before, "after": self.best.after}
+        told: Json = {name: getattr(self.best, name) for name in ("steps", "before", "after", "looks")}
+        told["step"] = step
         kept.save(STATE, tensors, told)
         self.since = time.monotonic()
 
