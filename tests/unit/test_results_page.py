@@ -307,7 +307,7 @@ def test_a_main_job_promises_no_rows_that_it_has_not(path: Path) -> None:
     promised = "one width for all" in job["title"]
     assert promised == any(row["plan"].startswith("uniform") for row in job["rows"])
     own = job["result"]["tuned"] and job["result"]["tuned"]["own"]
-    assert ("earlier_state" in job) == (own == 2048)  # what was the most
+    assert own != 2048 or "earlier_state" in job  # what was the most
 
 
 def test_the_title_of_a_main_job_promises_what_it_writes() -> None:
