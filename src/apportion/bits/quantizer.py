@@ -43,7 +43,7 @@ from apportion.bits.rounding import (
     tune,
 )
 from apportion.core.arrays import NDArray
-from apportion.core.artifact import Json, claim_folder, digest_of, require_same
+from apportion.core.artifact import Json, claim_folder, digest_of, plain, require_same
 from apportion.core.log import AppendLog, read_log
 from apportion.core.output import output_folder
 from apportion.core.seeds import derived_seed
@@ -297,7 +297,8 @@ class Quantizer:
             return PlanWeights(packed)
         found = tune(self.staged, packed, self.lesson, self.kept_for(widths))
         names = ("steps", "before", "after", "looks", "learned", "batch", "moved", "own", "execution", "diverged")
-        return PlanWeights(found.packed, {"asked": self.lesson.steps, **{name: getattr(found, name) for name in names}})
+        told = {"asked": self.lesson.steps, **{name: getattr(found, name) for name in names}}
+        return PlanWeights(found.packed, plain(told))
 
     def kept_for(self, widths: Mapping[str, Width]) -> Path | None:
         """Where finished pieces of a plan's rounding and tuning are kept."""
