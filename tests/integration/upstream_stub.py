@@ -143,7 +143,10 @@ def make_app(stub: Stub) -> FastAPI:
             return JSONResponse({"error": {"message": said, "code": 400}}, 400)
         if stub.raw is not None and body.get("stream"):
             return StreamingResponse(iter(stub.raw), media_type="text/event-stream")
-        tokens = tokens_of(stub.reply(body["messages"]))
+        try:
+            tokens = tokens_of(stub.reply(body["messages"]))
+        except RuntimeError as error:  # an answer: an exception would close the connection under the next request
+            return JSONResponse({"error": {"message": str(error)}}, 500)
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(tokens)
         if not isinstance(limit, int) or not isinstance(body.get("stream", False), bool | None):
             return JSONResponse({"error": {"message": "a field of the wrong type"}}, 422)
