@@ -221,8 +221,8 @@ def first(files: Mapping[str, Json]) -> list[str]:
             "",
             *markdown(["rounding", "WikiText-2 perplexity"], rows),
             "",
-            *second(files),
             f"Made by `{learned['command']}`. More, and where goals were missed, in [docs/results.md](docs/results.md).",
+            *second(files),
         ]
     lines += beside_autoround(files)
     return lines or ["*not run*"]
@@ -245,7 +245,7 @@ def second(files: Mapping[str, Json]) -> list[str]:
         "full precision": rows["full precision"],
     }
     cells = [f"{name} {row['perplexity']:.1f}" for name, row in said.items()]
-    return [f"{SECOND}: {', '.join(cells)}.", ""]
+    return ["", f"{SECOND}: {', '.join(cells)}. Made by `{learned['command']}`."]
 
 
 def house_part(files: Mapping[str, Json]) -> list[str]:
