@@ -116,6 +116,12 @@ VARIANTS = [
     Variant("rate .003, gains at .003, more own text", make=straight(0.003, 0.003), steps=LONG, own=8192),
     Variant("rate .01, gains at .01, the text alone", make=straight(0.01, 0.01), steps=LONG, own=0),
     Variant("rate .01, gains at .0025, the text alone", make=straight(0.01, 0.0025), steps=LONG, own=0),
+    Variant("rate .005, gains at .01", make=straight(0.005, 0.01), steps=LONG),
+    Variant("rate .0015, gains at .002", make=straight(0.0015, 0.002), steps=LONG),
+    Variant("rate .005, gains at .002", make=straight(0.005, 0.002), steps=LONG),
+    Variant("rate .0005, gains at .0005", make=straight(0.0005, 0.0005), steps=LONG),
+    Variant("rate .0015, gains at .01", make=straight(0.0015, 0.01), steps=LONG),
+    Variant("rate .005, gains at .001", make=straight(0.005, 0.001), steps=LONG),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
