@@ -122,6 +122,7 @@ VARIANTS = [
     Variant("rate .0005, gains at .0005", make=straight(0.0005, 0.0005), steps=LONG),
     Variant("rate .0015, gains at .01", make=straight(0.0015, 0.01), steps=LONG),
     Variant("rate .005, gains at .001", make=straight(0.005, 0.001), steps=LONG),
+    Variant("rate .01, gains at .002, the text alone", make=straight(0.01, 0.002), steps=LONG, own=0),
 ]
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of a row's steps or seconds, whichever are over first
 
@@ -155,6 +156,7 @@ class Bench:
         left = max(1.0, self.seconds - (time.monotonic() - began)) if self.seconds else 0.0
         descent = Timed(latents, max(1, variant.steps), staged.compute_dtype, Micro(size), seconds=left)
         looks, seen = Looks(staged, lesson, start, descent, None), []
+        looks.goes_back = False
         if variant.blocks:
             looks.take(0)
         row = {

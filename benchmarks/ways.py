@@ -80,6 +80,9 @@ class Relaxed:
     def confine(self) -> None:
         pass
 
+    def begin(self, rows: slice, start: Start) -> None:
+        raise NotImplementedError("rows of learners.py do not go back")
+
     @torch.no_grad()
     def found(self) -> tuple[Tensor, Tensor]:
         codes = self.start.codes + self.logits.argmax(0).to(torch.int8) - 1

@@ -25,9 +25,14 @@ def tuned(model, steps=12):
     return tune(staged, rounded, lesson_of(staged, WINDOWS, steps, codes=True))
 
 
+@pytest.mark.parametrize("goes_back", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_recorded_steps_learn_what_plain_ones_learn(checkpoint, kind, monkeypatch):
+def test_recorded_steps_learn_what_plain_ones_learn(checkpoint, kind, monkeypatch, goes_back):
+    if goes_back:  # from rates that are far too fast
+        monkeypatch.setattr("apportion.bits.rounding.latent.GAIN_RATE", 5.0)
+        monkeypatch.setattr("apportion.bits.rounding.descent.WARM_STEPS", 1)
     recorded = tuned(str(checkpoint(kind)))
+    assert bool(recorded.slowed) == goes_back
     assert recorded.execution == "recorded"
     made = Descent.__init__
 
@@ -38,6 +43,7 @@ def test_recorded_steps_learn_what_plain_ones_learn(checkpoint, kind, monkeypatc
     monkeypatch.setattr(Descent, "__init__", plainly)
     plain = tuned(str(checkpoint(kind)))
     assert plain.execution == "plain"
+    assert recorded.slowed == plain.slowed
     assert recorded.after == pytest.approx(plain.after, rel=1e-3)
     assert recorded.after < recorded.before
 

@@ -53,6 +53,10 @@ from apportion.models.mixture import Mixture, read_mixture, shares_of
 from apportion.models.staged import StagedModel
 from apportion.models.text import Windows, load_calibration, prefix_of, sample_calibration, save_calibration
 
+TOLD = (
+    "steps", "before", "after", "looks", "slowed", "learned", "batch", "moved", "own", "execution", "diverged",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PlanWeights:
@@ -61,11 +65,11 @@ class PlanWeights:
     Attributes:
         packed: by module path. tuned: what tuning did, None where it was not asked for: `asked` and `steps` (after how
             many it was best; 0: none was better than untuned), `before` and `after` (cross-entropy to full precision on
-            windows kept aside, nats per token), `looks` (steps and that loss, look by look), `learned` (codes and
-            scales, or scales alone and why), `batch` (windows at once), `moved` (share of the codes), `own` (windows
-            that the model wrote itself to learn from), `execution` (whether steps were recorded, and why not, see
-            `Tuned`), `diverged` (the step at which the loss was not finite any more and tuning ended; None where it
-            never was).
+            windows kept aside, nats per token), `looks` (steps and that loss, look by look), `slowed`
+            (steps after which it went back and on at slower rates), `learned` (codes and scales, or scales alone and
+            why), `batch` (windows at once), `moved` (share of the codes), `own` (windows that the model wrote itself to
+            learn from), `execution` (whether steps were recorded, and why not, see `Tuned`), `diverged`
+            (the step at which the loss was not finite any more and tuning ended; None where it never was).
     """
 
     packed: Mapping[str, Packed]
@@ -296,8 +300,7 @@ class Quantizer:
         if not (self.recipe.tune and tuned):
             return PlanWeights(packed)
         found = tune(self.staged, packed, self.lesson, self.kept_for(widths))
-        names = ("steps", "before", "after", "looks", "learned", "batch", "moved", "own", "execution", "diverged")
-        told = {"asked": self.lesson.steps, **{name: getattr(found, name) for name in names}}
+        told = {"asked": self.lesson.steps, **{name: getattr(found, name) for name in TOLD}}
         return PlanWeights(found.packed, plain(told))
 
     def kept_for(self, widths: Mapping[str, Width]) -> Path | None:

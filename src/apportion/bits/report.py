@@ -154,6 +154,8 @@ def tuning_note(tuned: Json) -> str:
     ended = "" if at is None else f" It ended at step {at}, where the loss was not finite any more."
     looks = [f"{loss:.4f} after {step}" for step, loss in tuned.get("looks", ())]
     ended += f" At the looks: {', '.join(looks)}." if looks else ""
+    slowed = ", ".join(map(str, tuned.get("slowed", ())))
+    ended += f" No better than before at step {slowed}: from there back to the best, at slower rates." if slowed else ""
     ended += " Full precision was asked anew at every step, for want of memory." if "anew" in tuned["execution"] else ""
     if not tuned["steps"]:
         return (

@@ -1,9 +1,12 @@
 """Which device and dtype a run uses, and why. Imports torch only when asked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from apportion.core.errors import InputError
 
+Made = TypeVar("Made")
 DTYPES = ("float32", "bfloat16", "float16")
 UNTOLD = 4 << 30
 
@@ -70,6 +73,30 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or any(kind in text for kind in kinds)
     )
+
+
+def within_memory(work: Callable[[], Made], shrink: Callable[[], None]) -> Made:
+    """Work, tried again whenever memory runs out in it, after `shrink`, which makes the next try need less, or raises.
+
+    The error and what its frames hold are gone before `shrink` begins.
+
+    >>> sizes = [8]
+    >>> def half():
+    ...     sizes.append(sizes[-1] // 2)
+    >>> def work():
+    ...     if sizes[-1] > 2:
+    ...         raise MemoryError
+    ...     return sizes[-1]
+    >>> within_memory(work, half)
+    2
+    """
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        shrink()
 
 
 def free_memory(device: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from apportion.core.device import Placement, free_memory, is_out_of_memory
+from apportion.core.device import Placement, free_memory, within_memory
 from apportion.core.errors import ModelStructureError, NumericError, OutOfMemoryError
 from apportion.core.progress import Advance, counted, ignored
 from apportion.formats import Packed
@@ -348,13 +348,7 @@ class StagedModel:
 
     def within_memory(self, windows: Int[Tensor, "windows tokens"], work: Callable[[], Made]) -> Made:
         """Try with ever fewer windows at once, as memory has it."""
-        while True:
-            try:
-                return work()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            self.shrink(windows)
+        return within_memory(work, lambda: self.shrink(windows))
 
     def _step(self, windows: Int[Tensor, "windows tokens"]) -> int:
         """Windows that are run at once."""

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.device import free_memory, within_memory
 from apportion.core.errors import ArtifactError, InputError, OutOfMemoryError
 from apportion.core.progress import progress
 from apportion.core.seeds import derived_seed, stream
@@ -246,25 +247,24 @@ def in_parts(
         seeds: one for each part, the same of a part that is tried again with fewer windows.
         remedy: what the error says where one window does not fit.
     """
-    found, left, seed = [prompts.new_empty(0, window_tokens)], prompts, next(seeds)
-    while len(left):
-        part, ran_out = left[:at_once], False
-        try:
-            found.append(written_on(staged, part, window_tokens, pad, seed))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            ran_out = True
-        if not ran_out:
-            left, seed = left[len(part) :], next(seeds)
-        elif len(part) == 1:
+    found, left = [prompts.new_empty(0, window_tokens)], prompts
+
+    def part_written(seed: int) -> Tensor:
+        return written_on(staged, left[:at_once], window_tokens, pad, seed)
+
+    def shrink() -> None:
+        nonlocal at_once
+        at_once = min(at_once, len(left)) // 2
+        if not at_once:
             raise OutOfMemoryError(
-                f"a window of {window_tokens} tokens does not fit into memory while the model writes it",
-                remedy,
+                f"a window of {window_tokens} tokens does not fit into memory while the model writes it", remedy
             )
-        else:
-            at_once = len(part) // 2
-            free_memory(staged.placement.device)
+        free_memory(staged.placement.device)
+
+    while len(left):
+        seed = next(seeds)
+        found.append(within_memory(partial(part_written, seed), shrink))
+        left = left[len(found[-1]) :]
     return torch.cat(found)
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.device import free_memory, within_memory
 from apportion.core.errors import OutOfMemoryError
 from apportion.core.progress import progress
 from apportion.models.parameters import held_in
@@ -34,21 +34,20 @@ def weight_gradients(
     """
     device = staged.placement.device
     step = max(1, min(len(windows), BATCH_TOKENS[torch.device(device).type] // windows.shape[1]))
+
+    def shrink() -> None:
+        nonlocal step
+        if step == 1:
+            place = f"the gradient of one window of {windows.shape[1]} tokens"
+            raise OutOfMemoryError(f"memory of {device} ran out at {place}", LEAVE_OUT)
+        for weight in weights.values():  # a backward pass that was cut off may have reached some of them
+            weight.grad = None
+        step //= 2
+        free_memory(device)
+        staged.given_up.append(f"gradients of {step} windows at once")
+
     with differentiable(staged) as weights:
-        while True:
-            try:
-                return summed(staged, weights, windows, step)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if step == 1:
-                    place = f"the gradient of one window of {windows.shape[1]} tokens"
-                    raise OutOfMemoryError(f"memory of {device} ran out at {place}", LEAVE_OUT) from error
-            for weight in weights.values():  # a backward pass that was cut off may have reached some of them
-                weight.grad = None
-            step //= 2
-            free_memory(device)
-            staged.given_up.append(f"gradients of {step} windows at once")
+        return within_memory(lambda: summed(staged, weights, windows, step), shrink)
 
 
 def summed(
@@ -74,13 +73,12 @@ def differentiable(staged: StagedModel) -> Iterator[dict[str, nn.Parameter]]:
     staged.restore()
     weights: dict[str, nn.Parameter] = {path: staged.model.get_submodule(path).weight for path in staged.originals}
     with ExitStack() as stack:
-        try:
-            stack.enter_context(held_in(staged.model, torch.float32))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+
+        def refuse() -> None:
             place = "a copy of the weights in float32, whose gradients are asked for"
-            raise OutOfMemoryError(f"memory of {staged.placement.device} ran out at {place}", LEAVE_OUT) from error
+            raise OutOfMemoryError(f"memory of {staged.placement.device} ran out at {place}", LEAVE_OUT)
+
+        within_memory(lambda: stack.enter_context(held_in(staged.model, torch.float32)), refuse)
         for weight in weights.values():
             weight.requires_grad_(True)
         try:

@@ -25,7 +25,7 @@ from apportion.bits.game.players import Assignment, Player, decode, encode
 from apportion.bits.rounding import FULL_PRECISION
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
-from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.device import free_memory, within_memory
 from apportion.core.errors import NumericError
 from apportion.core.launch import to_host
 from apportion.core.log import AppendLog
@@ -166,15 +166,11 @@ class MeasuredGame:
         self, pending: dict[tuple[Assignment, ...], Assignment], advance: Callable[[int], None]
     ) -> None:
         """Walk; where memory runs out give up speed step by step, and go on with what is left."""
-        while True:
-            left = sorted(path for path, item in pending.items() if item not in self.known)
-            try:
-                return self._walk(left, pending, advance)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._engine = None  # let go of its buffers before the next try; the error's frames go with it
-            self._give_up_something()
+
+        def walk() -> None:
+            self._walk(sorted(path for path, item in pending.items() if item not in self.known), pending, advance)
+
+        within_memory(walk, self._give_up_something)
 
     def _give_up_something(self) -> None:
         """The next cheaper way: no decoded weights and no graphs, then ever fewer windows at once.
@@ -182,6 +178,7 @@ class MeasuredGame:
         Raises:
             OutOfMemoryError: nothing is left to give up.
         """
+        self._engine = None  # let go of its buffers before the next try
         cache, staged = self.bank.cache, self.bank.staged
         if cache.limit:
             cache.drop("memory ran out, so nothing is kept decoded")

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from apportion.bits.rounding.latent import Latents
 from apportion.bits.rounding.recorded import Recorder
-from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.device import free_memory, within_memory
 from apportion.core.errors import OutOfMemoryError
+from apportion.formats import GridWeight
 
 WARM_STEPS = 10
+SLOWER = 0.2  # of the rates, where all that was learned is worth nothing
 LOSS_SCALE = {torch.float16: 1024.0}  # gradients of single weights underflow in float16; Adam divides it out
 Inputs = tuple[Tensor, ...]
 
@@ -62,7 +64,7 @@ class Descent:
         self.latents, self.steps, self.dtype, self.micro = latents, steps, dtype, micro
         self.optimizers = [codes.optimizer() for codes in latents.codes]
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.done = 0
+        self.done = self.warmed = 0  # steps over; those before the rates last began to warm up
         moving = [value for _, value, _ in self.values() if value.requires_grad]
         steady = all(codes.steady for codes in latents.codes)
         self.recorder = Recorder(moving) if steady and torch.device(self.device).type == "cuda" else None
@@ -73,7 +75,7 @@ class Descent:
         Raises:
             OutOfMemoryError: one window does not fit.
         """
-        share = min(1.0, (self.done + 1) / WARM_STEPS) * (1 - self.progress)
+        share = min(1.0, (self.done - self.warmed + 1) / WARM_STEPS) * (1 - self.progress)
         for optimizer, given in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, given, strict=True):
                 group["lr"] = rate * share
@@ -87,22 +89,37 @@ class Descent:
 
     def loss(self, task: Task, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """The loss of a batch, its gradient where the optimizers look for it; in smaller parts if memory runs out."""
-        while True:
-            try:
-                return self.parts(task, batch)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.micro.windows == 1:
-                    raise OutOfMemoryError(
-                        f"memory of {self.device} ran out while learning from one window at a time",
-                        "use smaller --window-tokens, --tune-scales instead of --tune, or a larger device",
-                    ) from error
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            if self.recorder is not None:
-                self.recorder.give_up("memory ran out")
-            self.micro.halve(self.device)
+        return within_memory(lambda: self.parts(task, batch), self.shrink)
+
+    def shrink(self) -> None:
+        """Half as many windows at once from now on, and nothing recorded.
+
+        Raises:
+            OutOfMemoryError: it is one window already.
+        """
+        if self.micro.windows == 1:
+            raise OutOfMemoryError(
+                f"memory of {self.device} ran out while learning from one window at a time",
+                "use smaller --window-tokens, --tune-scales instead of --tune, or a larger device",
+            )
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        if self.recorder is not None:
+            self.recorder.give_up("memory ran out")
+        self.micro.halve(self.device)
+
+    def go_back(self, items: Mapping[str, GridWeight], own: Mapping[str, Tensor]) -> None:
+        """Begin again from these weights, more slowly."""
+        self.latents.begin(items, own, self.device)
+        for _, value, optimizer in self.values():
+            for item in optimizer.state[value].values():
+                item.zero_()
+        self.slow_down(self.done)
+
+    def slow_down(self, since: int) -> None:
+        """SLOWER of all rates from a step on, which warm up anew there."""
+        self.rates = [[SLOWER * rate for rate in group] for group in self.rates]
+        self.warmed = since
 
     def parts(self, task: Task, batch: Int[Tensor, " size"]) -> Float[Tensor, ""]:
         """The loss of a batch, part by part; one that is no parts is recorded where it can be."""
@@ -120,6 +137,11 @@ class Descent:
             used = [path for path, leaf in leaves.items() if leaf.grad is not None]
             torch.autograd.backward([decoded[path] for path in used], [leaves[path].grad for path in used])
         return torch.stack(losses).sum()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is long enough at its rates for what it found to tell of them."""
+        return self.done - self.warmed >= 2 * WARM_STEPS
 
     @property
     def execution(self) -> str:

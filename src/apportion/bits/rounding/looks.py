@@ -18,9 +18,9 @@ from apportion.formats import COMPRESSED_TENSORS, GridWeight
 from apportion.models.staged import StagedModel
 from apportion.models.text import Windows
 
-CHECKS = 4  # looks at the windows kept aside
+LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the steps: after each a look at the windows kept aside
 STATE = "tuning"
-GAINS = "gains in codes"  # what a state's gains mean: those of earlier versions were logarithms at every width
+GAINS = "gains in codes, finer beyond 2 bits"  # what a state's gains mean: in earlier versions it was another thing
 KEEP_BYTES_S = 2.5e8  # bytes a second of copying, digest and disk: 17 GB (1.3 billion weights) took a minute
 KEEP_SHARE = 0.2  # of the time since the state was kept last may go to keeping it
 
@@ -34,6 +34,8 @@ class Tuned:
         steps: after how many steps they were best; 0 is before the first.
         before, after: cross-entropy to full precision on the windows kept aside, nats per token.
         looks: steps, and that cross-entropy after them, better or not.
+        slowed: steps after which that was no better than before the first: it went back there to the best state, and
+            on at a fifth of the rates.
         learned: `scales`, `codes and scales`, or what memory allowed of it and why.
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
@@ -48,6 +50,7 @@ class Tuned:
     before: float
     after: float
     looks: tuple[tuple[int, float], ...] = ()
+    slowed: tuple[int, ...] = ()
     learned: str = "scales"
     batch: int = 0
     moved: float = 0.0
@@ -61,6 +64,7 @@ class Looks:
 
     Attributes:
         best: the start, until a look is better. steps: after which ones to look.
+        goes_back: where a look is no better than the start, to the best state, and on more slowly.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class Looks:
         kept: Kept | None,
     ) -> None:
         self.staged, self.lesson, self.start, self.descent, self.kept = staged, lesson, start, descent, kept
-        self.steps = {lesson.steps * look // CHECKS for look in range(1, CHECKS + 1)}
+        self.steps = {max(1, round(lesson.steps * share)) for share in LOOKS}
+        self.goes_back = True
         self.since = time.monotonic()
         piece = None if kept is None else kept.load(STATE)
         if piece is None:
@@ -85,13 +90,16 @@ class Looks:
         """The best state of a killed run; the descent goes on where that one looked last."""
         moving = {name.removeprefix("now/"): item for name, item in tensors.items() if name.startswith("now/")}
         self.descent.load(moving, told["step"])
+        slowed = tuple(int(step) for step in told.get("slowed", ()))
+        for step in slowed:
+            self.descent.slow_down(step)
         saved = {name.removeprefix("best/"): item for name, item in tensors.items() if name.startswith("best/")}
         shapes = {path: item.shape for path, item in self.start.items()}
         widths = {path: item.width for path, item in self.start.items()}
         packed = packed_from(saved, COMPRESSED_TENSORS, shapes, widths) if saved else self.start
         grid = {path: item for path, item in packed.items() if isinstance(item, GridWeight)}
         looks = tuple((int(step), float(loss)) for step, loss in told.get("looks", ()))
-        return Tuned(grid, told["steps"], told["before"], told["after"], looks)
+        return Tuned(grid, told["steps"], told["before"], told["after"], looks, slowed)
 
     def take(self, step: int) -> None:
         """Look: keep the state if it is better than all before, and what is needed to go on from here."""
@@ -101,6 +109,11 @@ class Looks:
             self.best = replace(self.best, looks=(*self.best.looks, (step, loss)))
         if loss < self.best.after:
             self.best = replace(self.best, packed=found, steps=step, after=loss)
+        del found
+        worthless = self.descent.settled and not loss < self.best.before
+        if worthless and self.goes_back and step < self.lesson.steps:
+            self.descent.go_back(self.best.packed, self.staged.originals)
+            self.best = replace(self.best, slowed=(*self.best.slowed, step))
         if self.kept is not None:
             self.keep(self.kept, step)
 
@@ -114,7 +127,7 @@ class Looks:
             return
         tensors = {f"best/{name}": item for name, item in packed_tensors(best).items()}
         tensors |= {f"now/{name}": item for name, item in now.items()}
-        told: Json = {name: getattr(self.best, name) for name in ("steps", "before", "after", "looks")}
+        told: Json = {name: getattr(self.best, name) for name in ("steps", "before", "after", "looks", "slowed")}
         told["step"] = step
         kept.save(STATE, tensors, told)
         self.since = time.monotonic()

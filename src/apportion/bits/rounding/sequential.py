@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.bits.rounding.moments import Moments
-from apportion.core.device import free_memory, is_out_of_memory
+from apportion.core.device import free_memory, within_memory
 from apportion.core.errors import OutOfMemoryError
 from apportion.core.progress import progress
 from apportion.models.embedded import Embedded
@@ -133,19 +133,17 @@ def visited(staged: StagedModel, visit: Visit, path: str, found: Moments) -> Ten
     Raises:
         OutOfMemoryError: naming the linear.
     """
-    for tried in range(2):
-        try:
-            return visit(path, found)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if tried:
-                raise OutOfMemoryError(
-                    f"memory of {staged.placement.device} ran out while {path} was rounded",
-                    "end other programs on the device, or use --device cpu into another --out",
-                ) from error
+    tries = iter((path,))
+
+    def once_more() -> None:
+        if next(tries, None) is None:
+            raise OutOfMemoryError(
+                f"memory of {staged.placement.device} ran out while {path} was rounded",
+                "end other programs on the device, or use --device cpu into another --out",
+            )
         free_memory(staged.placement.device)
-    raise AssertionError
+
+    return within_memory(lambda: visit(path, found), once_more)
 
 
 def loaded(staged: StagedModel, block: int, pieces: Pieces | None) -> dict[str, Tensor] | None:

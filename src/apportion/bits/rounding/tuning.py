@@ -53,7 +53,7 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
     Raises:
         OutOfMemoryError: not even one window fits.
 
-    Cost: `steps` forward and backward passes over BATCH_TOKENS tokens, and CHECKS + 1 over the windows kept aside.
+    Cost: `steps` forward and backward passes over BATCH_TOKENS tokens, and one more than LOOKS over the windows aside.
     The checkpoint's own weights are in place before and after.
     """
     start = {path: item for path, item in rounded.items() if isinstance(item, GridWeight)}
