@@ -20,7 +20,7 @@ from command_line import own_command
 from judging import Judge
 from tasks import Resampled, WithOutside, WithStates
 from torch import Tensor
-from ways import Centred, Norms, Outside, Relaxed, Signed, Slow, With, straight
+from ways import Centred, Norms, Outside, Relaxed, Signed, Slow, With, scales_alone, straight
 
 from apportion.bits.game import own_nll
 from apportion.bits.rounding import full_precision_hidden, round_plan, rounding_named, tuning
@@ -62,7 +62,7 @@ class Variant:
     name: str
     blocks: int = 0
     steps: int = 200
-    make: Make = tuning.scales_alone
+    make: Make = scales_alone
     block_make: Make | None = None
     rounding: str = "gptq"
     own: int = 2048

@@ -173,5 +173,10 @@ class With:
         return {**self.latents.found(), **plain}
 
 
+def scales_alone(start: Start) -> StraightThrough:
+    """Codes stay as they are."""
+    return StraightThrough(start, position_rate=0)
+
+
 def straight(position: float = 0.01, gain: float = 0.01) -> Make:
     return lambda start: StraightThrough(start, position, gain)

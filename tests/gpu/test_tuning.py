@@ -12,6 +12,7 @@ from apportion.bits.rounding.tuning import tune
 from apportion.core.device import place
 from apportion.formats import grid_width
 from apportion.models.load import load_staged
+from tests.learned import wrong_at
 from tests.recipes import small
 from tests.tiny_models import KINDS
 
@@ -28,9 +29,9 @@ def tuned(model, steps=12):
 @pytest.mark.parametrize("goes_back", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_steps_learn_what_plain_ones_learn(checkpoint, kind, monkeypatch, goes_back):
-    if goes_back:  # from rates that are far too fast
-        monkeypatch.setattr("apportion.bits.rounding.latent.GAIN_RATE", 5.0)
+    if goes_back:  # to what was learned by then
         monkeypatch.setattr("apportion.bits.rounding.descent.WARM_STEPS", 1)
+        wrong_at(monkeypatch, 6)
     recorded = tuned(str(checkpoint(kind)))
     assert bool(recorded.slowed) == goes_back
     assert recorded.execution == "recorded"
@@ -43,7 +44,8 @@ def test_recorded_steps_learn_what_plain_ones_learn(checkpoint, kind, monkeypatc
     monkeypatch.setattr(Descent, "__init__", plainly)
     plain = tuned(str(checkpoint(kind)))
     assert plain.execution == "plain"
-    assert recorded.slowed == plain.slowed
+    assert recorded.slowed == plain.slowed == (6,) * goes_back
+    assert recorded.steps == plain.steps == 12
     assert recorded.after == pytest.approx(plain.after, rel=1e-3)
     assert recorded.after < recorded.before
 

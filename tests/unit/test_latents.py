@@ -5,7 +5,7 @@ import torch
 
 from apportion.bits.rounding import distil, round_plan, tuning
 from apportion.bits.rounding.descent import Descent, Micro
-from apportion.bits.rounding.latent import FINER, GAIN_RATE, Latents, Start, StraightThrough
+from apportion.bits.rounding.latent import FINER, Latents, Start, StraightThrough
 from apportion.bits.rounding.lesson import lesson_of
 from apportion.bits.rounding.nearest import Nearest
 from apportion.core.device import place
@@ -35,6 +35,7 @@ def test_to_go_back_is_to_begin_from_other_weights_with_nothing_remembered(check
     assert not same_weights(other, rounded)
     used.go_back(rounded, staged.originals)
     assert same_weights(used.latents.found(), rounded)
+    assert used.latents.codes[0].gain.count_nonzero() == 0
     assert {name: value.data_ptr() for name, value in used.tensors().items()} == places  # a recording reads them there
     fresh.slow_down(3)
     fresh.done = 3
@@ -53,7 +54,7 @@ def test_the_room_that_steps_take_is_taken_before_the_first(checkpoint):
     before = {name: value.data_ptr() for name, value in descent.tensors().items()}
     descent.step(distil.Predictions(staged, lesson), torch.arange(4))
     assert {name: value.data_ptr() for name, value in descent.tensors().items()} == before
-    assert {name.split(".")[-1] for name in before} == {"value", "step", "exp_avg", "exp_avg_sq"}
+    assert {name.split(".")[-1] for name in before} == {"value", "step", "exp_avg", "exp_avg_sq", "scale"}
 
 
 def test_before_the_first_step_the_weights_are_those_that_were_rounded(checkpoint):
@@ -68,7 +69,7 @@ def test_before_the_first_step_the_weights_are_those_that_were_rounded(checkpoin
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_gradient_of_gains_is_that_of_autograd(bits):
     start = start_at(torch.randint(-2, 2, (5, 8), generator=torch.Generator().manual_seed(0)), bits)
-    codes = StraightThrough(start, gain_rate=0.01)
+    codes = StraightThrough(start)
     wanted = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     (codes.decode(torch.float32, 0.0) * wanted).sum().backward()
     gain = torch.zeros(5, 1, requires_grad=True)
@@ -77,18 +78,18 @@ def test_the_gradient_of_gains_is_that_of_autograd(bits):
     assert torch.allclose(codes.position.grad, wanted * start.scale)  # as if nothing were rounded
 
 
-@pytest.mark.parametrize("rate", [None, GAIN_RATE])
-def test_a_step_of_a_gain_moves_the_outermost_weight_by_as_much_of_a_code_at_every_width(rate):
-    """Where nobody gives a rate, by a fifth of it beyond 2 bits."""
+@pytest.mark.parametrize("finer", [1.0, FINER])
+def test_a_step_of_a_gain_moves_the_outermost_weight_by_as_much_of_a_code_at_every_width(finer):
+    """In large models by a fifth of it beyond 2 bits."""
     moved = []
     for bits in (2, 3, 4, 8):
-        codes = StraightThrough(start_at(torch.full((5, 8), -(2 ** (bits - 1))), bits), gain_rate=rate)
+        codes = StraightThrough(start_at(torch.full((5, 8), -(2 ** (bits - 1))), bits), finer=finer)
         optimizer = codes.optimizer()
         before = codes.decode(torch.float32, 0.0).detach()
         codes.decode(torch.float32, 0.0).sum().backward()
         codes.position.grad = None
         optimizer.step()
-        told = FINER if rate is None and bits > 2 else 1.0
+        told = finer if bits > 2 else 1.0
         moved.append((codes.decode(torch.float32, 0.0) - before) / codes.start.scale / told)
     assert all(torch.allclose(one.abs(), torch.tensor(2 * 0.01), rtol=0.01) for one in moved)
 

@@ -110,11 +110,32 @@ class Descent:
 
     def go_back(self, items: Mapping[str, GridWeight], own: Mapping[str, Tensor]) -> None:
         """Begin again from these weights, more slowly."""
-        self.latents.begin(items, own, self.device)
+        within_memory(lambda: self.latents.begin(items, own, self.device), self.make_room)
         for _, value, optimizer in self.values():
             for item in optimizer.state[value].values():
                 item.zero_()
         self.slow_down(self.done)
+
+    def found(self) -> dict[str, GridWeight]:
+        """Every linear's weight as it would be written now.
+
+        Raises:
+            OutOfMemoryError: there is no room for it beside what is learned.
+        """
+        return within_memory(self.latents.found, self.make_room)
+
+    def make_room(self) -> None:
+        """Let go of what is recorded.
+
+        Raises:
+            OutOfMemoryError: nothing is.
+        """
+        if self.recorder is None or self.recorder.failure:
+            raise OutOfMemoryError(
+                f"memory of {self.device} ran out while what was learned was looked at",
+                "use --tune-scales instead of --tune, or a larger device",
+            )
+        self.recorder.give_up("memory ran out")
 
     def slow_down(self, since: int) -> None:
         """SLOWER of all rates from a step on, which warm up anew there."""
@@ -168,8 +189,8 @@ class Descent:
                     yield f"{place}.{number}", value, optimizer
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that later steps depend on."""
-        found = {}
+        """All that later steps depend on: scales too, from which gains count, and which going back replaces."""
+        found = {f"{place}.scale": codes.start.scale for place, codes in enumerate(self.latents.codes)}
         for name, value, optimizer in self.values():
             found[f"{name}.value"] = value.detach()
             for key, item in optimizer.state[value].items():
@@ -178,6 +199,8 @@ class Descent:
 
     def load(self, tensors: Mapping[str, Tensor], done: int) -> None:
         """Go on after so many steps, with what `tensors` gave there; after the last step nothing is needed."""
+        for place, codes in enumerate(self.latents.codes if tensors else ()):
+            codes.start.scale.copy_(tensors[f"{place}.scale"])
         for name, value, optimizer in self.values() if tensors else ():
             own = {key.removeprefix(f"{name}."): item for key, item in tensors.items() if key.startswith(f"{name}.")}
             value.data.copy_(own.pop("value"))

@@ -4,8 +4,8 @@ All groups of one size lie in one tensor, whatever linear and width they belong 
 ten operations instead of some thousand (the plan's widths are two columns, lowest and highest code).
 
 A weight is `code * scale`. The scale is its start times exp(unit * gain); the unit is such that a step of a gain moves
-the outermost weight by as much of a code at every width, and beyond 2 bits by FINER of that. The code is a position, a
-float in units of the scale, rounded; the gradient passes through the rounding as if it were not there
+the outermost weight by as much of a code at every width (in large models by FINER of it beyond 2 bits). The code is a
+position, a float in units of the scale, rounded; the gradient passes through the rounding as if it were not there
 (straight-through). A position begins where the checkpoint's own weight lies, within CENTRE of the code that the
 rounding found: before the first step the weights are exactly those of the rounding, and the codes that are nearly
 another one need little to become it.
@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from apportion.formats import GridWeight
 
 GAIN_RATE = 0.01  # of Adam, in log gain at 2 bits
-FINER = 0.2  # of a gain's rate beyond 2 bits
+FINER, LARGE = 0.2, 500_000_000  # of a gain's rate beyond 2 bits, where more weights than that are learned
 OUTERMOST = 2  # code at 2 bits
 POSITION_RATE = 0.01  # of Adam, in codes, for RATED_STEPS steps or fewer
 RATED_STEPS = 200
@@ -73,9 +73,11 @@ class Codes(Protocol):
 
     Attributes:
         steady: what is decoded depends on nothing but what moves, so that a recorded step may be replayed.
+        start: what it began from last.
     """
 
     steady: bool
+    start: Start
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Over everything that moves; rates are set by `descend`, as shares of those given here."""
@@ -106,23 +108,20 @@ class StraightThrough:
 
     Args:
         start: what the rounding found. position_rate: 0 leaves the codes as they are and tunes scales alone.
-        gain_rate: in codes of the outermost weight, alike at every width; without it GAIN_RATE, and FINER of it beyond
-            2 bits.
-
-    Evidence for FINER (docs/results/learners_*_w3g64.json, 3 bits, gains at .01, .002 and .001): SmolLM2-135M learns as
-    well with each (3.381, 3.379 and 3.380 nats aside, from 3.495). Qwen2.5-Coder-1.5B gained nothing in 430 and 700
-    steps with gains at .01, and with .002 at each of two rates of positions in 240 steps (2.651 to 2.617 and 2.619).
+        finer: of the gains' rate beyond 2 bits.
     """
 
     steady = True
 
-    def __init__(self, start: Start, position_rate: float | None = None, gain_rate: float | None = None) -> None:
+    def __init__(
+        self, start: Start, position_rate: float | None = None, gain_rate: float | None = None, finer: float = 1.0
+    ) -> None:
         position_rate = POSITION_RATE if position_rate is None else position_rate
         self.rates = (position_rate, GAIN_RATE if gain_rate is None else gain_rate)
         self.position: Tensor = start.codes  # bytes, as long as they stay where they are
         if position_rate > 0:
             self.position = start.position().requires_grad_()
-        self.start = replace(start, wanted=start.wanted[:0], finer=FINER if gain_rate is None else 1.0)
+        self.start = replace(start, wanted=start.wanted[:0], finer=finer)
         self.gain = torch.zeros_like(start.scale).requires_grad_()
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -172,6 +171,19 @@ def position_rate(steps: int) -> float:
     (0.01, 0.005, 0.002)
     """
     return max(LEAST_RATE, POSITION_RATE * min(1.0, math.sqrt(RATED_STEPS / steps)))
+
+
+def finer(weights: int) -> float:
+    """Of the gains' rate beyond 2 bits where so many weights are learned.
+
+    Evidence (docs/results/learners_*_w3g64.json, 3 bits; cross-entropy aside): SmolLM2-135M learns as well with gains
+    at .01, .002 and .001 (from 3.495 to 3.381, 3.379 and 3.380), Qwen2.5-Coder-0.5B gained with .01. The 1.5B gained
+    nothing in 430 and 700 steps with .01, and in 240 with .002 it did (from 2.651 to 2.617).
+
+    >>> finer(360_000_000), finer(1_300_000_000)
+    (1.0, 0.2)
+    """
+    return FINER if weights > LARGE else 1.0
 
 
 def nearest(position: Tensor, start: Start) -> Int8[Tensor, "groups size"]:

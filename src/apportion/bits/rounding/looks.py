@@ -20,7 +20,7 @@ from apportion.models.text import Windows
 
 LOOKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the steps: after each a look at the windows kept aside
 STATE = "tuning"
-GAINS = "gains in codes, finer beyond 2 bits"  # what a state's gains mean: in earlier versions it was another thing
+GAINS = "gains in codes, of scales kept with them"  # what a state's gains mean: in earlier versions another thing
 KEEP_BYTES_S = 2.5e8  # bytes a second of copying, digest and disk: 17 GB (1.3 billion weights) took a minute
 KEEP_SHARE = 0.2  # of the time since the state was kept last may go to keeping it
 
@@ -34,15 +34,15 @@ class Tuned:
         steps: after how many steps they were best; 0 is before the first.
         before, after: cross-entropy to full precision on the windows kept aside, nats per token.
         looks: steps, and that cross-entropy after them, better or not.
-        slowed: steps after which that was no better than before the first: it went back there to the best state, and
-            on at a fifth of the rates.
+        slowed: steps after which that was no better than before the first, or the loss not finite: it went back there
+            to the best state, and on at a fifth of the rates.
         learned: `scales`, `codes and scales`, or what memory allowed of it and why.
         batch: windows of a forward pass, fewer than asked for where memory ran out.
         moved: share of the codes that changed.
         own: windows that the model wrote itself to learn from, beside the text's.
         execution: `recorded` steps (a CUDA graph), `plain` ones, or why they were plain where they could be recorded;
             and whether full precision was asked anew at every step, for want of memory.
-        diverged: the look at which the loss was not finite any more, and tuning ended; None where it never was.
+        diverged: the last step, where the loss was not finite there; None where it was.
     """
 
     packed: Mapping[str, GridWeight]
@@ -81,10 +81,14 @@ class Looks:
         self.since = time.monotonic()
         piece = None if kept is None else kept.load(STATE)
         if piece is None:
-            before = loss_of(staged, start, lesson.kept, lesson.kept_teacher)
+            before = self.found_aside(start)
             self.best = Tuned(start, 0, before, before)
         else:
             self.best = self.resume(*piece)
+
+    def found_aside(self, items: Mapping[str, GridWeight]) -> float:
+        """Cross-entropy on the windows kept aside with these weights, nats per token."""
+        return loss_of(self.staged, items, self.lesson.kept, self.lesson.kept_teacher)
 
     def resume(self, tensors: Mapping[str, Tensor], told: Json) -> Tuned:
         """The best state of a killed run; the descent goes on where that one looked last."""
@@ -103,8 +107,8 @@ class Looks:
 
     def take(self, step: int) -> None:
         """Look: keep the state if it is better than all before, and what is needed to go on from here."""
-        found = self.descent.latents.found()
-        loss = loss_of(self.staged, found, self.lesson.kept, self.lesson.kept_teacher)
+        found = self.descent.found()
+        loss = self.found_aside(found)
         if math.isfinite(loss):
             self.best = replace(self.best, looks=(*self.best.looks, (step, loss)))
         if loss < self.best.after:
@@ -112,10 +116,14 @@ class Looks:
         del found
         worthless = self.descent.settled and not loss < self.best.before
         if worthless and self.goes_back and step < self.lesson.steps:
-            self.descent.go_back(self.best.packed, self.staged.originals)
-            self.best = replace(self.best, slowed=(*self.best.slowed, step))
+            self.go_back(step)
         if self.kept is not None:
             self.keep(self.kept, step)
+
+    def go_back(self, step: int) -> None:
+        """To the best state, and on more slowly."""
+        self.descent.go_back(self.best.packed, self.staged.originals)
+        self.best = replace(self.best, slowed=(*self.best.slowed, step))
 
     def keep(self, kept: Kept, step: int) -> None:
         """Keep the best state and, until the last step, what is needed to go on; not where that takes longer than

@@ -13,12 +13,13 @@ that were tried, and is not done; benchmarks/learners.py has it, and the other w
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from apportion.bits.rounding.choice import MEMORY_SHARE
 from apportion.bits.rounding.descent import Descent, Micro, batches
 from apportion.bits.rounding.distil import WEIGHT_BYTES, Predictions
-from apportion.bits.rounding.latent import Latents, Make, Start, StraightThrough, position_rate
+from apportion.bits.rounding.latent import Latents, Make, StraightThrough, finer, position_rate
 from apportion.bits.rounding.lesson import Lesson, batch_of
 from apportion.bits.rounding.looks import Looks, Tuned, kept_in
 from apportion.core.device import free_bytes
@@ -73,10 +74,12 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
             advance()
             if step not in look.steps:
                 continue
-            if not loss.isfinite():
+            if loss.isfinite():
+                look.take(step)
+            elif step < lesson.steps:
+                look.go_back(step)
+            else:
                 look.best = replace(look.best, diverged=step)
-                break
-            look.take(step)
     best = look.best
     return replace(
         best,
@@ -90,19 +93,15 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
 
 def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson) -> tuple[Make, str]:
     """What is learned, and why: codes need WEIGHT_BYTES of memory for each weight."""
+    weights = sum(math.prod(item.shape) for item in start.values())
+    make = partial(StraightThrough, finer=finer(weights))
     if not lesson.codes:
-        return scales_alone, "scales"
-    needed = WEIGHT_BYTES * sum(math.prod(item.shape) for item in start.values())
+        return partial(make, position_rate=0), "scales"
+    needed = WEIGHT_BYTES * weights
     free = int(MEMORY_SHARE * free_bytes(staged.placement.device))
     if needed <= free:
-        rate = position_rate(max(1, lesson.steps))
-        return (lambda begin: StraightThrough(begin, rate)), "codes and scales"
-    return scales_alone, f"scales: learning codes needs {needed:,} bytes, {free:,} may be taken"
-
-
-def scales_alone(start: Start) -> StraightThrough:
-    """Codes stay as they are."""
-    return StraightThrough(start, position_rate=0)
+        return partial(make, position_rate=position_rate(max(1, lesson.steps))), "codes and scales"
+    return partial(make, position_rate=0), f"scales: learning codes needs {needed:,} bytes, {free:,} may be taken"
 
 
 def moved_share(before: Mapping[str, GridWeight], after: Mapping[str, GridWeight]) -> float:
