@@ -76,7 +76,9 @@ def test_a_tuned_checkpoint_loads_to_the_loss_that_was_measured(
     gained = f"best after {tuned['steps']} of 8 steps" if tuned["steps"] else "without gain"
     assert gained in (tmp_path / "q" / "report" / "report.md").read_text()
     assert gained in quantize_text(result)
-    assert f"At the looks: {tuned['looks'][0][1]:.4f} after 2, " in tuning_note(tuned)
+    assert f"At the looks: {tuned['looks'][0][1]:.4f} after 1, " in tuning_note(tuned)
+    assert "at slower rates" not in tuning_note(tuned)
+    assert "No better than before at step 2, 4: " in tuning_note({**tuned, "slowed": [2, 4]})
     assert "asked anew" in tuning_note({**tuned, "execution": tuned["execution"] + ANEW})
     staged = load_staged(str(tmp_path / "q"), CPU)
     windows = load_calibration(tmp_path / "q" / "samples" / WINDOWS).windows

@@ -17,12 +17,12 @@ from apportion.models.load import load_staged
 from tests.learned import WINDOWS, rounded_to, same_weights, steps_of, wrong_at
 
 
-@pytest.mark.parametrize("codes", [False, True])
-def test_rates_under_which_all_goes_wrong_are_slowed_until_something_is_gained(checkpoint, monkeypatch, codes):
+@pytest.mark.parametrize(("codes", "rate"), [(False, 1.0), (True, 5.0)])
+def test_rates_under_which_all_goes_wrong_are_slowed_until_something_is_gained(checkpoint, monkeypatch, codes, rate):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 3)
     lesson = lesson_of(staged, WINDOWS, 40, codes=codes)
-    monkeypatch.setattr("apportion.bits.rounding.latent.GAIN_RATE", 1.0)
+    monkeypatch.setattr("apportion.bits.rounding.latent.GAIN_RATE", rate)
     slowed = tune(staged, rounded, lesson)
     assert slowed.slowed
     assert slowed.steps > slowed.slowed[-1]
@@ -98,13 +98,13 @@ def test_where_a_look_finds_no_memory_what_is_recorded_goes_and_then_it_is_a_cle
         descent.go_back(found(), staged.originals)
 
 
-def test_large_models_move_scales_more_finely(checkpoint, monkeypatch):
+def test_scales_move_more_finely_beside_codes_and_in_large_models(checkpoint, monkeypatch):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 3)
     weights = sum(math.prod(item.shape) for item in rounded.values())
     for codes in (False, True):
         lesson = lesson_of(staged, WINDOWS, 2, codes=codes)
-        for large, wanted in ((weights, 1.0), (weights - 1, FINER)):
+        for large, wanted in ((weights, FINER if codes else 1.0), (weights - 1, FINER)):
             monkeypatch.setattr("apportion.bits.rounding.latent.LARGE", large)
             make, _ = tuning.what_fits(staged, rounded, lesson)
             assert Latents(rounded, staged.originals, "cpu", make).codes[0].start.finer == wanted
