@@ -60,7 +60,8 @@ class Start:
 
     def unit(self) -> Float[Tensor, "groups 1"]:
         """Of a gain, in log scale: 1 at 2 bits, half of it with every bit more, `finer` of that beyond 2 bits."""
-        return torch.where(self.lowest < -OUTERMOST, self.finer, 1.0) * -OUTERMOST / self.lowest
+        beyond = (self.lowest < -OUTERMOST).float()
+        return -OUTERMOST / self.lowest * (1.0 - (1.0 - self.finer) * beyond)
 
     def position(self) -> Float[Tensor, "groups size"]:
         """Where codes that are learned begin."""
