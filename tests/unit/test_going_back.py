@@ -1,6 +1,7 @@
 """Where learning is worth nothing it goes back to the best state, and on more slowly."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from apportion.models.load import load_staged
 from tests.learned import WINDOWS, rounded_to, same_weights, steps_of, wrong_at
 
 
-@pytest.mark.parametrize(("codes", "rate"), [(False, 1.0), (True, 5.0)])
+@pytest.mark.parametrize(("codes", "rate"), [(False, 1.0), (True, 1.0)])
 def test_rates_under_which_all_goes_wrong_are_slowed_until_something_is_gained(checkpoint, monkeypatch, codes, rate):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
     rounded = rounded_to(staged, 3)
@@ -98,13 +99,12 @@ def test_where_a_look_finds_no_memory_what_is_recorded_goes_and_then_it_is_a_cle
         descent.go_back(found(), staged.originals)
 
 
-def test_scales_move_more_finely_beside_codes_and_in_large_models(checkpoint, monkeypatch):
+@pytest.mark.parametrize("codes", [False, True])
+def test_scales_move_more_finely_in_many_steps_and_in_large_models(checkpoint, monkeypatch, codes):
     staged = load_staged(str(checkpoint("llama")), place("cpu", "float32"))
-    rounded = rounded_to(staged, 3)
+    rounded, lesson = rounded_to(staged, 3), lesson_of(staged, WINDOWS, 2, codes=codes)
     weights = sum(math.prod(item.shape) for item in rounded.values())
-    for codes in (False, True):
-        lesson = lesson_of(staged, WINDOWS, 2, codes=codes)
-        for large, wanted in ((weights, FINER if codes else 1.0), (weights - 1, FINER)):
-            monkeypatch.setattr("apportion.bits.rounding.latent.LARGE", large)
-            make, _ = tuning.what_fits(staged, rounded, lesson)
-            assert Latents(rounded, staged.originals, "cpu", make).codes[0].start.finer == wanted
+    for large, steps, wanted in ((weights, 2, 1.0), (weights, 400, 0.5), (weights, 10_000, FINER), (1, 2, FINER)):
+        monkeypatch.setattr("apportion.bits.rounding.latent.LARGE", large)
+        make, _ = tuning.what_fits(staged, rounded, replace(lesson, steps=steps))
+        assert Latents(rounded, staged.originals, "cpu", make).codes[0].start.finer == wanted

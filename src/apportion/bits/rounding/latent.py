@@ -4,7 +4,7 @@ All groups of one size lie in one tensor, whatever linear and width they belong 
 ten operations instead of some thousand (the plan's widths are two columns, lowest and highest code).
 
 A weight is `code * scale`. The scale is its start times exp(unit * gain); the unit is such that a step of a gain moves
-the outermost weight by as much of a code at every width, or by FINER of it beyond 2 bits (`finer`). The code is a
+the outermost weight by as much of a code at every width, or by less of it beyond 2 bits (`finer`). The code is a
 position, a float in units of the scale, rounded; the gradient passes through the rounding as if it were not there
 (straight-through). A position begins where the checkpoint's own weight lies, within CENTRE of the code that the
 rounding found: before the first step the weights are exactly those of the rounding, and the codes that are nearly
@@ -174,19 +174,20 @@ def position_rate(steps: int) -> float:
     return max(LEAST_RATE, POSITION_RATE * min(1.0, math.sqrt(RATED_STEPS / steps)))
 
 
-def finer(weights: int, codes: bool) -> float:
-    """Of the gains' rate beyond 2 bits, where so many weights are learned, their codes too or their scales alone.
+def finer(weights: int, steps: int) -> float:
+    """Of the gains' rate beyond 2 bits, where so many weights learn for so many steps: all of it in few steps, which
+    have far to go and little time for noise to gather; FINER in many, and in large models.
 
-    Evidence (docs/results/learners_*.json; nats aside): at 3 bits SmolLM2-135M learns as well with gains at .01, .002
-    and .001 (from 3.495 to 3.381, 3.379 and 3.380). The 1.5B gained nothing in 430 and 700 steps with .01, and in 240
-    with .002 it did (from 2.651 to 2.617), codes or no codes. At 4 bits SmolLM2-135M, 32 steps on a CPU, has .0007
-    more aside with .0025 than with .01, and less on another text (KL .131 and .126). Scales alone of small models were
-    not tried so and stay as fast as they were measured.
+    Evidence (docs/results/learners_*.json; nats aside): at 3 bits SmolLM2-135M learns as well in 700 steps with gains
+    at .01, .002 and .001 (from 3.495 to 3.381, 3.379 and 3.380); in 24 from nearest it needs them fast (from 4.952 to
+    4.091 with .01, 4.411 with .002; LOG.md). The 1.5B gained nothing in 430 and 700 steps with .01, and in 240 with
+    .002 it did (from 2.651 to 2.617). At 4 bits SmolLM2-135M has .0007 more aside in 32 steps with .0025 than with .01,
+    and less on another text (KL .131 and .126).
 
-    >>> finer(100_000_000, codes=True), finer(100_000_000, codes=False), finer(1_300_000_000, codes=False)
-    (0.2, 1.0, 0.2)
+    >>> finer(100_000_000, 24), finer(100_000_000, 500), finer(100_000_000, 3_000), finer(1_300_000_000, 24)
+    (1.0, 0.4, 0.2, 0.2)
     """
-    return FINER if codes or weights > LARGE else 1.0
+    return FINER if weights > LARGE else max(FINER, min(1.0, RATED_STEPS / steps))
 
 
 def nearest(position: Tensor, start: Start) -> Int8[Tensor, "groups size"]:

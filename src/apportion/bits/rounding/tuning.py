@@ -94,14 +94,15 @@ def tune(staged: StagedModel, rounded: Mapping[str, Packed], lesson: Lesson, fol
 def what_fits(staged: StagedModel, start: Mapping[str, GridWeight], lesson: Lesson) -> tuple[Make, str]:
     """What is learned, and why: codes need WEIGHT_BYTES of memory for each weight."""
     weights = sum(math.prod(item.shape) for item in start.values())
-    scales = partial(StraightThrough, position_rate=0, finer=finer(weights, codes=False))
+    steps = max(1, lesson.steps)
+    make = partial(StraightThrough, finer=finer(weights, steps))
+    scales = partial(make, position_rate=0)
     if not lesson.codes:
         return scales, "scales"
     needed = WEIGHT_BYTES * weights
     free = int(MEMORY_SHARE * free_bytes(staged.placement.device))
     if needed <= free:
-        rate = position_rate(max(1, lesson.steps))
-        return partial(StraightThrough, position_rate=rate, finer=finer(weights, codes=True)), "codes and scales"
+        return partial(make, position_rate=position_rate(steps)), "codes and scales"
     return scales, f"scales: learning codes needs {needed:,} bytes, {free:,} may be taken"
 
 
