@@ -15,10 +15,10 @@ from apportion.core.device import peak_memory, place
 from apportion.formats import grid_width
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
+from tests.learned import WINDOWS
 from tests.recipes import small
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")]
-WINDOWS = torch.randint(2, 150, (96, 24), generator=torch.Generator().manual_seed(5))
 EVERY = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 

@@ -4,26 +4,22 @@ import pytest
 import torch
 
 from apportion.bits.quantize import QuantizeRequest, quantize
-from apportion.bits.rounding import distil, round_plan
+from apportion.bits.rounding import distil
 from apportion.bits.rounding.descent import Descent
 from apportion.bits.rounding.lesson import lesson_of
-from apportion.bits.rounding.nearest import Nearest
 from apportion.bits.rounding.tuning import tune
 from apportion.core.device import place
-from apportion.formats import grid_width
 from apportion.models.load import load_staged
-from tests.learned import wrong_at
+from tests.learned import WINDOWS, rounded_to, wrong_at
 from tests.recipes import small
 from tests.tiny_models import KINDS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-WINDOWS = torch.randint(2, 150, (96, 24), generator=torch.Generator().manual_seed(5))
 
 
 def tuned(model, steps=12):
     staged = load_staged(model, place("cuda", "float32"))
-    rounded = round_plan(staged, Nearest(), dict.fromkeys(staged.originals, grid_width(2, 32)))
-    return tune(staged, rounded, lesson_of(staged, WINDOWS, steps, codes=True))
+    return tune(staged, rounded_to(staged, 2), lesson_of(staged, WINDOWS, steps, codes=True))
 
 
 @pytest.mark.parametrize("goes_back", [False, True])

@@ -69,7 +69,7 @@ class PlanWeights:
             (steps after which it went back and on at slower rates), `learned` (codes and scales, or scales alone and
             why), `batch` (windows at once), `moved` (share of the codes), `own` (windows that the model wrote itself to
             learn from), `execution` (whether steps were recorded, and why not, see `Tuned`), `diverged`
-            (the step at which the loss was not finite any more and tuning ended; None where it never was).
+            (the last step, where the loss was not finite there; None where it was).
     """
 
     packed: Mapping[str, Packed]

@@ -133,14 +133,16 @@ def visited(staged: StagedModel, visit: Visit, path: str, found: Moments) -> Ten
     Raises:
         OutOfMemoryError: naming the linear.
     """
-    tries = iter((path,))
+    again = False
 
     def once_more() -> None:
-        if next(tries, None) is None:
+        nonlocal again
+        if again:
             raise OutOfMemoryError(
                 f"memory of {staged.placement.device} ran out while {path} was rounded",
                 "end other programs on the device, or use --device cpu into another --out",
             )
+        again = True
         free_memory(staged.placement.device)
 
     return within_memory(lambda: visit(path, found), once_more)
