@@ -82,7 +82,7 @@ def shared_by(jobs: Mapping[str, Json]) -> str:
     >>> shared_by({"a": {"conditions": "One H200 of its own."}, "b": {"conditions": "One H200, shared with another."}})
     ', shared with other jobs for b'
     """
-    found = [model for model, job in jobs.items() if "shared with" in job.get("conditions", "")]
+    found = [CALLED.get(model, model) for model, job in jobs.items() if "shared with" in job.get("conditions", "")]
     return f", shared with other jobs for {', '.join(found)}" if found else ""
 
 
