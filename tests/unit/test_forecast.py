@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from apportion.bits import quantize as quantizing
+from apportion.bits import time_left
 from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.bits.request import QuantizeRequest
-from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, TUNING, step_seconds
-from apportion.bits.time_left import BACKWARD, SHARED, foresee, tuning_step_s
+from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, IN_SEQUENCE, TUNING, step_seconds
+from apportion.bits.time_left import BACKWARD, ONE_WIDTH, PASSES, SHARE, SHARED, foresee, foretell, tuning_step_s
 from apportion.core import progress as bars
 from apportion.core.device import place
 from apportion.core.progress import expect, expect_units, forecast, progress, spent_s
@@ -144,6 +145,58 @@ def test_what_a_search_took_tells_how_long_the_rest_takes(
     assert first[TUNING] == pytest.approx(60 * then[TUNING])
     assert then[TUNING] == pytest.approx(2 * 100 * BACKWARD)  # a step sees as many tokens as the text has
     assert then[COALITIONS] == 0
+
+
+def opened(checkpoint: Callable[..., Path], text: Path, **asked: Any) -> Quantizer:
+    model = str(checkpoint("llama", blocks=2))
+    recipe = small(text, windows=4, window_tokens=64, **asked)
+    return Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
+
+
+@pytest.mark.parametrize(("rounding", "times"), [("nearest", 0.0), ("gptq", 1 + 3 * ONE_WIDTH)])
+def test_before_anything_is_measured_a_cpus_speed_tells_how_long_it_all_takes(
+    clock: list[float],
+    checkpoint: Callable[..., Path],
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rounding: str,
+    times: float,
+) -> None:
+    """A machine on which a pass of the text's 256 tokens takes 100 s; rounding sees twice as many."""
+    quantizer = opened(checkpoint, text_file, rounding=rounding, rounding_windows=8)
+    linears = quantizer.staged.originals
+    weights = sum(item.numel() for item in linears.values()) + quantizer.staged.model.lm_head.weight.numel()
+    monkeypatch.setattr(time_left, "product_speed", lambda _: 2 * weights * 256 / 100 / SHARE)
+    with forecast():
+        total_s = foretell(quantizer, evaluations=40, finalists=3)
+        expected = dict(bars._FORECAST.get().expected)  # type: ignore[union-attr]
+        assert sum(expected.values()) == pytest.approx(total_s)
+        assert expected[COALITIONS] == pytest.approx(40 * 100 * SHARED)
+        assert expected[IN_SEQUENCE] == pytest.approx(times * PASSES * 200)
+        said = capsys.readouterr().err
+        assert said.startswith("note: about 1h") == (rounding == "gptq")  # 2,000 s are not worth a word
+        with progress(IN_SEQUENCE, len(linears), "linears") as advance:
+            clock[0] += 60
+            advance()
+        assert capsys.readouterr().err.endswith(" in all\n")
+
+
+def test_on_a_gpu_and_outside_a_forecast_nothing_is_told_beforehand(
+    checkpoint: Callable[..., Path],
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quantizer = opened(checkpoint, text_file, rounding="gptq")
+    assert foretell(quantizer, evaluations=10**12, finalists=3) > 0
+    assert not capsys.readouterr().err
+    staged = quantizer.staged
+    monkeypatch.setattr(staged, "placement", replace(staged.placement, device="cuda:0"))
+    with forecast():
+        assert foretell(quantizer, evaluations=10**12, finalists=3) == 0
+        assert not bars._FORECAST.get().expected  # type: ignore[union-attr]
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])

@@ -16,6 +16,7 @@ from apportion.bits.recipe import Recipe
 from apportion.bits.report import write_report
 from apportion.bits.request import QuantizeRequest as QuantizeRequest
 from apportion.bits.rounding import best_affordable, require_windows
+from apportion.bits.time_left import foretell
 from apportion.bits.vocabulary import servers_of, told
 from apportion.bits.written import proven
 from apportion.core.artifact import (
@@ -134,6 +135,8 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     start(out, run["asked"])
     quantizer.work = out / WORK
     folder = out / "samples"
+    if ask.method == "auto":
+        foretell(quantizer, evaluations=ask.evaluations, finalists=ask.finalists + 1)
     with quantizer.game(folder, resume=True) as game:
         chosen = (by_search if ask.method == "auto" else by_estimate)(quantizer, game, ask, offers, folder)
         frontier = frontier_plans(chosen.sensitivity, chosen.offer)

@@ -99,6 +99,13 @@ def counted(items: Iterable[Part], advance: Callable[[int], object]) -> Iterator
         advance(len(item))
 
 
+def note(text: str) -> None:
+    """One line for people on standard error, where a run has a forecast; elsewhere nobody waits."""
+    if _FORECAST.get() is not None:
+        sys.stderr.write(f"note: {text}\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def without_tqdm() -> Iterator[None]:
     """Hide the bars that other packages draw with tqdm; ours go on."""
