@@ -15,7 +15,7 @@ from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.bits.request import QuantizeRequest
 from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, IN_SEQUENCE, TUNING, step_seconds
-from apportion.bits.time_left import BACKWARD, ONE_WIDTH, PASSES, SHARE, SHARED, foresee, foretell, tuning_step_s
+from apportion.bits.time_left import BACKWARD, COLUMNS, ONE_WIDTH, PASSES, SHARE, SHARED, foresee, foretell, tuning_step_s
 from apportion.core import progress as bars
 from apportion.core.device import place
 from apportion.core.progress import expect, expect_units, forecast, progress, spent_s
@@ -169,13 +169,15 @@ def test_before_anything_is_measured_a_cpus_speed_tells_how_long_it_all_takes(
     weights = sum(item.numel() for item in linears.values()) + quantizer.staged.model.lm_head.weight.numel()
     monkeypatch.setattr(time_left, "product_speed", lambda _: 2 * weights * 256 / 100 / SHARE)
     with forecast():
-        total_s = foretell(quantizer, evaluations=40, finalists=3)
+        total_s = foretell(quantizer, evaluations=60, finalists=3)
         expected = dict(bars._FORECAST.get().expected)  # type: ignore[union-attr]
         assert sum(expected.values()) == pytest.approx(total_s)
-        assert expected[COALITIONS] == pytest.approx(40 * 100 * SHARED)
-        assert expected[IN_SEQUENCE] == pytest.approx(times * PASSES * 200)
+        assert expected[COALITIONS] == pytest.approx(60 * 100 * SHARED)
+        pairs = sum(item.shape[0] * item.shape[1] ** 2 for item in linears.values())
+        columns_s = COLUMNS * pairs * 100 / (2 * weights * 256)
+        assert expected[IN_SEQUENCE] == pytest.approx(times * (PASSES * 200 + columns_s))
         said = capsys.readouterr().err
-        assert said.startswith("note: about 1h") == (rounding == "gptq")  # 2,000 s are not worth a word
+        assert said.startswith("note: about ") == (rounding == "gptq")  # 3,000 s are not worth a word
         with progress(IN_SEQUENCE, len(linears), "linears") as advance:
             clock[0] += 60
             advance()

@@ -15,7 +15,8 @@ SHARED = 0.5  # of a coalition's blocks that another has been through already, a
 BACKWARD = 3.0  # a step of learning beside a pass forward
 ENOUGH = 10  # coalitions, to tell how long one takes
 ONE_WIDTH = 0.5  # of rounding every linear at every width: moments are gathered once, however many widths
-PASSES = 5  # of its text that rounding in sequence at every width is worth: two streams, moments, columns
+PASSES = 2.5  # of its text that rounding in sequence at every width is worth: two streams and their moments
+COLUMNS = 165  # operations for each row and pair of columns, at every width; with PASSES from two runs (LOG.md)
 SHARE = 0.7  # of a product's speed that a pass comes to; .5 (bfloat16) to 1 (float32) on SmolLM2 and Qwen2.5-Coder-0.5B
 ROWS = 512  # tokens in that product
 LONG_S = 3600  # beyond which a run is told of before it begins
@@ -37,14 +38,16 @@ def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int) -> float
     if staged.placement.device != "cpu":
         return 0.0
     linears = sum(item.numel() for item in staged.originals.values())
-    token_s = 2 * (linears + head_weights(staged.model, staged.layout.head)) / (SHARE * product_speed(quantizer))
+    speed = SHARE * product_speed(quantizer)
+    token_s = 2 * (linears + head_weights(staged.model, staged.layout.head)) / speed
     text_s = token_s * recipe.windows * recipe.window_tokens
     told = {COALITIONS: evaluations * text_s * SHARED}
     if quantizer.rewrites:
         told[WRITTEN] = finalists * text_s * (1 + JUDGES * (finalists > 1))
         told[TUNING] = min(finalists, 2) * recipe.tune * tuning_step_s(quantizer, text_s) if recipe.tune else 0.0
     times = quantizer.rounding.needs_hessian + ONE_WIDTH * finalists * quantizer.applied.needs_hessian
-    once_s = PASSES * token_s * recipe.rounding_windows * recipe.window_tokens
+    pairs = sum(item.numel() * item.shape[1] for item in staged.originals.values())
+    once_s = PASSES * token_s * recipe.rounding_windows * recipe.window_tokens + COLUMNS * pairs / speed
     for label, seconds in told.items():
         expect(label, seconds, min(finalists, 2) * (recipe.tune or 0) if label == TUNING else 0)
     expect(IN_SEQUENCE, times * once_s, round(times * len(staged.originals)))
