@@ -15,7 +15,17 @@ from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
 from apportion.bits.request import QuantizeRequest
 from apportion.bits.rounding import BATCH_TOKENS, FULL_PRECISION, IN_SEQUENCE, TUNING, step_seconds
-from apportion.bits.time_left import BACKWARD, COLUMNS, ONE_WIDTH, PASSES, SHARE, SHARED, foresee, foretell, tuning_step_s
+from apportion.bits.time_left import (
+    BACKWARD,
+    COLUMNS,
+    ONE_WIDTH,
+    PASSES,
+    SHARE,
+    SHARED,
+    foresee,
+    foretell,
+    tuning_step_s,
+)
 from apportion.core import progress as bars
 from apportion.core.device import place
 from apportion.core.progress import expect, expect_units, forecast, progress, spent_s
