@@ -1,5 +1,6 @@
 """What is left in all: told by what was measured of earlier work, and said by every bar."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from apportion.bits import quantize as quantizing
 from apportion.bits import time_left
+from apportion.bits.finalists import JUDGES, WRITTEN
 from apportion.bits.game import COALITIONS
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
@@ -20,11 +22,16 @@ from apportion.bits.time_left import (
     COLUMNS,
     ONE_WIDTH,
     PASSES,
+    ROWS,
     SHARE,
     SHARED,
     foresee,
+    foresee_the_end,
     foretell,
+    head_seconds,
+    product_speed,
     tuning_step_s,
+    weights_of_a_token,
 )
 from apportion.core import progress as bars
 from apportion.core.device import place
@@ -135,35 +142,49 @@ def test_outside_a_forecast_nothing_is_foreseen(clock: list[float], capsys: pyte
 
 
 def test_what_a_search_took_tells_how_long_the_rest_takes(
-    clock: list[float], checkpoint: Callable[..., Path], text_file: Path
+    clock: list[float], checkpoint: Callable[..., Path], text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first pass of all, in which libraries set themselves up, took 60 s; later ones took 1."""
-    model, tokens = str(checkpoint("llama", blocks=2)), BATCH_TOKENS["cpu"]
-    recipe = small(text_file, windows=4, window_tokens=tokens // 4, tune=100)
-    quantizer = Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
+    """The first pass of all, in which libraries set themselves up, took 60 s; a later text would take 1.
+
+    On a CPU the first pass tells nothing, and what a search or a rounding has not told stays as it was."""
+    tokens = BATCH_TOKENS["cpu"]
+    quantizer = opened(checkpoint, text_file, window_tokens=tokens // 4, tune=100)
+    blocks, heads = weights_of_a_token(quantizer)
+    alone = (SHARED * blocks + heads) / (blocks + heads)
     expected: list[dict[str, float]] = []
     with forecast():
+        for label in (TUNING, WRITTEN, IN_SEQUENCE):
+            expect(label, 7)
         with progress(FULL_PRECISION, 1, "windows"):
             clock[0] += 60
         foresee(quantizer, evaluations=50, finalists=2)
         expected.append(dict(bars._FORECAST.get().expected))  # type: ignore[union-attr]
         with progress(COALITIONS, 1, "block forwards"):
-            clock[0] += 50 * SHARED
-        foresee(quantizer, evaluations=0, finalists=2, measured=50)
+            clock[0] += 50 * alone
+        foresee(quantizer, evaluations=20, finalists=2, measured=50)
         expected.append(dict(bars._FORECAST.get().expected))  # type: ignore[union-attr]
-    first, then = expected
-    assert first[TUNING] == pytest.approx(60 * then[TUNING])
+        monkeypatch.setattr(quantizer.staged, "placement", replace(quantizer.staged.placement, device="cuda:0"))
+        foresee(quantizer, evaluations=50, finalists=2)
+        expected.append(dict(bars._FORECAST.get().expected))  # type: ignore[union-attr]
+        foresee_the_end()
+        assert not any(bars._FORECAST.get().expected.values())  # type: ignore[union-attr]
+    first, then, on_gpu = expected
+    assert (first[TUNING], first[WRITTEN], first[IN_SEQUENCE]) == (7, 7, 7)
     assert then[TUNING] == pytest.approx(2 * 100 * BACKWARD)  # a step sees as many tokens as the text has
-    assert then[COALITIONS] == 0
+    assert then[WRITTEN] == pytest.approx(2 * (1 + JUDGES))
+    assert then[COALITIONS] == pytest.approx(20 * alone)
+    assert then[IN_SEQUENCE] == 7
+    assert on_gpu[COALITIONS] == pytest.approx(50 * 60 * alone)
 
 
-def opened(checkpoint: Callable[..., Path], text: Path, **asked: Any) -> Quantizer:
-    model = str(checkpoint("llama", blocks=2))
-    recipe = small(text, windows=4, window_tokens=64, **asked)
+def opened(checkpoint: Callable[..., Path], text: Path | None, kind: str = "llama", **asked: Any) -> Quantizer:
+    model = str(checkpoint(kind, blocks=2))
+    recipe = small(text, **{"windows": 4, "window_tokens": 64, **asked})
     return Quantizer(load_staged(model, place("cpu", "float32")), load_tokenizer(model), recipe)
 
 
 @pytest.mark.parametrize(("rounding", "times"), [("nearest", 0.0), ("gptq", 1 + 3 * ONE_WIDTH)])
+@pytest.mark.parametrize("own", [False, True])
 def test_before_anything_is_measured_a_cpus_speed_tells_how_long_it_all_takes(
     clock: list[float],
     checkpoint: Callable[..., Path],
@@ -172,26 +193,85 @@ def test_before_anything_is_measured_a_cpus_speed_tells_how_long_it_all_takes(
     capsys: pytest.CaptureFixture[str],
     rounding: str,
     times: float,
+    own: bool,
 ) -> None:
-    """A machine on which a pass of the text's 256 tokens takes 100 s; rounding sees twice as many."""
-    quantizer = opened(checkpoint, text_file, rounding=rounding, rounding_windows=8)
+    """A machine on which blocks take 100 s of the text's 256 tokens, the head 28; 10 coalitions are measured already.
+
+    Rounding sees twice as many windows where a text has them; a model that writes its own has as many as the game."""
+    text = None if own else text_file
+    quantizer = opened(checkpoint, text, rounding=rounding, rounding_windows=8, tune=50)
     linears = quantizer.staged.originals
-    weights = sum(item.numel() for item in linears.values()) + quantizer.staged.model.lm_head.weight.numel()
+    weights = sum(item.numel() for item in linears.values())
     monkeypatch.setattr(time_left, "product_speed", lambda _: 2 * weights * 256 / 100 / SHARE)
+    monkeypatch.setattr(time_left, "head_seconds", lambda _: 28 / 256)
     with forecast():
-        total_s = foretell(quantizer, evaluations=60, finalists=3)
+        total_s = foretell(quantizer, evaluations=70, finalists=3, measured=10)
         expected = dict(bars._FORECAST.get().expected)  # type: ignore[union-attr]
+        units = dict(bars._FORECAST.get().units)  # type: ignore[union-attr]
         assert sum(expected.values()) == pytest.approx(total_s)
-        assert expected[COALITIONS] == pytest.approx(60 * 100 * SHARED)
+        assert expected[COALITIONS] == pytest.approx(60 * (100 * SHARED + 28))
+        assert expected[WRITTEN] == pytest.approx(3 * 128 * (1 + (1 if own else JUDGES)))
+        assert expected[TUNING] == pytest.approx(2 * 50 * BACKWARD * 128 * BATCH_TOKENS["cpu"] / 256)
         pairs = sum(item.shape[0] * item.shape[1] ** 2 for item in linears.values())
         columns_s = COLUMNS * pairs * 100 / (2 * weights * 256)
-        assert expected[IN_SEQUENCE] == pytest.approx(times * (PASSES * 200 + columns_s))
+        assert expected[IN_SEQUENCE] == pytest.approx(times * (PASSES * 100 * (1 if own else 2) + columns_s))
+        assert (units[TUNING], units[IN_SEQUENCE]) == (100, round(times * len(linears)))
         said = capsys.readouterr().err
-        assert said.startswith("note: about ") == (rounding == "gptq")  # 3,000 s are not worth a word
+        assert said.startswith("note: about ")
+        assert said.count("\n") == 1
+        assert ("--rounding-windows or --fast" in said) == (rounding == "gptq")
+        monkeypatch.setattr(time_left, "LONG_S", total_s + 1)
+        foretell(quantizer, evaluations=70, finalists=3, measured=10)
+        assert not capsys.readouterr().err
         with progress(IN_SEQUENCE, len(linears), "linears") as advance:
             clock[0] += 60
             advance()
-        assert capsys.readouterr().err.endswith(" in all\n")
+        assert re.search(r"about \d+h\d\dm in all\n$", capsys.readouterr().err)
+
+
+def test_experts_count_by_how_many_a_token_asks(checkpoint: Callable[..., Path], text_file: Path) -> None:
+    quantizer = opened(checkpoint, text_file, labels="predictions")
+    staged, before = quantizer.staged, weights_of_a_token(quantizer)[0]
+    for layer in range(2):
+        for expert in range(8):
+            staged.originals[f"model.layers.{layer}.mlp.experts.{expert}.up_proj"] = torch.ones(4, 8)
+    heads = 2 * staged.model.lm_head.weight.numel()
+    assert weights_of_a_token(quantizer) == (before + 2 * 8 * 32, heads)  # nobody says how many
+    staged.model.config.num_experts_per_tok = 2
+    assert weights_of_a_token(quantizer) == (before + 2 * 2 * 32, heads)
+
+
+def test_a_cpus_speed_is_that_of_its_best_product_and_its_head_is_timed_in_the_dtype_of_the_run(
+    checkpoint: Callable[..., Path], text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = opened(checkpoint, text_file, labels="predictions")
+    largest = max(item.numel() for item in quantizer.staged.originals.values())
+    at = iter([0.0, 5.0, 10.0, 12.0, 20.0, 29.0])
+    monkeypatch.setattr(time_left.time, "perf_counter", lambda: next(at))
+    assert product_speed(quantizer) == 2 * ROWS * largest / 2.0
+    at = iter([0.0, 6.4, 10.0, 16.4, 20.0, 29.0])
+    seen: list[Any] = []
+    monkeypatch.setattr(quantizer.staged, "device_nll", lambda *given: seen.append(given))
+    assert head_seconds(quantizer) == pytest.approx(0.1)
+    hidden, ids, teacher = seen[-1]
+    assert hidden.shape == (1, 65, quantizer.staged.model.config.hidden_size)
+    assert hidden.dtype == quantizer.staged.compute_dtype
+    assert teacher is hidden
+    assert ids.shape == (1, 65)
+
+
+def test_a_long_run_is_told_of_by_the_command(
+    checkpoint: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(time_left, "LONG_S", 0)
+    ask = QuantizeRequest(avg_bits=3, evaluations=20, device="cpu", fast=True)
+    recipe = Recipe(calibration=text_file, windows=2, window_tokens=24, group_size=32)
+    quantizing.quantize(str(checkpoint("llama", blocks=2)), tmp_path / "out", ask, recipe)
+    assert "in all on this CPU" in capsys.readouterr().err
 
 
 def test_on_a_gpu_and_outside_a_forecast_nothing_is_told_beforehand(

@@ -9,7 +9,7 @@ from apportion.bits.offers import Offer, Offers, plan_in, priced, sensitivity_in
 from apportion.bits.plan import Budget, Plan, PlansStable, Sensitivity, allocate, budget_from_bits, estimate
 from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.bits.request import QuantizeRequest
-from apportion.bits.time_left import foresee
+from apportion.bits.time_left import foresee, foresee_the_end
 from apportion.core.artifact import Json
 from apportion.core.progress import progress
 
@@ -70,6 +70,7 @@ def by_search(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, of
         weights = quantizer.written(only.found.assignment)
         return Chosen(samples, only.found.surrogate, plan_found(only), weights, only.offer)
     plan, weights, best = best_written(quantizer, candidates, game.text, ask.finalists)
+    foresee_the_end()
     return Chosen(samples, sensitivity_in(best.offer, best.found.surrogate), plan, weights, best.offer)
 
 

@@ -136,7 +136,8 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     quantizer.work = out / WORK
     folder = out / "samples"
     if ask.method == "auto":
-        foretell(quantizer, evaluations=ask.evaluations, finalists=ask.finalists + 1)
+        known = len(read_log(folder / VALUES)[1]) if (folder / VALUES).exists() else 0
+        foretell(quantizer, evaluations=ask.evaluations, finalists=ask.finalists + 1, measured=known)
     with quantizer.game(folder, resume=True) as game:
         chosen = (by_search if ask.method == "auto" else by_estimate)(quantizer, game, ask, offers, folder)
         frontier = frontier_plans(chosen.sensitivity, chosen.offer)

@@ -38,8 +38,9 @@ from apportion.models.origin import Origin, foreign, origin_of_model, own_weight
 from apportion.models.parameters import cast_parameters, parameter_digest, swapped
 from apportion.models.structure import Layout, find_layout
 
-# logits in flight: more gains nothing on CPU; a GPU waits for launches, and may hold several processes
-HEAD_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+# logits in flight: a CPU reads the whole head for every handful of tokens (at 32 MiB Qwen2.5-Coder-0.5B's took twice as
+# long, LOG.md); a GPU waits for launches, and may hold several processes
+HEAD_BYTES = {"cpu": 512 << 20, "cuda": 512 << 20}
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
 LEAST_HEAD_BYTES = 16 << 20
 Made = TypeVar("Made")
@@ -87,7 +88,7 @@ class StagedModel:
             path: self.model.get_parameter(f"{path}.weight").data for path in self.originals
         }
         kind = torch.device(placement.device).type
-        self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, 32 << 20)
+        self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, HEAD_BYTES["cpu"])
         self.embeddings = 0
         self.untaught: set[str] = set()
         self.given_up: list[str] = []

@@ -18,7 +18,7 @@ from apportion.core.errors import InputError, NumericError
 from apportion.core.progress import progress
 from apportion.models.staged import BLOCK_TOKENS, StagedModel
 
-LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of one model's logits in flight
+LOGIT_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # of one model's logits in flight
 Head = Callable[[Tensor], Tensor]
 
 
@@ -129,7 +129,7 @@ def compared(reference: Reference, part: slice, hidden: Tensor, head: Head) -> t
         p, q = reference.head(flat_theirs[None, chunk])[0], head(flat_hidden[None, chunk])[0]
         found.append(token_figures(p, q, targets.flatten()[chunk]))
         start += rows
-        rows = max(1, LOGIT_BYTES.get(hidden.device.type, 32 << 20) // (4 * p.shape[-1]))
+        rows = max(1, LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cpu"]) // (4 * p.shape[-1]))
     return tuple(torch.cat(column).view(count, length) for column in zip(*found, strict=True))
 
 

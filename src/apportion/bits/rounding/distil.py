@@ -19,7 +19,7 @@ from apportion.models.calls import Call
 from apportion.models.loss import teacher_slope
 from apportion.models.staged import StagedModel
 
-LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 1 << 29}  # logits in flight, as float32; on a CPU four copies of them
+LOGIT_BYTES = {"cpu": 256 << 20, "cuda": 1 << 29}  # logits in flight, as float32; on a CPU four copies of them
 WEIGHT_BYTES = 32  # of learning one weight: position, its gradient, two moments of Adam; decoded, its gradient; copies
 
 
