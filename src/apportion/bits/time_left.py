@@ -36,7 +36,7 @@ def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int, measured
         measured: coalitions that an earlier part of the run measured.
 
     Returns:
-        Seconds of all; 0 where nothing was told. A guess, by what the machine is free for just now (LOG.md: three runs).
+        Seconds of all; 0 where nothing was told. A guess, by what the machine is free for just now (LOG.md).
     """
     recipe, staged = quantizer.recipe, quantizer.staged
     if staged.placement.device.split(":")[0] != "cpu":
