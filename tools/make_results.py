@@ -289,6 +289,7 @@ def main() -> None:
     from gguf_tables import against_alike, agreement, gains
     from readme_tables import fill
     from serving_tables import serving
+    from vllm_tables import vllm_runs
     from whole_tables import whole_files
 
     root = Path(__file__).resolve().parent.parent / "docs"
@@ -297,7 +298,7 @@ def main() -> None:
     (root / "claims.md").write_text(claims_page(files))
     fill(root.parent / "README.md", files)
     fill(root / "serving.md", files, {"serving": serving})
-    fill(root / "models.md", files, {"whole files": whole_files})
+    fill(root / "models.md", files, {"whole files": whole_files, "vllm": vllm_runs})
     fill(root / "gguf.md", files, {"gains": gains, "alike": against_alike, "llama.cpp": agreement})
     print(
         f"{root / 'results.md'}, claims.md, the tables of README.md, serving.md, models.md and gguf.md: from {len(files)} files"

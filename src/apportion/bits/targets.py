@@ -1,7 +1,8 @@
 """The `quantization_config` of a checkpoint: which module has which width, in words that its readers map.
 
-Targets are plain module paths as transformers' class calls them. transformers matches them as they are; vLLM maps
-them through the same table that renames a wrapped model's modules, which patterns (`re:`) are not put through.
+Targets are plain module paths as transformers' class calls them, and as the files do where these differ. transformers
+matches them as they are; vLLM maps them through the same table that renames a wrapped model's modules, which patterns
+(`re:`) are not put through.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,7 +32,9 @@ def quantization_config(
     bytewise = {matrix: width for matrix, width in vocabulary.items() if format_of(matrix, width) is INT_QUANTIZED}
     packed = {**widths, **{matrix.path: width for matrix, width in vocabulary.items() if matrix not in bytewise}}
     groups = {
-        width.name: group(width, [path for path, own in packed.items() if own == width])
+        width.name: group(
+            width, [name for path, own in packed.items() if own == width for name in names_of(path, staged)]
+        )
         for width in rising(packed.values())
     }
     for matrix, width in bytewise.items():
@@ -47,6 +50,14 @@ def quantization_config(
         "global_compression_ratio": None,
         "config_groups": groups,
     }
+
+
+def names_of(path: str, staged: StagedModel) -> list[str]:
+    """What a module is called by transformers, and by the checkpoint's files where that is another name.
+
+    vLLM knows Mixtral's experts by their names in the files (`block_sparse_moe.experts`) alone.
+    """
+    return [*dict.fromkeys((path, staged.origin.paths.get(path, path)))]
 
 
 def group(width: Width, paths: list[str]) -> Json:

@@ -108,14 +108,14 @@ def named(staged: StagedModel, widths: Mapping[str, str]) -> Vocabulary:
 
 
 def servers_of(form: Format, vocabulary: Vocabulary) -> list[str]:
-    """Who loads a plan's folder: for vLLM by its source (packed heads, and packed embeddings that are not tied)."""
+    """Who loads a plan's folder: for vLLM packed heads (run), and packed embeddings that are not tied (by its source)."""
     embeddings = [(matrix, format_of(matrix, width)) for matrix, width in vocabulary.items() if matrix.name != "head"]
     if not embeddings:
         return list(form.servers)
     ((matrix, own),) = embeddings
     if own is INT_QUANTIZED:
         return list(own.servers)
-    return ["apportion.load"] if matrix.twin else ["apportion.load", "vLLM (2, 3 bit: CUDA only)"]
+    return ["apportion.load"] if matrix.twin else ["apportion.load", "vLLM (2, 3, 8 bit: CUDA only)"]
 
 
 def told(names: Sequence[str], vocabulary: Vocabulary, kept: Mapping[str, str], costs: Mapping[str, float]) -> Json:

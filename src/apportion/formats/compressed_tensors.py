@@ -99,7 +99,7 @@ class CompressedTensors:
 
     name: str = "compressed-tensors"
     bits: tuple[int, ...] = BITS
-    servers: tuple[str, ...] = ("transformers", "vLLM (2, 3 bit: CUDA only)")
+    servers: tuple[str, ...] = ("transformers", "vLLM (2, 3, 8 bit: CUDA only)")
 
     def shapes(self, width: Width, rows: int, columns: int, dtype: torch.dtype) -> Shapes:
         return {
