@@ -158,6 +158,34 @@ def test_an_end_without_its_reason_is_an_end_and_that_is_said(blocks: list[bytes
     assert (outcome.status, NO_REASON in outcome.weaker) == ("ok", True)
 
 
+OTHER, OTHER_LAST = chunk(1, {"content": "Bern"}), chunk(1, {}, "length")
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 3}}\n\n'
+
+
+@pytest.mark.parametrize("usage", [[], [USAGE]])
+@pytest.mark.parametrize("blocks", [[TOKEN, LAST], [TOKEN, OTHER, LAST], [TOKEN, OTHER, OTHER_LAST, OTHER_LAST]])
+def test_a_stream_that_lost_some_of_its_choices_is_an_error(blocks: list[bytes], usage: list[bytes]) -> None:
+    events, outcome = passed(*blocks, *usage, choices=2)
+    assert DONE not in events
+    _check_failed(events, outcome, {0: "Bern"} | ({1: "Bern"} if OTHER in blocks else {}))
+    assert "ended without its end" in outcome.error
+
+
+@pytest.mark.parametrize("end", [[], [USAGE], [USAGE, DONE]])
+def test_a_stream_is_whole_once_all_its_choices_are(end: list[bytes]) -> None:
+    events, outcome = passed(TOKEN, OTHER, OTHER_LAST, LAST, *end, choices=2)
+    assert said_of(events) == {0: "Bern", 1: "Bern"}
+    assert (events.endswith(DONE), outcome.status) == (True, "ok")
+
+
+def test_an_upstream_that_ends_itself_with_fewer_choices_is_believed_and_that_is_said() -> None:
+    events, outcome = passed(TOKEN, LAST, DONE, choices=2, include_usage=True)
+    assert (events.endswith(DONE), outcome.status) == (True, "ok")
+    said = "the upstream did not say why 1 of 2 answers ended"
+    assert said in outcome.weaker
+    assert said in json.loads(events.split(b"\n\n")[-3].removeprefix(b"data: "))["apportion"]["weaker"]
+
+
 def test_our_usage_chunk_has_the_name_of_the_chunks_with_choices() -> None:
     first = b'data: {"id": "", "model": "", "object": "", "choices": [], "prompt_filter_results": []}\n\n'
     events, outcome = passed(first, ROLE, TOKEN, LAST, DONE, include_usage=True)

@@ -3,7 +3,7 @@
 Events are read, but for those of the shape of one that was (see `shape`), and pass as the bytes they are, except the
 first (which gets the decision), those at the end (which get what came to be weaker since), those with usage (counted,
 and shown only to a client that asked for it) and those with `<think>` (which moves into `reasoning_content`). Comments
-pass too. What no client could read becomes an error.
+pass too. What no client could read becomes an error, as does a stream that breaks off before all its choices ended.
 Where reasoning ends without an answer, the end is held back until the second turn has been made and sent.
 """
 
@@ -30,7 +30,8 @@ class Relay:
     Args:
         decided: what the first event says. outcome: filled in as the events pass.
         include_usage: whether the client asked for a usage chunk.
-        elapsed_ms: time since the request came. choices: how many answers were asked for, each with its own thinking.
+        elapsed_ms: time since the request came.
+        choices: how many answers were asked for, each with its own thinking and its own end.
 
     Attributes:
         second_turn: made where the answer needs one; None where it cannot.
@@ -51,6 +52,8 @@ class Relay:
         self._stamp: dict[str, Any] | None = None  # of the first chunk; None before it
         self._pieces = 0
         self._counted: Spent | None = None
+        self._choices = choices
+        self._over: set[int] = set()  # choices that told their end
         self._thinking: Thinking | None = Thinking(choices)  # None once nothing more is to be moved
         self._ended = self._failed = False
         self.second_turn: SecondTurn | None = None
@@ -77,7 +80,7 @@ class Relay:
             yield self._pass(b"\n\n")
         if self._ended:
             return
-        if not self._outcome.finish:
+        if len(self._over) < self._choices:  # without [DONE], what is missing is lost
             yield self._fail(_no_end())
             return
         if self._last is not None:
@@ -112,8 +115,9 @@ class Relay:
                 return b""
             if not self._begun:
                 return self._fail(_no_end())
-            if not self._outcome.finish:
-                self._outcome.weaker += (NO_REASON,)
+            if missing := self._choices - len(self._over):
+                some = f"the upstream did not say why {missing} of {self._choices} answers ended"
+                self._outcome.weaker += (NO_REASON if self._choices == 1 else some,)
             return self._end()
         found = object_in(data)
         if found is None:
@@ -148,6 +152,7 @@ class Relay:
         for choice in choices:
             if choice.get("finish_reason"):
                 self._outcome.finish = str(choice["finish_reason"])
+                self._over.add(choice.get("index") or 0)
         first = self._stamp is None
         if not self._begun:  # Azure's first chunk has no choices, and no name of its own
             self._outcome.first_ms = self._elapsed_ms()
