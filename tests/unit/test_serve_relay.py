@@ -14,9 +14,18 @@ from apportion.serve.relay import NO_REASON, Relay
 DECIDED = Decided("dec-1", 0.0, "auto", Controls(), "question", "direct", "router", "Who?")
 
 
-def passed(*blocks: bytes, choices: int = 1, include_usage: bool = False) -> tuple[bytes, Outcome]:
+def passed(
+    *blocks: bytes, choices: int = 1, include_usage: bool = False, keeps_text: bool = False
+) -> tuple[bytes, Outcome]:
     outcome = Outcome()
-    relay = Relay(DECIDED, outcome, include_usage=include_usage, elapsed_ms=lambda: 1.0, choices=choices)
+    relay = Relay(
+        DECIDED,
+        outcome,
+        include_usage=include_usage,
+        elapsed_ms=lambda: 1.0,
+        choices=choices,
+        keeps_text=keeps_text,
+    )
 
     async def source() -> AsyncIterator[bytes]:
         for block in blocks:
@@ -184,6 +193,14 @@ def test_an_upstream_that_ends_itself_with_fewer_choices_is_believed_and_that_is
     said = "the upstream did not say why 1 of 2 answers ended"
     assert said in outcome.weaker
     assert said in json.loads(events.split(b"\n\n")[-3].removeprefix(b"data: "))["apportion"]["weaker"]
+
+
+def test_what_is_kept_of_a_text_is_of_the_first_choice_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [TOKEN, OTHER, *[TOKEN] * 9, OTHER_LAST, LAST, DONE]
+    assert passed(*blocks, choices=2)[1].text is None
+    assert passed(*blocks, choices=2, keeps_text=True)[1].text == "Bern" * 10
+    monkeypatch.setattr("apportion.serve.relay.MAX_KEPT_CHARS", 10)
+    assert passed(*blocks, choices=2, keeps_text=True)[1].text == "BernBernBe"
 
 
 def test_our_usage_chunk_has_the_name_of_the_chunks_with_choices() -> None:
