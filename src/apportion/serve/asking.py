@@ -6,6 +6,7 @@ one only. The last message becomes the pipeline's prompt; the turns between stay
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from apportion.serve.chat_request import EXTRA, LIMITS, ChatRequest, Message, text_of
@@ -195,9 +196,8 @@ def _limited(body: Mapping[str, Any], habits: Habits) -> dict[str, Any]:
 
 
 def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any], habits: Habits) -> Asking:
-    leading, turns = [], list(chat.messages)
-    while turns and turns[0]["role"] in _SYSTEM:
-        leading.append(text_of(turns.pop(0)))
+    leading = [text_of(one) for one in takewhile(lambda one: one["role"] in _SYSTEM, chat.messages)]
+    turns = chat.messages[len(leading) :]
     last = max(number for number, one in enumerate(turns) if one["role"] == "user")
     system = "\n\n".join(part for part in (*leading, request.system) if part)
     examples = [
@@ -205,7 +205,7 @@ def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any], hab
         for pair in request.examples
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    return Asking(system, tuple(examples), tuple(turns[:last]), request, options, habits)
+    return Asking(system, tuple(examples), turns[:last], request, options, habits)
 
 
 def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:
