@@ -263,10 +263,10 @@ def test_a_model_in_this_process_is_shown_its_own_reasoning(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_server_sends_the_answer_after_the_reasoning(stub: Stub, tmp_path: Path, streamed: bool) -> None:
-    with serving(stub, routing(tmp_path, static_router("cot"))) as client:
+    with serving(stub, routing(tmp_path, static_router("cot")), keep_prompts=True) as client:
         text, finish, usage = said(client, streamed)
         decision = logged(client)[0]
-    assert text == f"{BARE}\n\nAnswer: Berthold V"
+    assert text == decision["answer"] == f"{BARE}\n\nAnswer: Berthold V"
     assert finish == ["stop"]
     assert len(stub.bodies) == 2
     tokens = [-(-sum(len(one["content"]) for one in body["messages"]) // 4) for body in stub.bodies]

@@ -1,6 +1,7 @@
 """A model in this process: the same results in any batch, the model's own probabilities, cut prompts."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,24 @@ def test_a_prompt_longer_than_the_context_is_cut_and_says_so(llm: LocalLLM) -> N
     found = llm.complete([Request(question, max_tokens=16)])[0]
     assert found.cut_prompt_tokens > 0
     assert llm.complete([Request("What?", max_tokens=16)])[0].cut_prompt_tokens == 0
+
+
+@pytest.mark.parametrize(("times", "reads"), [(300, 1), (100_000, 0)])
+@pytest.mark.parametrize("where", ["user", "system", "said"])
+def test_a_prompt_that_may_not_be_cut_is_refused_before_it_is_decoded(
+    llm: LocalLLM, monkeypatch: pytest.MonkeyPatch, where: str, times: int, reads: int
+) -> None:
+    """It is read once, or not at all where no tokenizer could make it short enough; others are answered beside it."""
+    read, ids = list[str](), llm._ids
+    monkeypatch.setattr(llm, "_ids", lambda text: read.append(text) or ids(text))
+    long = replace(Request("Tokyo", max_tokens=8, whole=True, then="one"), **{where: "What " * times})  # type: ignore[arg-type]
+    short = Request("Tokyo", max_tokens=8, whole=True, logprobs=True)
+    refused, found = llm.complete([replace(long, stop=("x",), logprobs=True), short])
+    assert len([text for text in read if "What What" in text]) == reads
+    assert (refused.text, refused.completion_tokens, refused.prompt_tokens) == ("", 0, 0)
+    assert refused.cut_prompt_tokens > llm.context - 8
+    assert found == replace(llm.complete([replace(short, whole=False)])[0], latency_ms=found.latency_ms)
+    assert found.cut_prompt_tokens == 0
 
 
 def test_what_cannot_fit_is_an_error(llm: LocalLLM) -> None:

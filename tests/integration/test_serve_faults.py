@@ -1,5 +1,6 @@
 """How the server stands what networks and upstreams do to it: broken streams, hostile bodies, restarts, SIGTERM."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -13,8 +14,9 @@ from typing import Any
 
 import openai
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
 
-from apportion.serve import Address, Routing, Timeouts, Upstream, create_app
+from apportion.serve import Address, Routing, Settings, Timeouts, Upstream, create_app
 from apportion.serve.run import Impatient
 from tests.hostile_bodies import hostile
 from tests.integration.serving import ASKED, KEY, QUESTION, get, logged, serving
@@ -158,6 +160,78 @@ def test_an_answer_in_work_is_not_cut_by_the_beginning_of_the_next_request(
         while b"data: [DONE]" not in found:
             found += (piece := raw.recv(65536))
             assert piece, found
+
+
+def test_a_client_that_does_not_read_its_stream_keeps_no_place(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.run.READ_S", 0.3)
+    body = json.dumps({**ASKED, "model": "direct", "stream": True, "max_tokens": 500_000}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    stub.reply = lambda messages: "word " * 400_000  # more than the buffers of two sockets hold
+    app = create_app(known, Upstream(Address(stub.url)), Settings(concurrency=1, queue=1))
+    with served(app, http=Impatient) as url, openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+        client.state = app.state.serving  # type: ignore[attr-defined]
+        with _connected(url) as raw:
+            raw.sendall(head + body)
+            assert logged(client)[0]["status"] == "cancelled"
+            _until(lambda: stub.cancelled == 1)
+            stub.reply = lambda messages: "Bern"
+            client.with_options(timeout=60).chat.completions.create(model="direct", messages=QUESTION)
+
+
+def test_a_client_that_reads_slowly_is_waited_for() -> None:
+    timers, transport = _Timers(), _Transport()
+    protocol = Impatient.__new__(Impatient)
+    protocol.loop, protocol.transport = timers, transport  # type: ignore[assignment]
+    protocol.flow = FlowControl(protocol.transport)
+    transport.waiting = 9000
+    protocol.pause_writing()
+    for left in (8999, 5000, 10):
+        transport.waiting = left
+        timers.elapse()
+        assert not transport.aborted
+    protocol.resume_writing()
+    timers.elapse()
+    assert not transport.aborted, "all was read"
+    protocol.pause_writing()
+    timers.elapse()
+    assert transport.aborted, "nothing was read"
+
+
+class _Timers:
+    """A loop whose time a test tells."""
+
+    def __init__(self) -> None:
+        self._set: list[asyncio.TimerHandle] = []
+
+    def call_later(self, delay: float, call: Callable[..., object], *given: object) -> asyncio.TimerHandle:
+        self._set.append(asyncio.TimerHandle(delay, call, given, self))  # type: ignore[arg-type]
+        return self._set[-1]
+
+    def elapse(self) -> None:
+        """The times of all timers so far."""
+        elapsed, self._set = self._set, []
+        for timer in elapsed:
+            if not timer.cancelled():
+                timer._run()
+
+    def get_debug(self) -> bool:
+        return False
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
+
+
+class _Transport:
+    """Bytes that wait to be read."""
+
+    waiting, aborted = 0, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 def test_what_is_no_http_is_told_in_openais_words(stub: Stub, known: Routing) -> None:

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from apportion.serve import Address, Routing
-from tests.integration.serving import ASKED, QUESTION, get, serving
+from tests.integration.serving import ASKED, QUESTION, get, post, serving
 from tests.integration.upstream_stub import Stub
 
 WORDS = {  # OpenAI's, vLLM's and templates' own
@@ -49,6 +49,29 @@ def test_what_a_refusal_makes_weaker_is_said(stub: Stub, known: Routing) -> None
             ]
         with pytest.raises(openai.BadRequestError, match="temperature"):
             _asked(client, model="cot", temperature=0.7)  # the client's own wish is never dropped
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_upstream_is_told_one_limit_by_its_own_name(stub: Stub, known: Routing, key: str, stream: bool) -> None:
+    if key == "max_completion_tokens":
+        stub.refused = {"max_tokens": WORDS["max_tokens"]}
+    asked: tuple[dict[str, Any], ...] = (
+        {"max_tokens": 5, "max_completion_tokens": 3},
+        {"max_tokens": 3, "max_completion_tokens": 5},
+        {"max_completion_tokens": 3},
+        {"max_tokens": 3},
+        {"max_tokens": None, "max_completion_tokens": 3},
+    )
+    with serving(stub, known) as client:
+        for limits in asked:
+            for more in ({"model": "cot"}, {"n": 2}):  # by a pipeline, and passed on
+                whole = {**ASKED, "stream": stream, **limits, **more}
+                assert post(client, "/v1/chat/completions", whole)[0] == 200
+        post(client, "/v1/chat/completions", {**ASKED, "n": 2, "max_tokens": None})
+    *limited, free = [{name: one for name, one in body.items() if name.startswith("max_")} for body in stub.bodies]
+    assert limited == [{key: 3}] * 2 * len(asked)
+    assert free == {}
 
 
 def test_the_limit_on_new_tokens_keeps_its_meaning(stub: Stub, known: Routing) -> None:

@@ -1,5 +1,6 @@
 """Texts as long as bodies may be: what is expensive is given a bounded part of them, and what was left out is said."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 from apportion.route.ask import kinds, probes
 from apportion.serve import Routing, conversation
 from apportion.serve import routing as measured
+from apportion.serve.asking import Limits, ask
+from apportion.serve.chat_request import ChatRequest
 from apportion.serve.conversation import read_conversation
-from apportion.serve.routing import MAX_QUESTION_CHARS
+from apportion.serve.routing import MAX_QUESTION_CHARS, Request
 from tests.integration.serving import post, serving
 from tests.integration.upstream_stub import Stub
 
@@ -79,6 +82,21 @@ def test_long_conversations_are_looked_back_on_a_little(longest: list[int]) -> N
     before = len(longest)
     assert read_conversation([*turns[:2], *[_said("thanks")] * 5000, _said("And it?")]).kind == "question"
     assert len(longest) - before < 300, "not every turn of a long conversation is read"
+
+
+def test_many_system_messages_are_joined_in_linear_time() -> None:
+    def took_s(count: int) -> float:
+        messages = ({"role": "system", "content": "Be brief."},) * count + (_said("Who founded Bern?"),)
+        chat = ChatRequest("cot", messages, False, False, None, {}, {})
+        begun = time.thread_time()
+        asking = ask(chat, Request("Who founded Bern?", "Be kind."), Limits())
+        took = time.thread_time() - begun
+        assert asking.system == "\n\n".join(["Be brief."] * count + ["Be kind."])
+        assert asking.history == ()
+        return took
+
+    least = [min(took_s(count) for _ in range(3)) for count in (50_000, 200_000)]
+    assert least[1] < 10 * least[0], "four times as many take some four times as long, in quadratic time sixteen"
 
 
 def _said(text: str) -> dict[str, str]:

@@ -138,6 +138,35 @@ def test_prompts_are_logged_when_asked_for(stub: Stub, known: Routing, tmp_path:
     assert read_decisions(path)[0]["question"] == "Who founded Bern?"
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("asked", [{}, {"model": "cot"}, {"model": "rag"}, {"tools": [], "n": 2}])
+def test_a_streamed_answer_is_logged_as_a_plain_one_is(
+    stub: Stub, known: Routing, tmp_path: Path, asked: dict[str, Any], kept: bool
+) -> None:
+    path = tmp_path / "decisions.sqlite"
+    stub.reply = lambda messages: '<think>Who was it?</think>It was "Berthold",\nas all say.\nAnswer: Berthold'
+    with serving(stub, known, decisions=path, keep_prompts=kept) as client:
+        for stream in (False, True):
+            status, said = post(client, "/v1/chat/completions", {**ASKED, **asked, "stream": stream})
+            assert status == 200, said
+            logged(client, 1 + stream)
+    said = 'It was "Berthold",\nas all say.\nAnswer: Berthold' if kept else None
+    assert [one["answer"] for one in read_decisions(path)] == [said, said]
+
+
+def test_what_a_client_that_left_was_streamed_is_logged(stub: Stub, known: Routing, tmp_path: Path) -> None:
+    stub.token_s, stub.reply = 0.05, lambda messages: "word " * 200
+    with serving(stub, known, keep_prompts=True) as client:
+        with client.chat.completions.create(model="cot", messages=QUESTION, stream=True) as stream:
+            for chunk in stream:
+                if chunk.choices[0].delta.content:
+                    break
+        row = logged(client)[0]
+    assert row["status"] == "cancelled"
+    assert ("word " * 200).startswith(row["answer"])
+    assert 0 < len(row["answer"]) < 1000
+
+
 def test_a_log_that_cannot_be_written_loses_rows_and_no_answers(stub: Stub, known: Routing, tmp_path: Path) -> None:
     path = tmp_path / "decisions.sqlite"
     with serving(stub, known, decisions=path) as client:

@@ -97,8 +97,7 @@ async def _events(stub: Stub, body: Json, tokens: list[str], finish: str) -> Asy
         for number, token in enumerate(tokens):
             if number == stub.cut_after:
                 raise RuntimeError("the stub breaks off, as it was told")
-            if stub.token_s:
-                await asyncio.sleep(stub.token_s)
+            await asyncio.sleep(stub.token_s)  # also of no time, or it would not notice that its client has gone
             yield chunk({"content": token})
         yield chunk({}, finish)
         if stub.usage and (body.get("stream_options") or {}).get("include_usage"):

@@ -1,8 +1,11 @@
 """Answers read out of completions as real models write them; the rule that found each; and how they are scored."""
 
+import re
+from typing import Any
+
 import pytest
 
-from apportion.route.ask.extraction import extract, tidy
+from apportion.route.ask.extraction import MARKS_CHARS, SEARCHED_CHARS, extract, tidy
 from apportion.route.ask.kinds import kind_of
 from apportion.route.ask.prompts import load_prompts
 from apportion.route.llm.protocol import Completion, Finish
@@ -48,6 +51,45 @@ def test_reasoning_that_was_cut_off_is_no_answer(finish: Finish) -> None:
     assert (found.answer, found.rule, found.matched) == ("", "cut", False)
     found = extract(prompt, Completion("First.\nAnswer: 7\nTo check, we", 1, 1, 0.0, finish=finish))
     assert (found.answer, found.rule) == ("7", "pattern")
+
+
+RULE = "-" * 70
+
+
+@pytest.mark.parametrize(
+    ("strategy", "text", "answer"),
+    [
+        ("cot", f"It is so.\n\n{RULE}\n\nAnswer: Bern\n\n{RULE}", "Bern"),
+        ("cot", f"It is so {'.' * 70}\n**Answer:** Bern", "Bern"),
+        ("cot", f"It is so {'.' * 50}\n{'.' * 50} answer: Bern", "Bern"),
+        ("cot", f"Answer: Ulm\n{' ' * 70}{RULE}\nFinal answer: Bern\n{RULE}\nThat is all.", "Bern"),
+        ("cot", f"Answer:{' ' * 70}Bern", "Bern"),
+        ("cot", "First of all. " * SEARCHED_CHARS + "\nAnswer: Bern", "Bern"),
+        ("direct", "\n" * 70 + "Bern\n" + "And more of it.\n" * SEARCHED_CHARS, "Bern"),
+    ],
+)
+def test_an_answer_is_found_among_many_marks_and_in_long_texts(strategy: str, text: str, answer: str) -> None:
+    found = extract(load_prompts().of(strategy, QUESTIONS["short"]), Completion(text, 1, 1, 0.0))
+    assert (found.answer, found.rule) == (answer, "pattern")
+
+
+@pytest.mark.parametrize("thought", [False, True])
+@pytest.mark.parametrize("piece", ["\n", "* ", "a\n", "answer: ", "\n" * 60 + "a"])
+def test_patterns_of_quadratic_time_search_little(monkeypatch: pytest.MonkeyPatch, piece: str, thought: bool) -> None:
+    searched, finditer = list[str](), re.finditer
+
+    def noted(pattern: Any, text: str) -> Any:
+        searched.append(text)
+        return finditer(pattern, text)
+
+    monkeypatch.setattr(re, "finditer", noted)
+    text = piece * SEARCHED_CHARS
+    said = Completion("" if thought else text, 1, 1, 0.0, thinking_text=text if thought else "")
+    extract(load_prompts().of("cot", QUESTIONS["short"]), said)
+    assert searched
+    for one in searched:
+        assert len(one) <= SEARCHED_CHARS + 1
+        assert max(map(len, re.findall(r"\W+", one)), default=0) <= MARKS_CHARS + 1
 
 
 @pytest.mark.parametrize(

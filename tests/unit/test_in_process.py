@@ -68,9 +68,12 @@ def test_a_draft_ended_by_filter_too() -> None:
 
 
 def test_a_prompt_that_had_to_be_cut_is_refused_to_whoever_can_shorten_it_better() -> None:
-    (found,) = asked(Told(replace(MEASURED, cut_prompt_tokens=3)))
-    assert isinstance(found, Refusal)
-    assert found.code == "context_length_exceeded"
+    for measured in (False, True):
+        llm = Told(replace(MEASURED, cut_prompt_tokens=3))
+        (found,) = asked(llm, measured=measured)
+        assert isinstance(found, Refusal)
+        assert found.code == "context_length_exceeded"
+        assert [one.whole for one in llm.requests] == [True], "it is refused before it is decoded"
 
 
 class Refusing(Told):

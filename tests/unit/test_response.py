@@ -7,6 +7,7 @@ import pytest
 from apportion.route.llm.call import BadAnswerError
 from apportion.route.llm.protocol import Request
 from apportion.route.llm.response import read_body, visible_span
+from apportion.serve.decision import counted
 
 ASKED = Request("Who are you?", logprobs=True)
 
@@ -25,6 +26,17 @@ def test_a_plain_completion() -> None:
     assert (found.text, found.prompt_tokens, found.completion_tokens) == ("Hi", 3, 2)
     assert found.token_logprobs == (-0.5, -0.1)
     assert (found.latency_ms, found.finish, found.tokens_measured) == (7.0, "stop", True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cached", "kept"),
+    [(3, 0, 0), (3, 3, 3), (3, 4, None), (3, 10**30, None), (3, -1, None), (3, True, None), (None, 2, None)],
+)
+def test_no_more_tokens_were_cached_than_the_prompt_has(prompt: Any, cached: Any, kept: int | None) -> None:
+    usage = {"prompt_tokens": prompt, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": cached}}
+    assert read_body({**body("Hi"), "usage": usage}, ASKED, 0).cached_tokens == kept
+    spent = counted(usage)
+    assert (spent.cached_tokens if spent else None) == (None if prompt is None else kept or 0)
 
 
 def test_only_visible_tokens_count() -> None:

@@ -14,9 +14,18 @@ from apportion.serve.relay import NO_REASON, Relay
 DECIDED = Decided("dec-1", 0.0, "auto", Controls(), "question", "direct", "router", "Who?")
 
 
-def passed(*blocks: bytes, choices: int = 1, include_usage: bool = False) -> tuple[bytes, Outcome]:
+def passed(
+    *blocks: bytes, choices: int = 1, include_usage: bool = False, keeps_text: bool = False
+) -> tuple[bytes, Outcome]:
     outcome = Outcome()
-    relay = Relay(DECIDED, outcome, include_usage=include_usage, elapsed_ms=lambda: 1.0, choices=choices)
+    relay = Relay(
+        DECIDED,
+        outcome,
+        include_usage=include_usage,
+        elapsed_ms=lambda: 1.0,
+        choices=choices,
+        keeps_text=keeps_text,
+    )
 
     async def source() -> AsyncIterator[bytes]:
         for block in blocks:
@@ -156,6 +165,42 @@ def test_an_end_without_its_reason_is_an_end_and_that_is_said(blocks: list[bytes
     assert said_of(events) == {0: "Bern" * (TOKEN in blocks)}
     assert events.endswith(DONE)
     assert (outcome.status, NO_REASON in outcome.weaker) == ("ok", True)
+
+
+OTHER, OTHER_LAST = chunk(1, {"content": "Bern"}), chunk(1, {}, "length")
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 3}}\n\n'
+
+
+@pytest.mark.parametrize("usage", [[], [USAGE]])
+@pytest.mark.parametrize("blocks", [[TOKEN, LAST], [TOKEN, OTHER, LAST], [TOKEN, OTHER, OTHER_LAST, OTHER_LAST]])
+def test_a_stream_that_lost_some_of_its_choices_is_an_error(blocks: list[bytes], usage: list[bytes]) -> None:
+    events, outcome = passed(*blocks, *usage, choices=2)
+    assert DONE not in events
+    _check_failed(events, outcome, {0: "Bern"} | ({1: "Bern"} if OTHER in blocks else {}))
+    assert "ended without its end" in outcome.error
+
+
+@pytest.mark.parametrize("end", [[], [USAGE], [USAGE, DONE]])
+def test_a_stream_is_whole_once_all_its_choices_are(end: list[bytes]) -> None:
+    events, outcome = passed(TOKEN, OTHER, OTHER_LAST, LAST, *end, choices=2)
+    assert said_of(events) == {0: "Bern", 1: "Bern"}
+    assert (events.endswith(DONE), outcome.status) == (True, "ok")
+
+
+def test_an_upstream_that_ends_itself_with_fewer_choices_is_believed_and_that_is_said() -> None:
+    events, outcome = passed(TOKEN, LAST, DONE, choices=2, include_usage=True)
+    assert (events.endswith(DONE), outcome.status) == (True, "ok")
+    said = "the upstream did not say why 1 of 2 answers ended"
+    assert said in outcome.weaker
+    assert said in json.loads(events.split(b"\n\n")[-3].removeprefix(b"data: "))["apportion"]["weaker"]
+
+
+def test_what_is_kept_of_a_text_is_of_the_first_choice_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [TOKEN, OTHER, *[TOKEN] * 9, OTHER_LAST, LAST, DONE]
+    assert passed(*blocks, choices=2)[1].text is None
+    assert passed(*blocks, choices=2, keeps_text=True)[1].text == "Bern" * 10
+    monkeypatch.setattr("apportion.serve.relay.MAX_KEPT_CHARS", 10)
+    assert passed(*blocks, choices=2, keeps_text=True)[1].text == "BernBernBe"
 
 
 def test_our_usage_chunk_has_the_name_of_the_chunks_with_choices() -> None:

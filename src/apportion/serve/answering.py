@@ -25,10 +25,12 @@ class Answerer:
 
     Args:
         backend: asked. routing: knows where the short answer is in what a pipeline's model wrote.
+        keeps_text: whether the outcome of a stream gets its text.
     """
 
     backend: Backend
     routing: Routing
+    keeps_text: bool = False
 
     async def whole(self, chat: ChatRequest, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         """The body of a plain answer, with decision, sources and usage; `outcome` is filled in.
@@ -69,7 +71,12 @@ class Answerer:
         if plan.ready is not None:
             return self._draft_events(chat, plan, plan.ready, outcome, elapsed_ms)
         relay = Relay(
-            plan.decided, outcome, include_usage=chat.include_usage, elapsed_ms=elapsed_ms, choices=chat.choices
+            plan.decided,
+            outcome,
+            include_usage=chat.include_usage,
+            elapsed_ms=elapsed_ms,
+            choices=chat.choices,
+            keeps_text=self.keeps_text,
         )
         stack.callback(relay.settle)
         if plan.asking is None:

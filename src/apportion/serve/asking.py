@@ -6,12 +6,13 @@ one only. The last message becomes the pipeline's prompt; the turns between stay
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
-from apportion.serve.chat_request import EXTRA, ChatRequest, Message, text_of
+from apportion.serve.chat_request import EXTRA, LIMITS, ChatRequest, Message, text_of
 from apportion.serve.routing import GREEDY, MAX_STOPS, Habits, Request, cut_passages
 
-_OURS = (EXTRA, "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens")
+_OURS = (EXTRA, "model", "messages", "stream", "stream_options", *LIMITS)
 _SYSTEM = ("system", "developer")
 _APART = ("max_tokens", "logprobs", "top_logprobs")  # of a probe; they change no token of the text
 # How tokens are drawn beside the temperature, with the values that rule no token out.
@@ -184,15 +185,19 @@ def _taken(options: Mapping[str, Any], habits: Habits) -> dict[str, Any]:
 
 
 def _limited(body: Mapping[str, Any], habits: Habits) -> dict[str, Any]:
-    """The same with the limit on new tokens by the name that the server takes."""
-    limit = {habits.token_key: body["max_tokens"]} if "max_tokens" in body else {}
-    return {**{name: value for name, value in body.items() if name != "max_tokens"}, **limit}
+    """The same with one limit on new tokens, the smallest, by the name that the server takes.
+
+    >>> _limited({"n": 2, "max_tokens": 5, "max_completion_tokens": 3}, Habits())
+    {'n': 2, 'max_tokens': 3}
+    """
+    limits = [body[name] for name in LIMITS if body.get(name) is not None]
+    limit = {habits.token_key: min(limits)} if limits else {}
+    return {**{name: value for name, value in body.items() if name not in LIMITS}, **limit}
 
 
 def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any], habits: Habits) -> Asking:
-    leading, turns = [], list(chat.messages)
-    while turns and turns[0]["role"] in _SYSTEM:
-        leading.append(text_of(turns.pop(0)))
+    leading = [text_of(one) for one in takewhile(lambda one: one["role"] in _SYSTEM, chat.messages)]
+    turns = chat.messages[len(leading) :]
     last = max(number for number, one in enumerate(turns) if one["role"] == "user")
     system = "\n\n".join(part for part in (*leading, request.system) if part)
     examples = [
@@ -200,7 +205,7 @@ def _asking(chat: ChatRequest, request: Request, options: Mapping[str, Any], hab
         for pair in request.examples
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    return Asking(system, tuple(examples), tuple(turns[:last]), request, options, habits)
+    return Asking(system, tuple(examples), turns[:last], request, options, habits)
 
 
 def _options(chat: ChatRequest, request: Request, limits: Limits) -> dict[str, Any]:

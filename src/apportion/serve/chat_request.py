@@ -11,7 +11,7 @@ from apportion.serve.refusal import Refusal
 Message = Mapping[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 EXTRA = "apportion"  # the field of the body that is ours
-_LIMITS = ("max_completion_tokens", "max_tokens")
+LIMITS = ("max_completion_tokens", "max_tokens")  # two names of the limit on new tokens; the smaller counts
 _RANGES = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
 # What an assistant's message may be of beside text.
 _SAID = ("tool_calls", "function_call", "reasoning_content", "reasoning", "refusal", "audio")
@@ -102,7 +102,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise _wrong("stream_options", options, "an object")
-    limits = [limit for limit in (_whole(body, name) for name in _LIMITS) if limit is not None]
+    limits = [limit for limit in (_whole(body, name) for name in LIMITS) if limit is not None]
     return ChatRequest(
         model=_model(body),
         messages=tuple(messages),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apportion.serve.controls import Controls
-from apportion.serve.routing import MOST_TOKENS, Price
+from apportion.serve.routing import Price, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,8 @@ def counted(usage: object) -> Spent | None:
     >>> [counted({"prompt_tokens": 12, "completion_tokens": one}) for one in (-5, 10**30, True)]
     [None, None, None]
     """
-    if not isinstance(usage, Mapping):
-        return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    if prompt is None or completion is None:
-        return None
-    details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
-    return Spent(prompt, completion, cached_tokens=cached if cached is not None and cached <= prompt else 0)
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
+    prompt, completion, cached = counts(usage)
+    return None if prompt is None or completion is None else Spent(prompt, completion, cached_tokens=cached or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Exchange:
 
     @property
     def _answerer(self) -> Answerer:
-        return Answerer(self.serving.backend, self.serving.routing)
+        return Answerer(self.serving.backend, self.serving.routing, self.serving.settings.keep_prompts)
 
     def _failed(self, error: Exception) -> Refusal:
         """What the client is told of a failure, which is noted."""

@@ -171,6 +171,7 @@ def read_request(body: Body) -> Request:
         thinking=_switch(body.get("chat_template_kwargs")),
         temperature=float(body.get("temperature") or 0.0),
         seed=_seed(body.get("seed")),
+        whole=True,
     )
 
 

@@ -3,11 +3,11 @@
 Events are read, but for those of the shape of one that was (see `shape`), and pass as the bytes they are, except the
 first (which gets the decision), those at the end (which get what came to be weaker since), those with usage (counted,
 and shown only to a client that asked for it) and those with `<think>` (which moves into `reasoning_content`). Comments
-pass too. What no client could read becomes an error.
+pass too. What no client could read becomes an error, as does a stream that breaks off before all its choices ended.
 Where reasoning ends without an answer, the end is held back until the second turn has been made and sent.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
@@ -19,6 +19,9 @@ from apportion.serve.turns import SecondTurn
 from apportion.serve.upstream_errors import choices_of, fails, refused
 
 MAX_EVENT_BYTES = 4 << 20
+MAX_KEPT_CHARS = (
+    4 << 20
+)  # of what an answer says and thinks; more than models write, and no stream is endless in memory
 NO_REASON = "the upstream did not say why the answer ended"
 BAD = "bad_upstream_answer"
 SHAPES = 8  # taken one after the other without use, after which none is: each chunk has another (log-probabilities)
@@ -30,7 +33,9 @@ class Relay:
     Args:
         decided: what the first event says. outcome: filled in as the events pass.
         include_usage: whether the client asked for a usage chunk.
-        elapsed_ms: time since the request came. choices: how many answers were asked for, each with its own thinking.
+        elapsed_ms: time since the request came.
+        choices: how many answers were asked for, each with its own thinking and its own end.
+        keeps_text: whether the outcome gets the answer's text, as for the log that holds prompts.
 
     Attributes:
         second_turn: made where the answer needs one; None where it cannot.
@@ -44,6 +49,7 @@ class Relay:
         include_usage: bool,
         elapsed_ms: Callable[[], float],
         choices: int = 1,
+        keeps_text: bool = False,
     ) -> None:
         self._decided, self._outcome, self._include_usage = decided, outcome, include_usage
         self._elapsed_ms = elapsed_ms
@@ -51,10 +57,13 @@ class Relay:
         self._stamp: dict[str, Any] | None = None  # of the first chunk; None before it
         self._pieces = 0
         self._counted: Spent | None = None
+        self._choices = choices
+        self._over: set[int] = set()  # choices that told their end
         self._thinking: Thinking | None = Thinking(choices)  # None once nothing more is to be moved
         self._ended = self._failed = False
         self.second_turn: SecondTurn | None = None
-        self._kept: list[bytes] = []  # events with content, while a second turn is possible
+        self._keeps_text = keeps_text
+        self._said = _Said()  # while a second turn is possible, or where the text is kept
         self._last: dict[str, Any] | None = None  # the chunk with the end, held back
         self._second = Spent()
         self._begun = False  # a chunk with choices came
@@ -77,7 +86,7 @@ class Relay:
             yield self._pass(b"\n\n")
         if self._ended:
             return
-        if not self._outcome.finish:
+        if len(self._over) < self._choices:  # without [DONE], what is missing is lost
             yield self._fail(_no_end())
             return
         if self._last is not None:
@@ -112,8 +121,9 @@ class Relay:
                 return b""
             if not self._begun:
                 return self._fail(_no_end())
-            if not self._outcome.finish:
-                self._outcome.weaker += (NO_REASON,)
+            if missing := self._choices - len(self._over):
+                some = f"the upstream did not say why {missing} of {self._choices} answers ended"
+                self._outcome.weaker += (NO_REASON if self._choices == 1 else some,)
             return self._end()
         found = object_in(data)
         if found is None:
@@ -148,6 +158,7 @@ class Relay:
         for choice in choices:
             if choice.get("finish_reason"):
                 self._outcome.finish = str(choice["finish_reason"])
+                self._over.add(choice.get("index") or 0)
         first = self._stamp is None
         if not self._begun:  # Azure's first chunk has no choices, and no name of its own
             self._outcome.first_ms = self._elapsed_ms()
@@ -157,27 +168,27 @@ class Relay:
             found["apportion"] = {**self._decided.public(), **self._weaker()}
         found = self._apart(found)
         if self.second_turn is None or not any(one.get("finish_reason") for one in choices):
-            return self._keep(event(found))
+            return self._keep(event(found), found)
         self._last = {**found, "choices": [{**one, "delta": {}} for one in choices]}
         rest = {**found, "choices": [{**one, "finish_reason": None} for one in choices]}
-        return self._keep(event(rest))
+        return self._keep(event(rest), rest)
 
-    def _keep(self, one: bytes) -> bytes:
-        """A chunk that goes to the client, counted."""
+    def _keep(self, one: bytes, found: dict[str, Any] | None = None) -> bytes:
+        """A chunk that goes to the client, counted; `found` is what it says, where it has been read."""
         self._pieces += 1
-        if self.second_turn is not None:
-            self._kept.append(one)
+        if self._keeps_text or self.second_turn is not None:
+            self._said.add(found or object_in(data_of(one)) or {})
         return one
 
     async def _completed(self, last: dict[str, Any]) -> bytes:
         """What a second turn says, if one is made, and the chunk with the end."""
         assert self.second_turn is not None
-        message = _texts(self._kept)
-        added = await self.second_turn.after(message, self._outcome.finish, self._counted)
+        added = await self.second_turn.after(self._said.texts, self._outcome.finish, self._counted)
         if added is None:
             return event({**last, **self._news()})
         self._second, self._outcome.finish = added.spent, added.finish
         more = [{**one, "delta": {"content": f"\n\n{added.text}"}, "finish_reason": None} for one in last["choices"]]
+        self._said.add({"choices": more})
         ends = [{**one, "finish_reason": added.finish} for one in last["choices"]]
         return event({**last, "choices": more}) + event({**last, "choices": ends, **self._news()})
 
@@ -190,7 +201,9 @@ class Relay:
         return found
 
     def settle(self) -> None:
-        """Note what has been spent so far: also of a stream that was left."""
+        """Note what has been spent and said so far: also of a stream that was left."""
+        if self._keeps_text and self._begun:
+            self._outcome.text = self._said.texts["content"]
         self._outcome.spent = (self._counted or Spent(0, self._pieces, measured=False)).plus(self._second)
 
     def _end(self) -> bytes:
@@ -217,13 +230,31 @@ def _no_end() -> Refusal:
     return Refusal(502, "upstream: the stream ended without its end", code="upstream_broke_off")
 
 
-def _texts(events: list[bytes]) -> dict[str, str]:
-    """What the deltas of these events say and think, each in one piece."""
-    found: dict[str, list[str]] = {"content": [], "reasoning_content": []}
-    for one in events:
-        for choice in (object_in(data_of(one)) or {}).get("choices") or ():
+class _Said:
+    """What the first choice says and thinks, each in one piece; of very much the beginning.
+
+    >>> said = _Said()
+    >>> for one in ("Be", "rn"):
+    ...     said.add({"choices": [{"index": 0, "delta": {"content": one}}, {"index": 1, "delta": {"content": "Ulm"}}]})
+    >>> said.texts
+    {'content': 'Bern', 'reasoning_content': ''}
+    """
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+        self._room = MAX_KEPT_CHARS
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """What a chunk says."""
+        for choice in found.get("choices") or ():
             delta = choice.get("delta") or {}
-            for name, pieces in found.items():
-                if isinstance(delta.get(name), str):
-                    pieces.append(delta[name])
-    return {name: "".join(pieces) for name, pieces in found.items()}
+            for name, pieces in self._pieces.items():
+                text = delta.get(name)
+                if self._room and isinstance(text, str) and not choice.get("index"):
+                    pieces.append(text[: self._room])
+                    self._room -= len(pieces[-1])
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """By the names of a message."""
+        return {name: "".join(pieces) for name, pieces in self._pieces.items()}

@@ -24,7 +24,7 @@ from apportion.route.llm.connect import LLMSettings, connect
 from apportion.route.llm.cut import cut
 from apportion.route.llm.habits import GREEDY, MAX_STOPS, PROBE, REFUSING, Habits, after_refusal, body_of
 from apportion.route.llm.protocol import LLM, Completion, Request, split_thinking
-from apportion.route.llm.response import MOST_TOKENS, read_body
+from apportion.route.llm.response import counts, read_body
 from apportion.route.router.price import Price
 from apportion.route.router.router import Decision, Router
 from apportion.route.router.utility import Weights
@@ -36,7 +36,6 @@ __all__ = [
     "LLM",
     "MAX_QUESTION_CHARS",
     "MAX_STOPS",
-    "MOST_TOKENS",
     "PROBE",
     "REFUSING",
     "Completion",
@@ -52,6 +51,7 @@ __all__ = [
     "after_refusal",
     "body_of",
     "connect",
+    "counts",
     "cut_passages",
     "likely",
     "prompt_too_long",

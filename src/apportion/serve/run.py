@@ -1,4 +1,4 @@
-"""The application on a socket: uvicorn, patient with answers and impatient with clients that never ask."""
+"""The application on a socket: uvicorn, patient with answers and impatient with clients that never ask or read."""
 
 import asyncio
 import gc
@@ -16,19 +16,22 @@ from apportion.serve.refusal import Refusal, encode
 from apportion.serve.serving import Serving
 
 HEAD_S = 15.0  # for a request's head, from connecting or from its first byte
+READ_S = 60.0  # for some of what waits to be read, as long as nginx gives; a network that is away comes back sooner
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
 ENDING_S = 10  # for telling clients that their answers are ended
 
 
 class Impatient(HttpToolsProtocol):
-    """Closes a connection on which a request begins and its head does not end (slow loris).
+    """Closes a connection on which a request begins and its head does not end (slow loris), and one whose client has
+    ceased to read: to its answer that is a client that went away, so its place is free and its upstream is let go of.
 
     A connection that says nothing between two requests is uvicorn's to close, but its timer ends with the next byte,
     whatever that begins. So while no answer is in work every byte starts ours, and only a whole head stops it.
     """
 
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None  # runs while more waits to be read than may
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -36,6 +39,7 @@ class Impatient(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._calm()
+        self._has_read()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -47,6 +51,14 @@ class Impatient(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._calm()
         super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        self._has_read()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be read as HTTP is told in OpenAI's shape too."""
@@ -62,6 +74,21 @@ class Impatient(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self.transport.close()
+
+    def _watch(self) -> None:
+        self._unread = self.loop.call_later(READ_S, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        """Whether anything was read meanwhile; what waits is thrown away if not, or it would never be closed."""
+        if self.transport.get_write_buffer_size() < before:
+            self._watch()
+        else:
+            self.transport.abort()
+
+    def _has_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 class _Server(uvicorn.Server):

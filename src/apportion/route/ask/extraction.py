@@ -23,12 +23,15 @@ Rule = Literal["pattern", "thinking", "boxed", "number", "yes or no", "is", "las
 FAILED: frozenset[Rule] = frozenset(["last line", "cut", "empty"])
 
 NUMBER = re.compile(r"[-+−]?[$€£]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?")
-_YES_NO = re.compile(r"\W*(?:so,?\s+|therefore,?\s+|thus,?\s+)?(yes|no)\b", re.I)
+_YES_NO = re.compile(r"\W*+(?:so,?\s+|therefore,?\s+|thus,?\s+)?(yes|no)\b", re.I)
 _IS = re.compile(r"(?i)(?:\b(?:is|are|was|were)\b|:)\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“(])")
 _LEAD = re.compile(r"(?i)^(?:the |my |so the )?(?:final |correct |short )?answer(?: is| was|:)[:\s]+")
 _MARKS = "*_`\"“”'‘’ \t"
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}")
+SEARCHED_CHARS = 20_000  # of a text, which bounds what a pattern of quadratic time can cost; reasoning is shorter
+MARKS_CHARS = 40  # of marks and blanks in a row; no answer has more
+_MANY_MARKS = re.compile(rf"\W{{{MARKS_CHARS + 1},}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,29 @@ def _by_is(lines: list[str]) -> Extracted | None:
 
 
 def last_match(pattern: str, text: str) -> str:
-    """Group 1 of the last match that is not empty, stripped."""
+    """Group 1 of the last match that is not empty, stripped.
+
+    A pattern such as `^\\W*answer` reads a run of line ends once from each of them: in quadratic time. So of a run of
+    more than MARKS_CHARS characters that are of no word, and of a text of more than SEARCHED_CHARS, only both ends are
+    searched, and a line end between them where one was left out.
+    """
+    text = _MANY_MARKS.sub(lambda run: _both_ends(run[0], MARKS_CHARS), _both_ends(text, SEARCHED_CHARS))
     found = ""
     for match in re.finditer(pattern, text):
         found = (match[1] or "").strip() or found
     return found
+
+
+def _both_ends(text: str, characters: int) -> str:
+    """A text without its middle where it has more characters; what were different lines stay so.
+
+    >>> _both_ends("abcdefg", 4), _both_ends("abc\\nefg", 4), _both_ends("abcd", 4)
+    ('abfg', 'ab\\nfg', 'abcd')
+    """
+    if len(text) <= characters:
+        return text
+    half = characters // 2
+    return text[:half] + ("\n" if "\n" in text[half:-half] else "") + text[-half:]
 
 
 def boxed(text: str) -> str:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ STOP_TOKENS = 24  # the last tokens, in which a stop sequence is sought
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A request as token ids, and what was cut from it."""
+    """A request as token ids, and what was cut from it; all of it where it is not to be decoded."""
 
     row: Row
     opened: bool  # the prompt ends inside a thinking block
@@ -165,14 +166,26 @@ class LocalLLM:
                 "lower max_tokens in the prompts file",
             )
         text = self._text(request)
+        if request.whole and len(text) > room * self._longest_token:
+            return _refused(len(text) // self._longest_token)
         whole = kept = self._ids(text)
         if len(whole) > room:
+            if request.whole:
+                return _refused(len(whole))
             text = self._text(fit(request, lambda shorter: len(self.render(shorter)), room))
             kept = self._ids(text)
         opened = text.rstrip().endswith(THINK_START)
         ends = self._ends(request.stop, opened) if request.stop else None
         row = Row(kept, request.max_tokens, request.temperature, request.seed, ends)
         return _Prepared(row, opened, len(whole) - len(kept))
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token: a text of so many times the context is too long, and need not be read.
+
+        Of a tokenizer that drops blanks, what is nearly all blanks is refused though it would have been short.
+        """
+        return max(map(len, self._tokenizer.get_vocab()))
 
     def _ends(self, stop: tuple[str, ...], opened: bool) -> Callable[[Sequence[int]], bool]:
         """Whether the last tokens hold a stop sequence, once thinking has ended."""
@@ -231,6 +244,11 @@ class LocalLLM:
         if self._think_end is not None and self._think_end in tokens:
             return len(tokens) - list(reversed(tokens)).index(self._think_end)
         return len(tokens) if self._think_end is not None and self._is_thinking(tokens, opened) else 0
+
+
+def _refused(tokens: int) -> _Prepared:
+    """A prompt of so many tokens that is not decoded: its row is done before it begins."""
+    return _Prepared(Row([], 0), False, tokens)
 
 
 def _as_text(request: Request) -> str:

@@ -23,6 +23,8 @@ class Request:
         said, then: where not empty, turns after it: the assistant's, then the user's that is to be answered.
         expendable: [start, end) characters of `user` (the passages, best first) that are cut from their end
             before anything else when the prompt is longer than the context.
+        whole: a model in this process does not cut the prompt, nor answer one that is too long: the completion is
+            empty, and its `cut_prompt_tokens` tell.
     """
 
     user: str
@@ -37,6 +39,7 @@ class Request:
     expendable: tuple[int, int] = (0, 0)
     said: str = ""
     then: str = ""
+    whole: bool = False
 
     @property
     def turns(self) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ def read_body(body: object, request: Request, latency_ms: float, *, opened: bool
         raise _no_content(body, choice, message)
     content = whole_characters(content or "")
     thought, visible = split_thinking(content, opened=opened and THINK_END not in content and finish == "length")
-    prompt, completion = (_count(body, key) for key in ("prompt_tokens", "completion_tokens"))
+    prompt, completion, cached = counts(_get(body, "usage"))
     listed = _get(_get(choice, "logprobs"), "content")
     logprobs, margin = _logprobs(listed, visible) if request.logprobs else (None, None)
     return Completion(
@@ -68,7 +68,7 @@ def read_body(body: object, request: Request, latency_ms: float, *, opened: bool
         finish=finish,
         thinking_text=whole_characters(str(reasoning)) or thought,
         tokens_measured=prompt is not None and completion is not None,
-        cached_tokens=_cached(body),
+        cached_tokens=cached,
         margin=margin,
         raw_text=content,
     )
@@ -178,12 +178,19 @@ def _first(value: object) -> object:
     return value[0] if isinstance(value, list) and value else None
 
 
-def _count(body: object, key: str) -> int | None:
-    return _whole(_get(_get(body, "usage"), key))
+def counts(usage: object) -> tuple[int | None, int | None, int | None]:
+    """Tokens of the prompt, of the completion, and of the prompt those computed before, as a server's usage object has
+    them; None for each that cannot be.
 
-
-def _cached(body: object) -> int | None:
-    return _whole(_get(_get(_get(body, "usage"), "prompt_tokens_details"), "cached_tokens"))
+    >>> counts({"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}})
+    (12, 3, 8)
+    >>> counts({"prompt_tokens": 12, "completion_tokens": -5, "prompt_tokens_details": {"cached_tokens": 13}})
+    (12, None, None)
+    """
+    prompt, completion = (_whole(_get(usage, name)) for name in ("prompt_tokens", "completion_tokens"))
+    cached = _whole(_get(_get(usage, "prompt_tokens_details"), "cached_tokens"))
+    possible = prompt is not None and cached is not None and cached <= prompt
+    return prompt, completion, cached if possible else None
 
 
 def _whole(value: object) -> int | None:
