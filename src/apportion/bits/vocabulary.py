@@ -108,7 +108,7 @@ def named(staged: StagedModel, widths: Mapping[str, str]) -> Vocabulary:
 
 
 def servers_of(form: Format, vocabulary: Vocabulary) -> list[str]:
-    """Who loads a plan's folder: for vLLM packed heads (run), and packed embeddings that are not tied (by its source)."""
+    """Who loads a plan's folder; vLLM packed heads, and by its source packed embeddings that are not tied."""
     embeddings = [(matrix, format_of(matrix, width)) for matrix, width in vocabulary.items() if matrix.name != "head"]
     if not embeddings:
         return list(form.servers)
