@@ -19,9 +19,7 @@ from apportion.serve.turns import SecondTurn
 from apportion.serve.upstream_errors import choices_of, fails, refused
 
 MAX_EVENT_BYTES = 4 << 20
-MAX_KEPT_CHARS = (
-    4 << 20
-)  # of what an answer says and thinks; more than models write, and no stream is endless in memory
+MAX_KEPT_CHARS = 4 << 20  # of what an answer says and thinks: more than models write
 NO_REASON = "the upstream did not say why the answer ended"
 BAD = "bad_upstream_answer"
 SHAPES = 8  # taken one after the other without use, after which none is: each chunk has another (log-probabilities)
@@ -158,7 +156,8 @@ class Relay:
         for choice in choices:
             if choice.get("finish_reason"):
                 self._outcome.finish = str(choice["finish_reason"])
-                self._over.add(choice.get("index") or 0)
+                index = choice.get("index")
+                self._over.add(index if isinstance(index, int) else 0)
         first = self._stamp is None
         if not self._begun:  # Azure's first chunk has no choices, and no name of its own
             self._outcome.first_ms = self._elapsed_ms()
