@@ -57,7 +57,8 @@ class Task:
             return "the given router; nothing trained"
         if self.train is not None:
             return "a separate training profile"
-        return f"{self.plan.folds} folds, stratified by dataset"
+        together = ", equal texts in one fold" if self.profile.different < self.profile.n else ""
+        return f"{self.plan.folds} folds, stratified by dataset{together}"
 
 
 def evaluate_router(
@@ -107,7 +108,7 @@ def evaluate_router(
     played, failed, dropped = _play(task, parts or Parts(None))
     part = pool(played)
     whole = task.profile.select(part.rows)
-    judge = Judge(whole, task.board.scale, part, Bootstrap(whole.n, plan.seed))
+    judge = Judge(whole, task.board.scale, part, Bootstrap(whole.n, plan.seed, groups=whole.groups))
     rows = tuple(judge.at(weights) for weights in task.board.grid)
     can_leave = plan.leave_out and (router is None or train is not None)
     left_out, not_left = _leave_out(task) if can_leave else ((), (NOT_LEFT,))
@@ -116,6 +117,7 @@ def evaluate_router(
         families={name: whole.dataset.count(name) for name in dict.fromkeys(whole.dataset)},
         source=asdict(whole.source),
         protocol=_protocol(task, judge),
+        repeated_texts=whole.n - whole.different,
         trained_on_these=_seen_before(whole, train, router),
         dropped=(*whole.dropped, *dropped, *not_left, *_lacking(whole, router)),
         failed=failed,
@@ -157,11 +159,12 @@ def _check(task: Task) -> None:
         return
     needed = 4 * task.plan.training.folds
     if task.train is not None:
-        smallest, where = usable(task.train).n, "--train"
+        smallest, where = usable(task.train).different, "--train"
     else:
         usable(task.profile)
-        held = split_folds(task.profile.dataset, task.plan.folds, task.plan.seed)
-        smallest, where = min(task.profile.n - len(rows) for rows in held), f"each of {task.plan.folds} folds"
+        groups = task.profile.groups
+        left = [len(np.unique(groups[others(rows, task.profile.n)])) for rows in _folds(task)]
+        smallest, where = min(left), f"each of {task.plan.folds} folds"
     if smallest < needed:
         raise InputError(
             f"{where}: leaves {smallest} questions to train on, and training needs {needed} "
@@ -200,7 +203,7 @@ def _play(task: Task, parts: Parts) -> tuple[list[Part], tuple[str, ...], tuple[
         return [_played(task, fitted, everything)], (), ()
     found: list[Part] = []
     failed: list[str] = []
-    held = split_folds(task.profile.dataset, task.plan.folds, task.plan.seed)
+    held = _folds(task)
     with progress("evaluate", len(held), "folds") as advance:
         for fold, rows in enumerate(held):
             try:
@@ -211,6 +214,10 @@ def _play(task: Task, parts: Parts) -> tuple[list[Part], tuple[str, ...], tuple[
     if not found:
         raise InputError(f"every fold failed: {'; '.join(failed)}", "see to the first reason")
     return found, tuple(failed), ()
+
+
+def _folds(task: Task) -> list[Ints]:
+    return split_folds(task.profile.dataset, task.plan.folds, task.plan.seed, task.profile.groups)
 
 
 def _fold(task: Task, rows: Ints) -> Part:
@@ -265,7 +272,7 @@ def _left_out(task: Task, family: str, seen: Profile, unseen: Profile) -> LeftOu
     router = train_router(seen, plan.training, seed=plan.seed, scale=scale, stages=plan.stages).router
     field: dict[str, Contender] = {"router": Routed(router), "best_static": BestStatic(seen, scale)}
     part = hold(unseen, np.arange(unseen.n), field, replace(task.board, extra=()))
-    judge = Judge(unseen, scale, part, Bootstrap(unseen.n, plan.seed))
+    judge = Judge(unseen, scale, part, Bootstrap(unseen.n, plan.seed, groups=unseen.groups))
     grid = task.board.grid
     mean = np.mean([judge.value("router", w) - judge.value("best_static", w) for w in grid], axis=0)
     gains = tuple((w.token, w.latency, judge.gain("best_static", w)) for w in grid)

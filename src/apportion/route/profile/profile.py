@@ -17,6 +17,7 @@ from apportion.core.artifact import digest_of
 from apportion.core.errors import InputError
 from apportion.route.ask.source import ProfileSource
 from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.texts import groups_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -155,6 +156,16 @@ class Profile:
         known = np.isfinite(self.tokens[whole, column])
         timed = np.isfinite(self.latency_ms[whole, column]) if self.has_latency else known
         return bool(known.size) and bool((known & timed).all())
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """[n] number of the different question that each is, by its text (`texts.groups_of`)."""
+        return groups_of(self.question)
+
+    @property
+    def different(self) -> int:
+        """Number of different questions; less than n where texts repeat."""
+        return len(set(self.groups.tolist()))
 
     def keys(self) -> NDArray[np.uint64]:
         """[n] 64-bit digests of dataset, id and text, by which questions are recognised."""
