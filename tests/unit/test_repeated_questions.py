@@ -1,6 +1,7 @@
 """A question that is asked again is no further evidence: one fold, one draw, one in errors, recognised by its text."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from apportion.route.evaluation.evaluate import evaluate_router
 from apportion.route.evaluation.field import EvaluationPlan
 from apportion.route.evaluation.report import report
 from apportion.route.profile.profile import Profile
+from apportion.route.router.file import load_router, save_router
 from apportion.route.router.folds import split_folds
 from apportion.route.router.gate import gate_of, guard_of, mean_and_error
 from apportion.route.router.plan import TrainingPlan
+from apportion.route.router.router import BY_ROW
 from apportion.route.router.train import train_router
+from tests.golden.test_saved_router import FOLDER
 from tests.synthetic_profiles import needs_profile
 
 BRIEF = TrainingPlan(folds=2, seeds=1, steps=20, check_every=10)
@@ -95,3 +99,45 @@ def test_learning_answers_by_heart_is_not_said_to_gain() -> None:
 def test_training_says_how_many_texts_repeat() -> None:
     assert train_router(repeated(needs_profile(20), 2), BRIEF).repeated_texts == 20
     assert train_router(needs_profile(20), BRIEF).repeated_texts == 0
+
+
+def elsewhere(profile: Profile) -> Profile:
+    """The same questions as another file has them: another data set, other ids, another case."""
+    asked = tuple(text.upper() for text in profile.question)
+    return replace(profile, dataset=("b",) * profile.n, ids=tuple(f"b{i}" for i in profile.ids), question=asked)
+
+
+def test_training_questions_are_recognised_in_another_file(tmp_path: Path) -> None:
+    learned, other = needs_profile(40, seed=1), needs_profile(30, seed=2)
+    save_router(tmp_path / "router", train_router(learned, BRIEF).router, {})
+    router, plan = load_router(tmp_path / "router"), EvaluationPlan(ablations=False, leave_out=False, training=BRIEF)
+    again = elsewhere(learned)
+    assert evaluate_router(again, plan, router=router).trained_on_these == 40
+    assert evaluate_router(again, plan, train=learned).trained_on_these == 40
+    assert evaluate_router(again.select(np.arange(30)), plan, train=other, router=router).trained_on_these == 30
+    assert evaluate_router(elsewhere(other), plan, router=router).trained_on_these == 0
+    bare = replace(again, question=("",) * 40)
+    assert not router.has_seen(bare).any(), "without texts nothing is alike"
+    assert len(set(bare.text_keys().tolist())) == 40
+
+
+def test_a_router_of_an_earlier_version_knows_its_rows_and_says_no_more(tmp_path: Path) -> None:
+    router, rows = load_router(FOLDER), needs_profile(300, seed=1)
+    assert router.keyed_by == BY_ROW
+    assert router.has_seen(rows).all()
+    found = evaluate_router(elsewhere(rows.select(np.arange(40))), router=router)
+    assert found.trained_on_these == 0
+    assert any("by their text: the router is of an earlier version" in one for one in found.dropped)
+    save_router(tmp_path / "again", router, {})
+    assert load_router(tmp_path / "again").has_seen(rows).all()
+
+
+def test_a_family_left_out_is_left_out_under_other_names_too() -> None:
+    """Every question is in both families: nothing is left to train on, rather than the same questions."""
+    profile = needs_profile(40, seed=1)
+    both = repeated(profile, 2)
+    both = replace(both, dataset=("a",) * 40 + ("b",) * 40)
+    plan = EvaluationPlan(token_weights=(0.1,), latency_weights=(0.0,), ablations=False, training=BRIEF)
+    found = evaluate_router(both, replace(plan, folds=2), train=both)
+    assert not found.left_out
+    assert sum("leave-one-family-out of" in one for one in found.dropped) == 2

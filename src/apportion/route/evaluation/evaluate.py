@@ -26,7 +26,7 @@ from apportion.route.profile.profile import Profile
 from apportion.route.router.folds import others, split_folds
 from apportion.route.router.gate import TOKEN_NODES
 from apportion.route.router.price import Price
-from apportion.route.router.router import Router
+from apportion.route.router.router import BY_ROW, Router
 from apportion.route.router.train import train_router, usable
 from apportion.route.router.utility import Ints, Weights, scale_of, weight_grid
 
@@ -233,16 +233,23 @@ def _played(task: Task, fitted: Fitted, rows: Ints) -> Part:
 
 def _seen_before(profile: Profile, train: Profile | None, router: Router | None) -> int:
     """How many of the test questions the router, or whatever was fitted on `train`, learned from."""
-    seen = [router.trained_on] if router else []
-    seen += [train.keys()] if train else []
-    return int(np.isin(profile.keys(), np.concatenate(seen)).sum()) if seen else 0
+    seen = router.has_seen(profile) if router else np.zeros(profile.n, dtype=bool)
+    if train:
+        seen |= np.isin(profile.text_keys(), train.text_keys())
+    return int(seen.sum())
 
 
 def _lacking(profile: Profile, router: Router | None) -> tuple[str, ...]:
-    """The features that a given router reads and the profile does not have."""
+    """What a given router lacks: features that it reads and the profile has not, texts that it never noted."""
     wanted = {name for tier in router.tiers for name in tier.names} if router else set()
     absent = sorted(wanted - set(profile.feature_names))
-    return (f"features the router reads and the profile lacks: {', '.join(absent)}",) if absent else ()
+    said = [f"features the router reads and the profile lacks: {', '.join(absent)}"] if absent else []
+    if router and router.keyed_by == BY_ROW:
+        said.append(
+            "training questions by their text: the router is of an earlier version and knows them by data set and id "
+            "alone, so those of another file are not counted"
+        )
+    return tuple(said)
 
 
 def _leave_out(task: Task) -> tuple[tuple[LeftOut, ...], tuple[str, ...]]:
@@ -257,7 +264,8 @@ def _leave_out(task: Task) -> tuple[tuple[LeftOut, ...], tuple[str, ...]]:
         for family in families:
             unseen = task.profile.select(names == family)
             try:
-                seen = train.select(np.array(train.dataset) != family)
+                apart = ~np.isin(train.text_keys(), unseen.text_keys())  # a text may be in several families
+                seen = train.select((np.array(train.dataset) != family) & apart)
                 found.append(_left_out(task, family, seen, unseen))
             except ApportionError as error:
                 said.append(f"leave-one-family-out of {family}: {error.problem}")

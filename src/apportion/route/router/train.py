@@ -239,7 +239,7 @@ def _assemble(lesson: Lesson, candidates: Sequence[Candidate], learned: SecondLe
         scale=lesson.scale,
         has_latency=lesson.plain.has_latency,
         source=lesson.profile.source.identity,
-        trained_on=lesson.profile.keys(),
+        trained_on=lesson.profile.text_keys(),
         guard=Guard(
             guard_of(list(gains.values()), lesson.held, lesson.caution, groups),
             guard_of(plain, lesson.held, lesson.caution, groups),
