@@ -28,7 +28,7 @@ LEARN = relearning.train_router
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     """What the router in use learned from: RAG+CoT is right four times in five, and no feature tells when."""
-    profile = needs_profile(400, seed=1, signal=0.0, noise=0.2)
+    profile = needs_profile(300, seed=1, signal=0.0, noise=0.2)
     monkeypatch.setattr(relearning, "read_profile", lambda path: profile)
     monkeypatch.setattr(relearning, "train_router", lambda profile, **how: LEARN(profile, QUICK, **how))
     save_router(tmp_path / "router", static_router("rag+cot"), {})
@@ -36,10 +36,10 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
 
 
 def scored(keep: str, route: str = "rag+cot", n: int = 600) -> Records:
-    """Decisions of one route with the truth as score: all of them, or the bad and every fifth of the good."""
+    """Decisions of one route with the truth as score: all of them, or the bad and every twentieth of the good."""
     asked = needs_profile(n, seed=2, signal=0.0, noise=0.2)
     right = asked.quality[:, STRATEGIES.index(route)]
-    rows = np.arange(n) if keep == "all" else np.flatnonzero((right == 0) | (np.arange(n) % 5 == 0))
+    rows = np.arange(n) if keep == "all" else np.flatnonzero((right == 0) | (np.arange(n) % 20 == 0))
     return records_of(asked.select(rows), [route] * len(rows), right[rows].tolist())
 
 
@@ -48,7 +48,7 @@ def refitted(records: Records, folder: Path) -> Relearned:
 
 
 def test_votes_on_bad_answers_are_no_gain_of_other_routes(base: Profile, tmp_path: Path) -> None:
-    found = refitted(scored("bad"), tmp_path)
+    found = refitted(scored("bad", n=1500), tmp_path)
     assert found.bias < -0.3
     assert found.refused == ""
     assert not found.better
