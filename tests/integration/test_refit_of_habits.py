@@ -97,8 +97,25 @@ def test_a_question_that_was_not_kept_is_told_apart_by_id_and_counted(base: Prof
     assert refitted(scored("all", n=120), tmp_path).unrecognised == 120
 
 
+def test_tokens_that_were_not_told_are_the_neighbours(base: Profile, tmp_path: Path) -> None:
+    told, untold = scored("all", n=120), scored("all", n=120)
+    for one in untold[:60]:
+        one |= {"measured": False, "completion_tokens": 7, "prompt_tokens": 0}  # a stream, counted by events
+    for one in untold[60:]:
+        one |= {"completion_tokens": 0, "prompt_tokens": 0}  # noted as if they had been told
+    base = replace(base, completion_tokens=base.tokens / 10)
+    near = base.tokens[relearning.neighbours(told, base)].mean(axis=1)
+    rows = as_profile(untold, base)
+    np.testing.assert_allclose(rows.tokens, near)
+    assert rows.completion_tokens is not None
+    np.testing.assert_allclose(rows.completion_tokens, near / 10)
+    assert as_profile(told, base).tokens[0, 3] == told[0]["prompt_tokens"] != near[0, 3]
+    assert refitted(untold, tmp_path).unmeasured == 120
+    assert refitted(told, tmp_path).unmeasured == 0
+
+
 def test_the_command_says_all_of_it(base: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [{**one, "score": 0.0} for one in scored("all", n=120)]
+    records = [{**one, "score": 0.0, "measured": False} for one in scored("all", n=120)]
     monkeypatch.setattr(decision_log, "read_decisions", lambda path: records)
     words = ["refit", "--decisions", "d", "--profile", "p", "--router", str(tmp_path / "router")]
     result = CliRunner().invoke(serve.app, words)
@@ -106,4 +123,5 @@ def test_the_command_says_all_of_it(base: Profile, tmp_path: Path, monkeypatch: 
     assert "every score is 0" in result.output
     assert "from what the profile expects" in result.output
     assert "120 questions were not kept" in result.output
+    assert "120 decisions came without tokens" in result.output
     assert "the router in use stays" in result.output

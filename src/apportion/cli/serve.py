@@ -170,6 +170,7 @@ def refit(
         "better": found.better,
         "bias": found.bias,
         "unrecognised": found.unrecognised,
+        "unmeasured": found.unmeasured,
         "refused": found.refused,
     }
     replaced = found.better and not keep
@@ -183,6 +184,8 @@ def refit(
     said += f"scores lie {found.bias:+.4f} from what the profile expects, by which other routes' estimates are moved; "
     if found.unrecognised:
         said += f"{found.unrecognised} questions were not kept, so one asked again may be in both parts; "
+    if found.unmeasured:
+        said += f"{found.unmeasured} decisions came without tokens, so the profile's are taken; "
     said += f"{found.refused}; " if found.refused else ""
     said += f"{router} is now {value.get('router')}" if replaced else "the router in use stays"
     emit({**value, "replaced": replaced, "agreeing": found.agreeing}, as_json=json, text=said)

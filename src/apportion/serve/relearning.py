@@ -2,9 +2,10 @@
 
 A log says what one pipeline did for a question; what the other three would have done is estimated from the questions of
 the profile that are nearest by features. So a logged decision becomes a row of the profile: the pipeline taken has the
-score that people gave and the tokens it spent, the others have their neighbours' means. A log does not say which of the
-tokens thrown away were generated, nor which prompts were cached: the former are parted as all of the decision's tokens
-are, the latter are the neighbours' mean; both matter to routers with prices alone.                               [ours]
+score that people gave and the tokens it spent (the neighbours' mean, where the upstream told none), the others have
+their neighbours' means. A log does not say which of the tokens thrown away were generated, nor which prompts were
+cached: the former are parted as all of the decision's tokens are, the latter are the neighbours' mean; both matter to
+routers with prices alone.                                                                                        [ours]
 
 People's scores are not on the scale of the profile's quality: many vote on bad answers alone. What the scores of the
 answers given differ by from what the neighbours expect of them, in the mean, is added to the estimates of the answers
@@ -51,6 +52,7 @@ class Relearned:
         agreeing: share of them where both choose the same.
         bias: mean of score - the quality that the profile expects of the answer given, over those learned from.
         unrecognised: decisions whose question was not kept, so that one asked twice may lie in both parts.
+        unmeasured: those of both parts whose upstream told no tokens: theirs are their neighbours' too.
         refused: why the new router may not replace the one in use, whatever the gain; empty where nothing says so.
     """
 
@@ -62,6 +64,7 @@ class Relearned:
     agreeing: float
     bias: float
     unrecognised: int
+    unmeasured: int
     refused: str = ""
 
     @property
@@ -113,6 +116,7 @@ def relearn(records: Sequence[dict[str, Any]], profile: Path, router: Path, *, s
         agreeing=float(np.mean([a == b for a, b in zip(routes, their_routes, strict=True)])),
         bias=bias,
         unrecognised=sum(not one["question"] for one in usable),
+        unmeasured=sum(not _told(one) for one in usable),
         refused=f"every score is {usable[0]['score']:g}, which tells no answer from another" if same else "",
     )
 
@@ -170,11 +174,13 @@ def as_profile(records: Sequence[dict[str, Any]], base: Profile, bias: float = 0
     for row, one in enumerate(records):
         column = STRATEGIES.index(one["route"])
         quality[row, column] = one["score"]
-        tokens[row, column] = _answer_tokens(one)
+        if _told(one):
+            tokens[row, column] = _answer_tokens(one)
     generated = _means(base.completion_tokens, near)
     if generated is not None:
         for row, one in enumerate(records):
-            generated[row, STRATEGIES.index(one["route"])] = _answer_completion(one)
+            if _told(one):
+                generated[row, STRATEGIES.index(one["route"])] = _answer_completion(one)
     cached = _means(base.cached_tokens, near)
     return replace(
         rows,
@@ -268,6 +274,11 @@ def features_of(records: Sequence[dict[str, Any]], base: Profile) -> Floats:
 def _usable(one: dict[str, Any]) -> bool:
     scored = one["score"] is not None and one["status"] == "ok"
     return scored and bool(one["features"]) and not one["shadow"] and one["route"] in STRATEGIES
+
+
+def _told(one: dict[str, Any]) -> bool:
+    """Whether the tokens of the answer are known; an answer of none is not one."""
+    return bool(one["measured"]) and _answer_tokens(one) > 0
 
 
 def _answer_tokens(one: dict[str, Any]) -> float:
