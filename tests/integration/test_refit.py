@@ -34,7 +34,7 @@ def _records(profile: Profile, routes: list[str], scores: list[float]) -> list[d
         found.append(
             {"id": f"dec-{row}", "route": route, "score": score, "status": "ok", "shadow": "", "features": features,
              "question": None, "prompt_tokens": tokens, "completion_tokens": 0, "wasted_tokens": 0,
-             "draft_reused": False, "token_weight": 0.05, "latency_weight": 0.0}
+             "draft_reused": False, "measured": True, "token_weight": 0.05, "latency_weight": 0.0}
         )  # fmt: skip
     return found
 

@@ -275,13 +275,35 @@ def test_a_log_of_an_earlier_version_is_read_and_continued(stub: Stub, known: Ro
     with serving(stub, known, decisions=path) as client:
         client.chat.completions.create(**ASKED)
     with sqlite3.connect(path) as database:
-        database.execute("ALTER TABLE decisions DROP COLUMN price")
+        for name in ("price", "measured"):
+            database.execute(f"ALTER TABLE decisions DROP COLUMN {name}")
         database.execute("PRAGMA user_version = 1")
     database.close()
-    assert [one["price"] for one in read_decisions(path)] == [None]
+    assert [(one["price"], one["measured"]) for one in read_decisions(path)] == [(None, True)]
+    stub.usage = False
     with serving(stub, known, decisions=path) as client:
         client.chat.completions.create(**ASKED)
-    assert len(read_decisions(path)) == 2
+    assert [one["measured"] for one in read_decisions(path)] == [True, False]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_the_log_says_whether_tokens_were_told_also_one_that_did_not_note_it(
+    stub: Stub, known: Routing, tmp_path: Path, *, noted: bool
+) -> None:
+    path = tmp_path / "decisions.sqlite"
+    with serving(stub, known, decisions=path) as client:
+        for stub.usage in (True, False):
+            client.chat.completions.create(**ASKED)
+            list(client.chat.completions.create(**ASKED, stream=True))
+        logged(client, 4)
+    if not noted:
+        with sqlite3.connect(path) as database:
+            database.execute("ALTER TABLE decisions DROP COLUMN measured")
+            database.execute("PRAGMA user_version = 2")
+        database.close()
+    found = read_decisions(path)
+    assert [one["measured"] for one in found] == [True, True, False, False]
+    assert [bool(one["weaker"]) for one in found] == [False, False, True, True], "a draft that is streamed says it too"
 
 
 def test_shadow_decides_and_passes_on(stub: Stub, known: Routing) -> None:

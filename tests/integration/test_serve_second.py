@@ -142,8 +142,8 @@ def test_refit_counts_both_decisions(world: World) -> None:
     rows = zip(profile.ids, profile.features.tolist(), choice.columns, strict=True)
     records = [
         {"id": name, "features": dict(zip(profile.feature_names, features, strict=True)), "route": STRATEGIES[column],
-         "score": 1.0, "prompt_tokens": 50, "completion_tokens": 0, "wasted_tokens": 0, "question": None,
-         "token_weight": weights.token, "latency_weight": 0.0}
+         "score": 1.0, "prompt_tokens": 50, "completion_tokens": 0, "wasted_tokens": 0, "measured": True,
+         "question": None, "token_weight": weights.token, "latency_weight": 0.0}
         for name, features, column in rows
     ]  # fmt: skip
     gained, routes = utilities(router, records, profile, router.scale, timed=router.has_latency)

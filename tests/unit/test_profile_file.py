@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
 from apportion.route.ask.source import ProfileSource
@@ -125,3 +127,50 @@ def test_a_profile_that_cannot_be_read_is_said_so(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(parquet, "read_table", broken)
     with pytest.raises(ArtifactError, match="cannot be read: Input/output error"):
         read_profile(path)
+
+
+def _rewritten(path: Path, changes: dict[str, list[object]], meta: bytes | None = None) -> Path:
+    """A profile with other columns and other metadata, as another program would have written it."""
+    write_profile(path, outcomes(), SOURCE)
+    table = parquet.read_table(path)
+    for name, values in changes.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    metadata = table.schema.metadata if meta is None else {b"apportion": meta}
+    parquet.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def test_columns_and_metadata_of_other_types_are_refused_all_at_once(tmp_path: Path) -> None:
+    changes: dict[str, list[object]] = {
+        "question": list(range(12)),
+        "question_id": [["a", str(i)] for i in range(12)],
+        "answer": [1.5] * 12,
+        "f1": ["1"] * 12,
+    }
+    with pytest.raises(InputError) as found:
+        read_profile(_rewritten(tmp_path / "p.parquet", changes, b"not ours"))
+    for said in (
+        "metadata apportion: holds b'not ours', expected a JSON object",
+        "column question: holds 0, expected texts",
+        "column question_id: holds ['a', '0'], expected a text or number each",
+        "column answer: holds 1.5, expected texts",
+        "column f1: holds '1', expected numbers",
+    ):
+        assert said in found.value.problem
+
+
+@pytest.mark.parametrize("meta", [b"[1]", b"\xff\xfe", b'{"k": "5", "model": 7}', b'{"k": true}', b'{"model": null}'])
+def test_metadata_that_another_program_wrote_is_refused_by_name(tmp_path: Path, meta: bytes) -> None:
+    with pytest.raises(InputError, match="metadata apportion"):
+        read_profile(_rewritten(tmp_path / "p.parquet", {}, meta))
+
+
+def test_ids_may_be_numbers_and_texts_may_lack(tmp_path: Path) -> None:
+    changes: dict[str, list[object]] = {
+        "question_id": [i // 4 for i in range(12)],
+        "question": pa.array([None] * 12, pa.string()).to_pylist(),
+    }
+    profile = read_profile(_rewritten(tmp_path / "p.parquet", changes, b'{"other": [1]}'))
+    assert profile.ids == ("0", "1", "2")
+    assert profile.question == ("", "", "")
+    assert profile.different == 3

@@ -155,6 +155,8 @@ def _text(saved: dict[str, Any], out: Path) -> str:
     lines = [saved["summary"]["first_line"], ""]
     if saved["trained_on_these"]:
         lines.insert(1, f"{saved['trained_on_these']} of the questions were training questions: too good.")
+    if saved.get("repeated_texts"):  # evaluations of before do not say
+        lines.append(f"{saved['repeated_texts']} of the questions repeat a text: kept in one fold, one in intervals")
     lines += [f"NOT JUDGED: {reason}" for reason in saved["failed"]]
     unsaid = [key for key in ("model", "corpus", "prompts") if not saved["source"][key]]
     if unsaid and saved["protocol"]["router"] == "given":

@@ -168,6 +168,10 @@ def refit(
         "judged_on": found.judged_on,
         "gain": found.gain,
         "better": found.better,
+        "bias": found.bias,
+        "unrecognised": found.unrecognised,
+        "unmeasured": found.unmeasured,
+        "refused": found.refused,
     }
     replaced = found.better and not keep
     if replaced:
@@ -177,6 +181,12 @@ def refit(
         value |= {"router": str(new), "before": str(before)}
     gain = f"{found.gain.mean:+.4f} [{found.gain.low:+.4f}, {found.gain.high:+.4f}]"
     said = f"{found.learned_from} decisions learned from, {found.judged_on} judged on: utility {gain}; "
+    said += f"scores lie {found.bias:+.4f} from what the profile expects, by which other routes' estimates are moved; "
+    if found.unrecognised:
+        said += f"{found.unrecognised} questions were not kept, so one asked again may be in both parts; "
+    if found.unmeasured:
+        said += f"{found.unmeasured} decisions came without tokens, so the profile's are taken; "
+    said += f"{found.refused}; " if found.refused else ""
     said += f"{router} is now {value.get('router')}" if replaced else "the router in use stays"
     emit({**value, "replaced": replaced, "agreeing": found.agreeing}, as_json=json, text=said)
 

@@ -28,13 +28,22 @@ class Interval:
 class Bootstrap:
     """Resamples of n things.
 
+    Args:
+        groups: [n] number of the group of each; things of one group are drawn together, since a repeated question is
+            no further evidence. Where every group is of one, draws are those without groups.
+
     Attributes:
         shares: [resamples, n] weight of every thing in every resample; rows sum to one.
     """
 
-    def __init__(self, n: int, seed: int, resamples: int = RESAMPLES) -> None:
-        counts = stream(seed, "bootstrap", n).multinomial(n, np.full(n, 1 / n), size=resamples)
-        self.shares = np.asarray(counts / n, dtype=np.float64)
+    def __init__(
+        self, n: int, seed: int, resamples: int = RESAMPLES, *, groups: NDArray[np.int64] | None = None
+    ) -> None:
+        numbers, member = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
+        drawn = len(numbers)
+        counts = stream(seed, "bootstrap", drawn).multinomial(drawn, np.full(drawn, 1 / drawn), size=resamples)
+        counts = counts[:, member] if drawn < n else counts
+        self.shares = np.asarray(counts / counts.sum(axis=1, keepdims=True), dtype=np.float64)
 
     def interval(self, values: NDArray[np.float64]) -> Interval:
         """Interval of the mean of [n] values; for a paired difference give the differences."""

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apportion.serve.asking import Asking, as_sent
 from apportion.serve.backend import Backend
 from apportion.serve.chat_request import ChatRequest
 from apportion.serve.deciding import Plan
-from apportion.serve.decision import Outcome, Spent, counted, usage
+from apportion.serve.decision import UNTOLD, Outcome, Spent, counted, usage
 from apportion.serve.events import finish_reason, finished_answer, stamp
 from apportion.serve.probing import spent
 from apportion.serve.refusal import Refusal
@@ -51,8 +51,7 @@ class Answerer:
             answer = await _completed(choices, turn)
         outcome.finish = str(choices[0].get("finish_reason") or "") if choices else ""
         outcome.text = _text(choices)
-        if not outcome.spent.measured:
-            outcome.weaker += ("token counts are unknown, since the upstream reports none",)
+        _note_untold(outcome)
         reply["usage"] = {**(used if isinstance(used, dict) else {}), **usage(plan.decided, outcome.spent)}
         reply["apportion"] = self._decision(plan, choices, outcome, answer)
         return reply
@@ -111,9 +110,11 @@ class Answerer:
     ) -> AsyncIterator[bytes]:
         outcome.spent, outcome.finish, outcome.text = spent(draft) or Spent(), finish_reason(draft.finish), draft.text
         outcome.first_ms = elapsed_ms()
+        _note_untold(outcome)
+        decided = replace(plan.decided, weaker=plan.decided.weaker + outcome.weaker)
         used = usage(plan.decided, outcome.spent) if chat.include_usage else None
         mark = stamp(plan.decided, self._model)
-        yield b"".join(finished_answer(draft.text, draft.thinking_text, draft.finish, mark, plan.decided, used))
+        yield b"".join(finished_answer(draft.text, draft.thinking_text, draft.finish, mark, decided, used))
 
     def _decision(self, plan: Plan, choices: list[dict[str, Any]], outcome: Outcome, answer: str) -> dict[str, Any]:
         public = plan.decided.public()
@@ -149,6 +150,11 @@ async def _completed(choices: list[dict[str, Any]], turn: SecondTurn) -> str:
     message["content"] = f"{said}\n\n{added.text}" if said else added.text
     choices[0]["finish_reason"] = added.finish
     return added.answer
+
+
+def _note_untold(outcome: Outcome) -> None:
+    if not outcome.spent.measured:
+        outcome.weaker += (f"token counts are unknown, {UNTOLD}",)
 
 
 def _note_cuts(asking: Asking, outcome: Outcome) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from apportion.serve.controls import Controls
 from apportion.serve.routing import Price, counts
 
+UNTOLD = "since the upstream reports none"  # ends what is said of tokens that are not measured
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

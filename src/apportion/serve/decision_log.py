@@ -21,9 +21,9 @@ from typing import Any
 
 from apportion.core.artifact import unreadable
 from apportion.core.errors import ArtifactError
-from apportion.serve.decision import Decided, Outcome, spent_in_all
+from apportion.serve.decision import UNTOLD, Decided, Outcome, spent_in_all
 
-SCHEMA = 2
+SCHEMA = 3
 RECENT = 2000
 BATCH = 500
 QUEUED = 50_000
@@ -62,6 +62,7 @@ _COLUMNS = {
     "score": "REAL",
     "comment": "TEXT",
     "price": "REAL",  # since schema 2
+    "measured": "INTEGER",  # since schema 3: whether the upstream told the tokens; NULL where it was not noted
 }
 _AS_JSON = ("features", "likely", "sources", "weaker")
 _OF_THE_DISK = (sqlite3.OperationalError, OSError, MemoryError)  # may undo the whole batch; any other error is a row's
@@ -106,6 +107,7 @@ def record_of(decided: Decided, outcome: Outcome, *, keep_prompts: bool) -> Reco
         "score": None,
         "comment": None,
         "price": decided.charged(spent),
+        "measured": spent.measured,
     }
 
 
@@ -171,8 +173,8 @@ class DecisionLog:
         values = tuple(
             json.dumps(record[name], ensure_ascii=True) if name in _AS_JSON else record[name] for name in _COLUMNS
         )
-        marks = ", ".join("?" for _ in _COLUMNS)
-        self._put(_Write(f"INSERT OR REPLACE INTO decisions VALUES ({marks})", values))
+        names, marks = ", ".join(_COLUMNS), ", ".join("?" for _ in _COLUMNS)
+        self._put(_Write(f"INSERT OR REPLACE INTO decisions ({names}) VALUES ({marks})", values))
 
     def recent(self, count: int) -> list[Record]:
         """The last decisions, the newest first."""
@@ -300,12 +302,13 @@ class _opened:  # noqa: N801  (reads as a verb where it is used)
 def _prepare(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA journal_mode = WAL")
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, 1, SCHEMA):
+    if version not in range(SCHEMA + 1):
         raise OSError(f"has schema {version}, expected {SCHEMA}")
-    if version == 1:
-        database.execute("ALTER TABLE decisions ADD COLUMN price REAL")
     columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
     database.execute(f"CREATE TABLE IF NOT EXISTS decisions ({columns})")
+    there = {row["name"] for row in database.execute("PRAGMA table_info(decisions)")}
+    for name in _COLUMNS.keys() - there:
+        database.execute(f"ALTER TABLE decisions ADD COLUMN {name} {_COLUMNS[name]}")
     database.execute("CREATE INDEX IF NOT EXISTS by_time ON decisions (created)")
     database.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -316,4 +319,13 @@ def _read(row: Mapping[str, Any]) -> Record:
     for name in _AS_JSON:
         found[name] = json.loads(found[name] or "null")
     found["draft_reused"] = bool(found["draft_reused"])
+    found["measured"] = _was_measured(found)
     return found
+
+
+def _was_measured(found: Record) -> bool:
+    """Whether the upstream told the tokens; by what was said then, and a prompt of none, where it was not noted."""
+    if found["measured"] is not None:
+        return bool(found["measured"])
+    said = any(said.endswith(UNTOLD) for said in found["weaker"] or ())
+    return not said and bool(found["prompt_tokens"])

@@ -10,7 +10,7 @@ Where reasoning ends without an answer, the end is held back until the second tu
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from apportion.serve.decision import Decided, Outcome, Spent, counted, usage
+from apportion.serve.decision import UNTOLD, Decided, Outcome, Spent, counted, usage
 from apportion.serve.events import DONE, END, data_of, event, object_in
 from apportion.serve.refusal import Refusal
 from apportion.serve.shape import Shape, shape_of
@@ -209,7 +209,7 @@ class Relay:
         """The usage chunk if it is wanted, and the end."""
         self._ended = True
         if self._counted is None:
-            self._outcome.weaker += ("tokens are counted by events, since the upstream reports none",)
+            self._outcome.weaker += (f"tokens are counted by events, {UNTOLD}",)
         self.settle()
         if not self._include_usage or self._stamp is None:
             return DONE

@@ -26,7 +26,7 @@ from apportion.route.profile.profile import Profile
 from apportion.route.router.folds import others, split_folds
 from apportion.route.router.gate import TOKEN_NODES
 from apportion.route.router.price import Price
-from apportion.route.router.router import Router
+from apportion.route.router.router import BY_ROW, Router
 from apportion.route.router.train import train_router, usable
 from apportion.route.router.utility import Ints, Weights, scale_of, weight_grid
 
@@ -57,7 +57,8 @@ class Task:
             return "the given router; nothing trained"
         if self.train is not None:
             return "a separate training profile"
-        return f"{self.plan.folds} folds, stratified by dataset"
+        together = ", equal texts in one fold" if self.profile.different < self.profile.n else ""
+        return f"{self.plan.folds} folds, stratified by dataset{together}"
 
 
 def evaluate_router(
@@ -107,7 +108,7 @@ def evaluate_router(
     played, failed, dropped = _play(task, parts or Parts(None))
     part = pool(played)
     whole = task.profile.select(part.rows)
-    judge = Judge(whole, task.board.scale, part, Bootstrap(whole.n, plan.seed))
+    judge = Judge(whole, task.board.scale, part, Bootstrap(whole.n, plan.seed, groups=whole.groups))
     rows = tuple(judge.at(weights) for weights in task.board.grid)
     can_leave = plan.leave_out and (router is None or train is not None)
     left_out, not_left = _leave_out(task) if can_leave else ((), (NOT_LEFT,))
@@ -116,6 +117,7 @@ def evaluate_router(
         families={name: whole.dataset.count(name) for name in dict.fromkeys(whole.dataset)},
         source=asdict(whole.source),
         protocol=_protocol(task, judge),
+        repeated_texts=whole.n - whole.different,
         trained_on_these=_seen_before(whole, train, router),
         dropped=(*whole.dropped, *dropped, *not_left, *_lacking(whole, router)),
         failed=failed,
@@ -157,11 +159,12 @@ def _check(task: Task) -> None:
         return
     needed = 4 * task.plan.training.folds
     if task.train is not None:
-        smallest, where = usable(task.train).n, "--train"
+        smallest, where = usable(task.train).different, "--train"
     else:
         usable(task.profile)
-        held = split_folds(task.profile.dataset, task.plan.folds, task.plan.seed)
-        smallest, where = min(task.profile.n - len(rows) for rows in held), f"each of {task.plan.folds} folds"
+        groups = task.profile.groups
+        left = [len(np.unique(groups[others(rows, task.profile.n)])) for rows in _folds(task)]
+        smallest, where = min(left), f"each of {task.plan.folds} folds"
     if smallest < needed:
         raise InputError(
             f"{where}: leaves {smallest} questions to train on, and training needs {needed} "
@@ -200,7 +203,7 @@ def _play(task: Task, parts: Parts) -> tuple[list[Part], tuple[str, ...], tuple[
         return [_played(task, fitted, everything)], (), ()
     found: list[Part] = []
     failed: list[str] = []
-    held = split_folds(task.profile.dataset, task.plan.folds, task.plan.seed)
+    held = _folds(task)
     with progress("evaluate", len(held), "folds") as advance:
         for fold, rows in enumerate(held):
             try:
@@ -211,6 +214,10 @@ def _play(task: Task, parts: Parts) -> tuple[list[Part], tuple[str, ...], tuple[
     if not found:
         raise InputError(f"every fold failed: {'; '.join(failed)}", "see to the first reason")
     return found, tuple(failed), ()
+
+
+def _folds(task: Task) -> list[Ints]:
+    return split_folds(task.profile.dataset, task.plan.folds, task.plan.seed, task.profile.groups)
 
 
 def _fold(task: Task, rows: Ints) -> Part:
@@ -226,16 +233,23 @@ def _played(task: Task, fitted: Fitted, rows: Ints) -> Part:
 
 def _seen_before(profile: Profile, train: Profile | None, router: Router | None) -> int:
     """How many of the test questions the router, or whatever was fitted on `train`, learned from."""
-    seen = [router.trained_on] if router else []
-    seen += [train.keys()] if train else []
-    return int(np.isin(profile.keys(), np.concatenate(seen)).sum()) if seen else 0
+    seen = router.has_seen(profile) if router else np.zeros(profile.n, dtype=bool)
+    if train:
+        seen |= np.isin(profile.text_keys(), train.text_keys())
+    return int(seen.sum())
 
 
 def _lacking(profile: Profile, router: Router | None) -> tuple[str, ...]:
-    """The features that a given router reads and the profile does not have."""
+    """What a given router lacks: features that it reads and the profile has not, texts that it never noted."""
     wanted = {name for tier in router.tiers for name in tier.names} if router else set()
     absent = sorted(wanted - set(profile.feature_names))
-    return (f"features the router reads and the profile lacks: {', '.join(absent)}",) if absent else ()
+    said = [f"features the router reads and the profile lacks: {', '.join(absent)}"] if absent else []
+    if router and router.keyed_by == BY_ROW:
+        said.append(
+            "training questions by their text: the router is of an earlier version and knows them by data set and id "
+            "alone, so those of another file are not counted"
+        )
+    return tuple(said)
 
 
 def _leave_out(task: Task) -> tuple[tuple[LeftOut, ...], tuple[str, ...]]:
@@ -250,7 +264,8 @@ def _leave_out(task: Task) -> tuple[tuple[LeftOut, ...], tuple[str, ...]]:
         for family in families:
             unseen = task.profile.select(names == family)
             try:
-                seen = train.select(np.array(train.dataset) != family)
+                apart = ~np.isin(train.text_keys(), unseen.text_keys())  # a text may be in several families
+                seen = train.select((np.array(train.dataset) != family) & apart)
                 found.append(_left_out(task, family, seen, unseen))
             except ApportionError as error:
                 said.append(f"leave-one-family-out of {family}: {error.problem}")
@@ -265,7 +280,7 @@ def _left_out(task: Task, family: str, seen: Profile, unseen: Profile) -> LeftOu
     router = train_router(seen, plan.training, seed=plan.seed, scale=scale, stages=plan.stages).router
     field: dict[str, Contender] = {"router": Routed(router), "best_static": BestStatic(seen, scale)}
     part = hold(unseen, np.arange(unseen.n), field, replace(task.board, extra=()))
-    judge = Judge(unseen, scale, part, Bootstrap(unseen.n, plan.seed))
+    judge = Judge(unseen, scale, part, Bootstrap(unseen.n, plan.seed, groups=unseen.groups))
     grid = task.board.grid
     mean = np.mean([judge.value("router", w) - judge.value("best_static", w) for w in grid], axis=0)
     gains = tuple((w.token, w.latency, judge.gain("best_static", w)) for w in grid)

@@ -182,11 +182,14 @@ class Evaluation:
         protocol: how questions were split, seeds, scale, and what each baseline is.
         dropped: what could not be done, each with its reason.
         failed: splits that could not be fitted, with the reason; their questions are not in any figure.
+        repeated_texts: questions whose text another before them has: equal texts share a fold and are drawn together
+            in every interval.
         trained_on_these: test questions that were training questions too: figures are too good if any.
     """
 
     questions: int
     trained_on_these: int
+    repeated_texts: int
     families: dict[str, int]
     source: dict[str, Any]
     protocol: dict[str, Any]

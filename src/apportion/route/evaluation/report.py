@@ -65,6 +65,11 @@ def _warning(evaluation: Evaluation) -> list[str]:
     seen, said = evaluation.trained_on_these, []
     if seen:
         said.append(f"**{seen} of the {evaluation.questions} questions were training questions: too good to be true.**")
+    if repeated := evaluation.repeated_texts:
+        said.append(
+            f"{repeated} of the {evaluation.questions} questions repeat the text of another: equal texts share a fold "
+            "and are drawn together in intervals."
+        )
     if evaluation.failed:
         said.append(f"**Not judged, since they could not be fitted: {'; '.join(evaluation.failed)}.**")
     return said

@@ -199,7 +199,8 @@ def _saving(judge: Judge, grid: Sequence[Weights], group: Group, kind: Kind) -> 
         return Saving(*found, None, None, None, None)
     saved, weights = best
     change = judge.part.played["router", weights].quality[group.rows] - reference.quality
-    return Saving(*found, saved, weights.token, weights.latency, Bootstrap(len(group.rows), 0).interval(change))
+    bootstrap = Bootstrap(len(group.rows), 0, groups=judge.profile.groups[group.rows])
+    return Saving(*found, saved, weights.token, weights.latency, bootstrap.interval(change))
 
 
 def _always(judge: Judge, name: str) -> Played:

@@ -45,6 +45,8 @@ OPTIONAL = (
 OUTCOMES = ("f1", "em", "tokens", "latency_ms", "completion_tokens", "cached_tokens")
 FLOATS = ("f1", "em", "latency_ms", "loaded_ms", "draft_nll", "retrieval_ms")
 NUMBERS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cut_tokens", *FLOATS)
+TEXTS = ("question", "answer")
+KEYS = ("dataset", "question_id", "strategy")  # of a row: one value each
 Columns = dict[str, list[Any]]
 
 
@@ -106,7 +108,9 @@ def read_profile(path: Path, *, quality: str = "f1") -> Profile:
     >>> read_profile(path).tokens.tolist()
     [[11.0, 11.0, 11.0, 11.0]]
     """
-    columns, meta = _read_table(path)
+    columns, saved = _read_table(path)
+    meta, untold = _meta_of(saved)
+    _refuse_other_types(path, columns, untold)
     _refuse_bad_rows(path, columns)
     if quality not in ("f1", "em"):
         raise InputError(f"quality {quality!r}: expected f1 or em")
@@ -117,7 +121,7 @@ def read_profile(path: Path, *, quality: str = "f1") -> Profile:
     return _drop_missing(profile)
 
 
-def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
+def _read_table(path: Path) -> tuple[Columns, bytes]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -129,8 +133,6 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
         raise ArtifactCorruptError(f"{path}: is not a Parquet file: {error}", "make it again") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    saved = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
-    known = {f.name for f in fields(ProfileSource)}
     columns: Columns = {name: table[name].to_pylist() for name in table.column_names}
     missing = sorted(set(FIXED) - set(OPTIONAL) - set(columns))
     if missing:
@@ -142,18 +144,41 @@ def _read_table(path: Path) -> tuple[Columns, dict[str, Any]]:
         raise InputError(f"{path}: holds no row", "profile at least one question")
     for name in OPTIONAL:
         columns.setdefault(name, [None] * table.num_rows)
-    return columns, {key: value for key, value in saved.items() if key in known}
+    return columns, (table.schema.metadata or {}).get(KEY, b"{}")
+
+
+def _meta_of(saved: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The fields of `ProfileSource` in the metadata, and what is wrong with them."""
+    try:
+        found = json.loads(saved)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return {}, [f"metadata {KEY.decode()}: holds {saved[:40]!r}, expected a JSON object"]
+    meta = {f.name: found[f.name] for f in fields(ProfileSource) if f.name in found}
+    types = {key: int if key == "k" else str for key in meta}
+    said = {int: "a whole number", str: "a text"}
+    return meta, [
+        f"metadata {KEY.decode()}, {key}: holds {value!r}, expected {said[types[key]]}"
+        for key, value in meta.items()
+        if not isinstance(value, types[key]) or isinstance(value, bool)
+    ]
+
+
+def _refuse_other_types(path: Path, columns: Columns, bad: list[str]) -> None:
+    """Name every column that holds what it cannot, in one error with what else is wrong with the file."""
+    tests = ((NUMBERS, _is_number, "numbers"), (TEXTS, _is_text, "texts"), (KEYS, _is_single, "a text or number each"))
+    for names, fits, expected in tests:
+        for name in names:
+            if wrong := [value for value in columns[name] if not fits(value)][:1]:
+                bad.append(f"column {name}: holds {str(wrong)[1:-1][:60]}, expected {expected}")
+    if bad:
+        raise InputError(f"{path}: " + "; ".join(bad), "write these as what is expected")
 
 
 def _refuse_bad_rows(path: Path, columns: Columns) -> None:
     """Name every offending row (at most ten) in one error."""
-    bad: list[str] = [
-        f"column {name}: holds {next(value for value in columns[name] if not _is_number(value))!r}, expected numbers"
-        for name in NUMBERS
-        if not _is_numeric(columns[name])
-    ]
-    if bad:
-        raise InputError(f"{path}: " + "; ".join(bad), "write these columns as numbers")
+    bad: list[str] = []
     seen: set[tuple[str, str, str]] = set()
     keys = zip(columns["dataset"], columns["question_id"], columns["strategy"], strict=True)
     for row, key in enumerate(keys):
@@ -183,6 +208,14 @@ def _is_number(value: object) -> bool:
     return value is None or isinstance(value, int | float)
 
 
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_single(value: object) -> bool:
+    return not isinstance(value, list | dict)
+
+
 def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: ProfileSource) -> Profile:
     """Rows to arrays; a failed row stays NaN in all of them."""
     keys = list(zip(columns["dataset"], columns["question_id"], strict=True))
@@ -196,7 +229,7 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
     question = [""] * n
     for row, key in enumerate(keys):
         i, s = order[key], STRATEGIES.index(columns["strategy"][row])
-        question[i] = columns["question"][row]
+        question[i] = columns["question"][row] or ""
         _fill_if_measured(features, i, [columns[name][row] if name in columns else None for name in names])
         if columns["draft_nll"][row] is not None:
             features[i, names.index("draft_nll_mean")] = columns["draft_nll"][row]

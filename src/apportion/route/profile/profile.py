@@ -7,7 +7,7 @@ Conventions that makers of profiles keep, and utilities rely on:
 - Features belong to a question, not to a strategy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from apportion.core.artifact import digest_of
 from apportion.core.errors import InputError
 from apportion.route.ask.source import ProfileSource
 from apportion.route.ask.strategy import STRATEGIES
+from apportion.route.profile.texts import groups_of, same_text
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -156,10 +157,24 @@ class Profile:
         timed = np.isfinite(self.latency_ms[whole, column]) if self.has_latency else known
         return bool(known.size) and bool((known & timed).all())
 
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """[n] number of the different question that each is, by its text (`texts.groups_of`)."""
+        return groups_of(self.question)
+
+    @property
+    def different(self) -> int:
+        """Number of different questions; less than n where texts repeat."""
+        return len(set(self.groups.tolist()))
+
     def keys(self) -> NDArray[np.uint64]:
-        """[n] 64-bit digests of dataset, id and text, by which questions are recognised."""
-        texts = zip(self.dataset, self.ids, self.question, strict=True)
-        return np.array([int(digest_of(text)[:16], 16) for text in texts], dtype=np.uint64)
+        """[n] 64-bit digests of dataset, id and text, by which the rows of another run are found."""
+        return _digests(list(zip(self.dataset, self.ids, self.question, strict=True)))
+
+    def text_keys(self) -> NDArray[np.uint64]:
+        """[n] 64-bit digests of the text, by which a question is recognised in any file; without one, as in `keys`."""
+        rows = zip(self.dataset, self.ids, self.question, strict=True)
+        return _digests([same_text(row[2]) or row for row in rows])
 
     def select(self, rows: NDArray[np.int64] | Bools) -> "Profile":
         """The same profile with some questions only (a mask or row numbers)."""
@@ -224,3 +239,7 @@ class Profile:
             )
         columns = [self.feature_names.index(name) for name in names]
         return replace(self, feature_names=names, features=self.features[:, columns])
+
+
+def _digests(values: Sequence[object]) -> NDArray[np.uint64]:
+    return np.array([int(digest_of(value)[:16], 16) for value in values], dtype=np.uint64)

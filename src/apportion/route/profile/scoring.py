@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?%?")
+_NUMBER = re.compile(r"[-+]?[$€£]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?%?")
 _YEAR = re.compile(r"1\d{3}|20\d{2}")
 _CHOICE = re.compile(r"yes|no|true|false|[a-h]")
 _LEADING = re.compile(r"(yes|no)\b(?!-|\s+(?:and|or)\s+(?:yes|no)\b)")
@@ -69,6 +69,8 @@ def number_in(text: str) -> float | None:
 
     >>> number_in("$1,250.50"), number_in("17 apples"), number_in("between 3 and 4"), number_in("2 + 2 = 4")
     (1250.5, 17.0, None, 4.0)
+    >>> number_in("1,200,000"), number_in("1,2,3"), number_in("1,2345"), number_in("1234,567")
+    (1200000.0, None, None, None)
     """
     found = _NUMBER.findall(text.rpartition("=")[2])
     if len(found) != 1:

@@ -24,7 +24,7 @@ from apportion.route.router.linear import Linear
 from apportion.route.router.policy import Layers, Policy
 from apportion.route.router.price import Price
 from apportion.route.router.reader import Reader
-from apportion.route.router.router import Guard, Router, Tier
+from apportion.route.router.router import BY_ROW, Guard, Router, Tier
 from apportion.route.router.second import Second
 from apportion.route.router.stump import Stump
 from apportion.route.router.utility import Scale
@@ -70,6 +70,7 @@ def save_router(folder: Path, router: Router, record: Mapping[str, Any]) -> None
         "strategies": [STRATEGIES[column] for column in router.columns],
         "scale": asdict(router.scale),
         "has_latency": router.has_latency,
+        "trained_on_version": router.keyed_by,
         "tiers": [_described(tier) for tier in router.tiers],
         "guard": {name: _gate_described(gate) for name, gate in _guards(router)} or None,
         "second": {"features": router.second.reader.names} if router.second else None,
@@ -198,6 +199,7 @@ def _assemble(manifest: Json, arrays: Arrays) -> Router:
         trained_on=arrays["trained_on"],
         guard=_guard(manifest.get("guard"), arrays),
         second=_second(manifest.get("second"), arrays),
+        keyed_by=manifest.get("trained_on_version", BY_ROW),
     )
 
 

@@ -1,4 +1,6 @@
-"""Questions to folds: each fold holds its share of every dataset."""
+"""Questions to folds: each fold holds its share of every dataset, and a question that repeats is in one of them."""
+
+from collections import Counter
 
 import numpy as np
 
@@ -7,21 +9,38 @@ from apportion.core.seeds import stream
 from apportion.route.router.utility import Ints
 
 
-def split_folds(dataset: tuple[str, ...], folds: int, seed: int) -> list[Ints]:
-    """Row numbers of each fold, ascending; sizes differ by at most one.
+def split_folds(dataset: tuple[str, ...], folds: int, seed: int, groups: Ints | None = None) -> list[Ints]:
+    """Row numbers of each fold, ascending; sizes differ by at most the largest group.
+
+    Args:
+        groups: [n] number of the different question that each row asks (`Profile.groups`); rows of one stay
+            together. Without it each row is a question of its own.
 
     Raises:
-        InputError: fewer than 2 folds, or fewer than 4 questions a fold.
+        InputError: fewer than 2 folds, or fewer than 4 different questions a fold.
     """
     n = len(dataset)
-    if not 2 <= folds <= n // 4:
+    asks = np.arange(n) if groups is None else groups
+    different = len(np.unique(asks))
+    if not 2 <= folds <= different // 4:
+        which = "questions" if different == n else "different questions"
         raise InputError(
-            f"folds {folds} of {n} questions: expected at least 2 folds of at least 4 questions",
+            f"folds {folds} of {different} {which}: expected at least 2 folds of at least 4 {which}",
             "use fewer folds or profile more questions",
         )
     order = stream(seed, "folds", folds).permutation(n)
     by_dataset = order[np.argsort(np.array(dataset)[order], kind="stable")]
-    return [np.sort(by_dataset[fold::folds]) for fold in range(folds)]
+    sizes, fold_of = [0] * folds, dict[int, int]()
+    for ask, size in _by_first(asks[by_dataset]).items():
+        fold_of[ask] = sizes.index(min(sizes))
+        sizes[fold_of[ask]] += size
+    placed = np.array([fold_of[ask] for ask in asks.tolist()])
+    return [np.flatnonzero(placed == fold) for fold in range(folds)]
+
+
+def _by_first(asks: Ints) -> Counter[int]:
+    """How often each is there, in the order of first appearance."""
+    return Counter(asks.tolist())
 
 
 def others(rows: Ints, n: int) -> Ints:

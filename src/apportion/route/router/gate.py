@@ -71,13 +71,15 @@ class Gate:
         return float((self.gain > self.caution * self.error).mean())
 
 
-def gate_of(gains: Float[ndarray, "n t l"], caution: float) -> Gate:
+def gate_of(gains: Float[ndarray, "n t l"], caution: float, groups: Ints | None = None) -> Gate:
     """The gate of one way to decide, from what it gained on each held-out question at every node."""
-    gain, error = mean_and_error(gains)
-    return Gate(TOKEN_NODES, LATENCY_NODES[: gains.shape[2]], gain, error, caution, worth_of(gains))
+    gain, error = mean_and_error(gains, groups)
+    return Gate(TOKEN_NODES, LATENCY_NODES[: gains.shape[2]], gain, error, caution, worth_of(gains, groups))
 
 
-def guard_of(gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], caution: float) -> Gate:
+def guard_of(
+    gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], caution: float, groups: Ints | None = None
+) -> Gate:
     """The gate of choosing among several ways to decide: what the choice itself gained where it was not made.
 
     For each fold the way of the largest worth on the other folds is taken, or none where none is above 0; the gain
@@ -89,24 +91,38 @@ def guard_of(gains: Sequence[Float[ndarray, "n t l"]], held: Sequence[Ints], cau
     stacked = np.stack(gains)  # [ways, n, t, l]
     found = np.zeros(stacked.shape[1:])
     for rows in held:
-        worth = worth_of(stacked[:, others(rows, stacked.shape[1])])
+        seen = others(rows, stacked.shape[1])
+        worth = worth_of(stacked[:, seen], None if groups is None else groups[seen])
         taken = np.take_along_axis(stacked[:, rows], worth.argmax(axis=0)[None, None], axis=0)[0]
         found[rows] = np.where(worth.max(axis=0) > 0, taken, 0.0)
-    own, (gain, error) = found.mean(axis=0), mean_and_error(pooled(found, REACH))
+    own, (gain, error) = found.mean(axis=0), mean_and_error(pooled(found, REACH), groups)
     return Gate(TOKEN_NODES, LATENCY_NODES[: own.shape[1]], np.where(own > 0, gain, own), error, caution)
 
 
-def worth_of(gains: Float[ndarray, "*ways n t l"]) -> Float[ndarray, "*ways t l"]:
+def worth_of(gains: Float[ndarray, "*ways n t l"], groups: Ints | None = None) -> Float[ndarray, "*ways t l"]:
     """The gain pooled over neighbouring nodes less one standard error."""
-    mean, error = mean_and_error(pooled(gains, REACH))
+    mean, error = mean_and_error(pooled(gains, REACH), groups)
     return np.asarray(mean - error)
 
 
-def mean_and_error(gains: Float[ndarray, "*ways n t l"]) -> tuple[ndarray, ndarray]:
-    """Mean over the questions and its standard error, infinite for a single question."""
-    n = gains.shape[-3]
-    mean = gains.mean(axis=-3)
-    return mean, gains.std(axis=-3, ddof=1) / math.sqrt(n) if n > 1 else np.full(mean.shape, np.inf)
+def mean_and_error(gains: Float[ndarray, "*ways n t l"], groups: Ints | None = None) -> tuple[ndarray, ndarray]:
+    """Mean over the rows and its standard error, infinite for a single question.
+
+    Args:
+        groups: [n] the different question that each row asks: rows of one are not independent, so the error is that
+            of the questions' sums (the cluster-robust one of a mean, Liang and Zeger 1986).
+    """
+    n, mean = gains.shape[-3], gains.mean(axis=-3)
+    numbers, member = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
+    many = len(numbers)
+    if many == 1:
+        return mean, np.full(mean.shape, np.inf)
+    if many == n:
+        return mean, gains.std(axis=-3, ddof=1) / math.sqrt(n)
+    apart = np.moveaxis(gains - mean[..., None, :, :], -3, 0)
+    sums = np.zeros((many, *apart.shape[1:]))
+    np.add.at(sums, member, apart)
+    return mean, np.sqrt((sums**2).sum(axis=0) * many / (many - 1)) / n
 
 
 def pooled(gains: Float[ndarray, "*rest t l"], reach: int) -> Float[ndarray, "*rest t l"]:

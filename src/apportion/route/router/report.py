@@ -12,6 +12,7 @@ def training_record(trained: Trained) -> dict[str, Any]:
     """Everything about the training that the manifest keeps."""
     return {
         "questions": trained.questions,
+        "repeated_texts": trained.repeated_texts,
         "seed": trained.seed,
         "plan": asdict(trained.plan),
         "loss": "expected regret of the joint policy + regret-weighted cross-entropy of each head [ours]",
@@ -23,8 +24,10 @@ def training_record(trained: Trained) -> dict[str, Any]:
 
 def training_text(trained: Trained, out: Path) -> str:
     """A few lines for people."""
-    guard = trained.router.guard
+    guard, repeated = trained.router.guard, trained.repeated_texts
     lines = [f"router of {trained.questions} questions in {out}"]
+    if repeated:
+        lines.append(f"  {repeated} of them repeat the text of another: equal texts share a fold and count as one")
     if guard:
         lines.append(
             f"  decides at {guard.any.open_share:.0%} of the weights, the best static strategy at the others "

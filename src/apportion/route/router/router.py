@@ -19,7 +19,7 @@ from apportion.core.arrays import NDArray
 from apportion.core.errors import InputError
 from apportion.route.ask.features import is_draft
 from apportion.route.ask.strategy import RAG, RAG_COT, STRATEGIES, USES_COT, USES_RAG
-from apportion.route.profile.profile import Floats
+from apportion.route.profile.profile import Floats, Profile
 from apportion.route.router.decider import Decider, heads_of
 from apportion.route.router.gate import Gate
 from apportion.route.router.policy import Policy
@@ -27,6 +27,7 @@ from apportion.route.router.second import Second
 from apportion.route.router.utility import Scale, Weights
 
 FULL, STATIC = "full", "static"
+BY_ROW, BY_TEXT = 1, 2  # versions of `Router.trained_on`
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,10 @@ class Router:
         means: [3, 4] mean quality, scaled tokens and scaled latency, no probes counted.
         has_latency: whether it was trained with latencies; if not, latency weights must be 0.
         source: digests and names of what it was trained on: model, corpus, prompts, k.
-        trained_on: keys of the training questions, so that nobody judges it by them unknowingly.
+        trained_on: keys of the training questions, so that nobody judges it by them unknowingly (`has_seen`).
         guard: None in routers of earlier versions, where each tier's own gate is asked.
         second: decides after a retrieved answer; None in a router of one decision.
+        keyed_by: what the keys are of: BY_TEXT, or BY_ROW (data set, id and text) in routers of earlier versions.
     """
 
     tiers: tuple[Tier, ...]
@@ -139,6 +141,7 @@ class Router:
     trained_on: NDArray[np.uint64]
     guard: Guard | None = None
     second: Second | None = None
+    keyed_by: int = BY_TEXT
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -151,6 +154,11 @@ class Router:
             raise InputError(f"router: tiers {names}: one asks for a draft that no full tier reads")
         if any(tier.looks for tier in self.tiers) and self.second is None:
             raise InputError(f"router: tiers {names}: one looks at an answer and there is no second decision")
+
+    def has_seen(self, profile: Profile) -> Bool[ndarray, " n"]:
+        """Which questions it learned from; of BY_ROW, only those with the data set and id that they had then."""
+        keys = profile.text_keys() if self.keyed_by == BY_TEXT else profile.keys()
+        return np.isin(keys, self.trained_on)
 
     def static_column(self, weights: Weights) -> int:
         """The best static strategy in training at these weights; among equals the one with fewer tokens."""

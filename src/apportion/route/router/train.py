@@ -72,6 +72,7 @@ class Trained:
     Attributes:
         tiers: in the order of the router's. second: None where one decision was asked for, or learned.
         dropped: everything of the profile that could not be used, each with its reason.
+        repeated_texts: questions whose text another before them has; they share its fold, and count as one in errors.
     """
 
     router: Router
@@ -81,6 +82,7 @@ class Trained:
     seed: int
     questions: int
     dropped: tuple[str, ...]
+    repeated_texts: int
 
 
 def train_router(
@@ -128,7 +130,7 @@ def train_router(
         raise InputError(f"stages {stages}: expected 1 or 2 decisions")
     whole = usable(profile)
     scale = scale or scale_of(whole, price)
-    held = tuple(split_folds(whole.dataset, plan.folds, seed))
+    held = tuple(split_folds(whole.dataset, plan.folds, seed, whole.groups))
     lesson = Lesson(whole, scale, cost(whole, scale), held, plan, seed, caution)
     candidates = fit_candidates(lesson)
     learned, why = _second(lesson, stages)
@@ -143,6 +145,7 @@ def train_router(
         seed=seed,
         questions=whole.n,
         dropped=(*whole.dropped, *why),
+        repeated_texts=whole.n - whole.different,
     )
 
 
@@ -226,8 +229,9 @@ def _second(lesson: Lesson, stages: int) -> tuple[SecondLearned | None, tuple[st
 def _assemble(lesson: Lesson, candidates: Sequence[Candidate], learned: SecondLearned | None) -> Router:
     static = lesson.static()
     gains = {one.name: one.got - static for one in candidates}
-    tiers = tuple(_tier(one, gains[one.name], lesson.caution) for one in candidates)
+    tiers = tuple(_tier(one, gains[one.name], lesson) for one in candidates)
     plain = [gains[tier.name] for tier in tiers if not tier.may_draft]
+    groups = lesson.profile.groups
     return Router(
         tiers=tiers,
         columns=lesson.profile.columns,
@@ -235,18 +239,20 @@ def _assemble(lesson: Lesson, candidates: Sequence[Candidate], learned: SecondLe
         scale=lesson.scale,
         has_latency=lesson.plain.has_latency,
         source=lesson.profile.source.identity,
-        trained_on=lesson.profile.keys(),
+        trained_on=lesson.profile.text_keys(),
         guard=Guard(
-            guard_of(list(gains.values()), lesson.held, lesson.caution), guard_of(plain, lesson.held, lesson.caution)
+            guard_of(list(gains.values()), lesson.held, lesson.caution, groups),
+            guard_of(plain, lesson.held, lesson.caution, groups),
         ),
         second=learned.second if learned else None,
     )
 
 
-def _tier(candidate: Candidate, gains: np.ndarray, caution: float) -> Tier:
+def _tier(candidate: Candidate, gains: np.ndarray, lesson: Lesson) -> Tier:
     found = {one.head: one.temperature for one in candidate.calibration}
     temperatures = (found.get("need_rag"), found.get("need_cot"))
-    return Tier(candidate.name, candidate.decider, gate_of(gains, caution), temperatures, candidate.looks)
+    gate = gate_of(gains, lesson.caution, lesson.profile.groups)
+    return Tier(candidate.name, candidate.decider, gate, temperatures, candidate.looks)
 
 
 def _record(one: Candidate) -> TierRecord:
