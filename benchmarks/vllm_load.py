@@ -27,8 +27,11 @@ Json = dict[str, Any]
 OURS = "decoded by this benchmark"
 
 
-def make_tiny(names: list[str], work: Path) -> None:
-    """Tiny checkpoints of these architectures and random weights, blocks at 2 or 4 bits; heads of 32, as vLLM asks."""
+def make_tiny(names: list[str], work: Path, share: float) -> None:
+    """Tiny checkpoints of these architectures and random weights, blocks at 2 or 4 bits; heads of 32, as vLLM asks.
+
+    With a share, files of so much of the whole: embedding and head are quantized too.
+    """
     import tiny_architectures
 
     from apportion.bits.quantize import QuantizeRequest, quantize
@@ -42,9 +45,11 @@ def make_tiny(names: list[str], work: Path) -> None:
     for name in names:
         folder = name.replace(" ", "-")
         source = tiny_architectures.make(name, work / "source" / folder, plain=True)
-        ask = QuantizeRequest(avg_bits=3.0, method="shapley", device="cpu", fast=True)
+        size = int(share * (source / "model.safetensors").stat().st_size)
+        budget: Json = {"max_bytes": size} if share else {"avg_bits": 3.0}
+        ask = QuantizeRequest(**budget, method="shapley", device="cpu", fast=True)
         recipe = Recipe(calibration=text, windows=3, window_tokens=24, permutations=1, widths=(2, 4), group_size=32)
-        quantize(str(source), work / "q" / folder, ask, recipe)
+        quantize(str(source), work / "q" / (f"{folder}-whole-file" if share else folder), ask, recipe)
 
 
 def expect(folders: list[Path], text: Path, windows: int, tokens: int) -> Json:
@@ -167,13 +172,14 @@ def main() -> None:
     parser.add_argument("what", choices=("make", "expect", "read", "one"))
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--share", type=float, default=0.0)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--window-tokens", type=int, default=256)
     parser.add_argument("--expected", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.what == "make":
-        make_tiny([str(name) for name in given.folders], given.out)
+        make_tiny([str(name) for name in given.folders], given.out, given.share)
         return
     if given.what == "expect":
         given.out.write_text(json.dumps(expect(given.folders, given.text, given.windows, given.window_tokens)))
