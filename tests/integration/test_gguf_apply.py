@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from apportion.bits.recipe import Recipe
 from apportion.cli.base import app
 from apportion.core.artifact import read_manifest, write_json
 from apportion.core.device import place
-from apportion.core.errors import ArtifactExistsError, ArtifactMismatchError, InputError
+from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError
+from apportion.formats.gguf_file import Field
 from apportion.models.gguf.load import load_gguf
-from apportion.models.gguf.source import GgufFile
+from apportion.models.gguf.source import FolderSource, GgufFile, folder_source
 from apportion.models.load import load
 from tests.llama_cpp import LlamaCpp
 from tests.tiny_gguf_models import make_kind
@@ -90,6 +92,22 @@ def test_a_plan_of_embedding_and_head_is_not_written_without_them(made: tuple[Pa
     with pytest.raises(InputError, match="gives embedding a width"):
         apply_gguf(str(model), replace(plan, vocabulary={"embedding": "w8g32"}), tmp_path / "x.gguf", device="cpu")
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_file_that_could_not_be_read_again_is_not_kept(
+    made: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan = made
+
+    def odd(*given: Any) -> FolderSource:
+        source = folder_source(*given)
+        return replace(source, fields={**source.fields, "general.alignment": Field("UINT32", 64)})
+
+    monkeypatch.setattr("apportion.bits.gguf.apply.folder_source", odd)
+    with pytest.raises(ArtifactError, match=r"model\.gguf: was written and cannot be read again"):
+        apply_gguf(str(model), plan, tmp_path / "model.gguf", device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf.apportion"]
+    assert not (tmp_path / "model.gguf.apportion" / "manifest.json").exists()
 
 
 def test_the_command(made: tuple[Path, Plan], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from apportion.cli.base import app
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, BudgetError, InputError
-from apportion.formats.gguf_file import file_bytes
+from apportion.formats.gguf_file import Field, file_bytes
 from apportion.models.gguf.load import load_gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.text import windows_of
@@ -260,6 +260,16 @@ def test_a_disk_that_refuses_leaves_no_file(shop: Workshop, tmp_path: Path, monk
     monkeypatch.setattr("apportion.formats.gguf_file.put", full)
     with pytest.raises(ArtifactError, match="No space left"):
         write_file(shop, plan, tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_could_not_be_read_again_is_not_kept(shop: Workshop, tmp_path: Path) -> None:
+    plan, _ = find_plan(shop, shop.ladders.costs.smallest())
+    odd = replace(shop)
+    odd.__dict__ |= {"bank": shop.bank, "ladders": shop.ladders, "fields": dict(shop.fields)}
+    odd.fields["general.alignment"] = Field("UINT32", 64)
+    with pytest.raises(ArtifactError, match="cannot be read again"):
+        write_file(odd, plan, tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 

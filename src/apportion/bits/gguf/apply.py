@@ -35,9 +35,10 @@ from apportion.core.output import output_folder
 from apportion.formats import COMPRESSED_TENSORS, GridWeight, Packed, Width
 from apportion.formats.ggml import PLAIN, GgmlWeight
 from apportion.formats.ggml_grid import BLOCK, as_ggml
-from apportion.formats.gguf_file import Field, TensorEntry, write
+from apportion.formats.gguf_file import Field, TensorEntry
 from apportion.models.gguf.source import FolderSource, folder_source
 from apportion.models.gguf.tensors import to_gguf
+from apportion.models.gguf.written import write_readable
 from apportion.models.load import load_full
 
 KIND = "apply gguf"
@@ -166,7 +167,7 @@ def in_blocks(source: FolderSource, packed: Mapping[str, Packed]) -> dict[str, G
 
 
 def write_grid(source: FolderSource, weights: Mapping[str, GgmlWeight], plan: Plan, out: Path) -> int:
-    """Write the file; returns its bytes."""
+    """Write the file, read again before it gets its name; returns its bytes."""
     entries = {}
     for name, shape in source.shapes.items():
         if name in weights:
@@ -190,4 +191,4 @@ def write_grid(source: FolderSource, weights: Mapping[str, GgmlWeight], plan: Pl
         tensor = source.weight(name).to(PLAIN[entries[name].type]).contiguous()
         return tensor.flatten().view(torch.uint8).numpy().tobytes()
 
-    return write(out, fields, entries, data)
+    return write_readable(out, fields, entries, data)

@@ -23,7 +23,8 @@ from apportion.models.gguf.tokenizer import tokenizer_fields
 from apportion.models.staged import StagedModel
 
 HIGH = (*PLAIN, "Q8_0")  # types that a source may have
-DROPPED = ("general.file_type", "general.quantization_version", "quantize.imatrix")
+# of a source, since the file that is written has its own
+DROPPED = ("general.alignment", "general.file_type", "general.quantization_version", "quantize.imatrix")
 
 
 @runtime_checkable
