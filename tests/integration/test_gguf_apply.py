@@ -15,7 +15,7 @@ from apportion.bits.gguf.apply import apply_gguf
 from apportion.bits.plan import Plan
 from apportion.bits.recipe import Recipe
 from apportion.cli.base import app
-from apportion.core.artifact import read_manifest, write_json
+from apportion.core.artifact import read_manifest, sha256_bytes, write_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError
 from apportion.formats.gguf_file import Field
@@ -92,6 +92,19 @@ def test_a_plan_of_embedding_and_head_is_not_written_without_them(made: tuple[Pa
     with pytest.raises(InputError, match="gives embedding a width"):
         apply_gguf(str(model), replace(plan, vocabulary={"embedding": "w8g32"}), tmp_path / "x.gguf", device="cpu")
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_finished_file_that_is_gone_or_another_is_written_again(made: tuple[Path, Plan], tmp_path: Path) -> None:
+    model, plan = made
+    out = tmp_path / "model.gguf"
+    first = apply_gguf(str(model), plan, out, device="cpu")
+    whole, manifest = out.read_bytes(), read_manifest(tmp_path / "model.gguf.apportion")
+    assert manifest["file"] == {"name": out.name, "bytes": len(whole), "sha256": sha256_bytes(whole)}
+    for other in (None, b"another", bytes(len(whole))):
+        out.unlink() if other is None else out.write_bytes(other)
+        assert apply_gguf(str(model), plan, out, device="cpu", resume=True) == first
+        assert out.read_bytes() == whole
+        assert read_manifest(tmp_path / "model.gguf.apportion") == manifest
 
 
 def test_a_file_that_could_not_be_read_again_is_not_kept(

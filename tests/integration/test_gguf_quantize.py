@@ -22,7 +22,7 @@ from apportion.bits.gguf.quantize import quantize_gguf
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.workshop import Workshop, open_workshop, text_of
 from apportion.cli.base import app
-from apportion.core.artifact import read_json, read_manifest
+from apportion.core.artifact import read_json, read_manifest, sha256_bytes, sha256_file, write_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, BudgetError, InputError
 from apportion.formats.gguf_file import Field, file_bytes
@@ -221,6 +221,61 @@ def test_a_run_that_was_cut_off_goes_on(models: Callable[[str], Path], text: Pat
     again = quantize_gguf(str(models("llama")), out, request, resume=True)
     assert again["plan_digest"] == whole["plan_digest"]
     assert out.stat().st_size == whole["bytes"]
+
+
+def test_a_finished_file_that_is_gone_or_another_is_written_again(
+    models: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = FileRequest(bits_per_weight=9, calibration=text, **{**SMALL, "evaluations": 6})
+    out, folder = tmp_path / "model.gguf", tmp_path / "model.gguf.apportion"
+
+    def again(ask: FileRequest = request, file: Path = out) -> object:
+        return quantize_gguf(str(models("llama")), file, ask, resume=True)
+
+    first = quantize_gguf(str(models("llama")), out, request)
+    whole, manifest = out.read_bytes(), read_manifest(folder)
+    assert manifest["file"] == {"name": out.name, "bytes": len(whole), "sha256": sha256_bytes(whole)}
+    reused, small = replace(request, bits_per_weight=8, reuse=folder), tmp_path / "small.gguf"
+    quantize_gguf(str(models("llama")), small, reused)
+    of_small = small.read_bytes()
+    monkeypatch.setattr("apportion.bits.gguf.quantize.quantize_into", None)  # nothing is measured again
+    for other in (None, b"another", bytes(len(whole))):
+        out.unlink() if other is None else out.write_bytes(other)
+        assert again() == first
+        assert out.read_bytes() == whole
+    small.unlink()
+    again(reused, small)
+    assert small.read_bytes() == of_small
+    assert read_manifest(folder) == manifest
+    (folder / "importance.imatrix").write_bytes(b"cut")
+    assert again() == first  # nothing of it is needed
+    out.unlink()
+    with pytest.raises(ArtifactError, match=r"model\.gguf: is gone .*importance.imatrix[\s\S]*another --out"):
+        again()
+
+
+def test_a_manifest_that_says_nothing_of_the_file_needs_its_bytes(
+    models: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    request = FileRequest(bits_per_weight=9, calibration=text, **{**SMALL, "evaluations": 2})
+    out, folder = tmp_path / "model.gguf", tmp_path / "model.gguf.apportion"
+    quantize_gguf(str(models("llama")), out, request)
+    whole, old = out.read_bytes(), read_json(folder / "manifest.json")
+    del old["file"]
+    write_json(folder / "manifest.json", old)
+    quantize_gguf(str(models("llama")), out, request, resume=True)
+    assert read_json(folder / "manifest.json") == old
+    out.write_bytes(b"another")
+    quantize_gguf(str(models("llama")), out, request, resume=True)
+    assert out.read_bytes() == whole
+    plan = read_json(folder / "plan.json")
+    plan["total_bytes"] -= 1
+    write_json(folder / "plan.json", plan)
+    old["files"]["plan.json"] = sha256_file(folder / "plan.json")
+    write_json(folder / "manifest.json", old)
+    out.unlink()
+    with pytest.raises(ArtifactMismatchError, match=r"would write another[\s\S]*--reuse .*model\.gguf\.apportion"):
+        quantize_gguf(str(models("llama")), out, request, resume=True)
 
 
 def test_another_budget_needs_no_measuring(models: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

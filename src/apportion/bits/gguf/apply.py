@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apportion.bits.apply import bos_of, recipe_of, require_made_for, texts_of
 from apportion.bits.game import widths_by_path
+from apportion.bits.gguf.evidence import file_record, intact
 from apportion.bits.gguf.quantize import require_out
 from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, QUANTIZATION_VERSION
 from apportion.bits.plan import Plan
@@ -62,6 +63,7 @@ def apply_gguf(
         model: the checkpoint that the plan was made for, a local folder or hub name. plan: of `allocate`.
         out: the file; its evidence goes to the folder `out` + `.apportion`.
         rounding, recipe: as `apply` has them; the rounding must write our integer grid (nearest, gptq).
+        resume: continue an interrupted run; a finished one is done again where its file is gone or another one.
 
     Returns:
         What is written as `result.json`: bytes, types, apply_rounding, bos (as `apply`), plan, out.
@@ -93,7 +95,7 @@ def apply_gguf(
         asked: Json = {"kind": KIND, "plan": digest_of(plan), "model": staged.digest, "apply_rounding": backend.name}
         quantizer = Quantizer(staged, tokenizer, recipe)
         asked |= {"tune": [recipe.tune or 0, recipe.codes], **texts_of(quantizer)}
-        if finished(folder, asked, resume=resume):
+        if finished(folder, asked, resume=resume) and intact(folder, out):
             return {**read_json(folder / "result.json"), "out": str(out)}
         start(folder, asked)
         weights = in_blocks(source, quantizer.write(widths).packed)
@@ -107,7 +109,12 @@ def apply_gguf(
         }
         write_json(folder / "result.json", result)
         write_json(folder / "plan.json", plan)
-        about = {"kind": "gguf file", "model": staged.digest, "versions": versions("torch", "transformers", "gguf")}
+        about = {
+            "kind": "gguf file",
+            "model": staged.digest,
+            "versions": versions("torch", "transformers", "gguf"),
+            "file": file_record(out),
+        }
         write_manifest(folder, about, [RUN, "plan.json", "result.json"])
     return {**result, "out": str(out)}
 
