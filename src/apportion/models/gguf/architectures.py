@@ -51,6 +51,8 @@ CAPS = (
     ("final_logit_softcapping", "FLOAT32", "final_logit_softcapping"),
 )
 
+LARGEST = {"gemma2": 46, "gemma3": 62}  # blocks of the 27B models, by which llama.cpp knows them
+
 
 def head_dim(config: Config) -> int:
     """Of one attention head."""
@@ -78,8 +80,17 @@ def qwen2_heads(config: Config) -> str:
     return no_window(config)
 
 
-def gemma_pattern(period: int) -> Check:
-    """Layers that slide must be those that llama.cpp takes for sliding, and the scale must be that of the head."""
+def attention_size(architecture: str, blocks: int, hidden: int, heads: int, head: int) -> int:
+    """What llama.cpp divides Gemma's attention by the root of: the head's size; in a 27B model, hidden states by heads.
+
+    >>> attention_size("gemma3", 62, 5376, 32, 128), attention_size("gemma3", 48, 3840, 16, 256)
+    (168, 256)
+    """
+    return hidden // heads if LARGEST.get(architecture) == blocks else head
+
+
+def gemma_pattern(architecture: str, period: int) -> Check:
+    """Layers that slide must be those that llama.cpp takes for sliding, and the attention's scale must be its own."""
 
     def check(config: Config) -> str:
         expected = [
@@ -87,8 +98,10 @@ def gemma_pattern(period: int) -> Check:
         ]
         if list(config.layer_types) != expected:
             return f"layer_types other than one full attention in {period}"
-        scale = config.query_pre_attn_scalar
-        return "" if scale == head_dim(config) else f"query_pre_attn_scalar {scale} other than head_dim"
+        scale, head = config.query_pre_attn_scalar, head_dim(config)
+        size = attention_size(architecture, len(expected), config.hidden_size, config.num_attention_heads, head)
+        other = "head_dim" if size == head else f"hidden_size / num_attention_heads = {size}"
+        return "" if scale == size else f"query_pre_attn_scalar {scale} other than {other}"
 
     return check
 
@@ -103,7 +116,7 @@ ARCHITECTURES = (
         "Gemma2Config",
         COMMON + HEAD + WINDOW + CAPS,
         norm_shift=1.0,
-        unsupported=gemma_pattern(2),
+        unsupported=gemma_pattern("gemma2", 2),
     ),
     Architecture(
         "gemma3",
@@ -111,7 +124,7 @@ ARCHITECTURES = (
         "Gemma3TextConfig",
         COMMON + HEAD + WINDOW + CAPS + ROPE,
         norm_shift=1.0,
-        unsupported=gemma_pattern(6),
+        unsupported=gemma_pattern("gemma3", 6),
     ),
 )
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from apportion.core.errors import InputError
 from apportion.formats.gguf_file import Field
-from apportion.models.gguf.architectures import Architecture, head_dim
+from apportion.models.gguf.architectures import Architecture, attention_size, head_dim
 
 DEFAULT_THETA = 10000.0
 
@@ -45,12 +46,15 @@ def attribute_of(config: Any, attribute: str) -> Any:
 
 
 def config_from(
-    fields: Mapping[str, Any], architecture: Architecture, *, vocabulary: int, tied: bool, biased: bool
+    fields: Mapping[str, Any], architecture: Architecture, where: str, *, vocabulary: int, tied: bool, biased: bool
 ) -> Any:
     """A transformers configuration of a GGUF file's metadata (plain values by key).
 
     Args:
         vocabulary: rows of the embedding. tied: there is no output head of its own. biased: q, k and v have biases.
+
+    Raises:
+        InputError: a rotary scaling that is not run here.
     """
     import transformers
 
@@ -61,26 +65,58 @@ def config_from(
             settings[attribute] = value
     settings |= {"vocab_size": vocabulary, "tie_word_embeddings": tied, "dtype": "bfloat16"}
     settings |= token_ids(fields)
-    settings |= rotary(fields, architecture)
+    settings |= rotary(fields, architecture, where)
     if size := fields.get(f"{architecture.name}.attention.key_length"):
         settings["head_dim"] = size
     if architecture.name == "llama":
         settings["attention_bias"] = biased
     if architecture.name.startswith("gemma"):
-        settings["query_pre_attn_scalar"] = settings["head_dim"]
+        blocks, hidden, heads = (settings[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        head = settings.setdefault("head_dim", hidden // heads)
+        settings["query_pre_attn_scalar"] = attention_size(architecture.name, blocks, hidden, heads, head)
         settings["hidden_activation"] = "gelu_pytorch_tanh"
         settings.setdefault("attn_logit_softcapping", None)
         settings.setdefault("final_logit_softcapping", None)
     return getattr(transformers, architecture.config_class)(**settings)
 
 
-def rotary(fields: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
-    """`rope_parameters`; Gemma 3's sliding layers keep their own base."""
+def rotary(fields: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, Any]:
+    """`rope_parameters`; Gemma 3's sliding layers keep their own base and are not scaled.
+
+    Raises:
+        InputError: a scaling other than a linear one.
+    """
     theta = float(fields.get(f"{architecture.name}.rope.freq_base", DEFAULT_THETA))
+    full = {"rope_type": "default", "rope_theta": theta}
+    if (factor := linear_factor(fields, architecture.name, where)) != 1:
+        full |= {"rope_type": "linear", "factor": factor}
     if architecture.name != "gemma3":
-        return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-    full, sliding = ({"rope_type": "default", "rope_theta": base} for base in (theta, DEFAULT_THETA))
+        return {"rope_parameters": full}
+    base = float(fields.get(f"{architecture.name}.rope.freq_base_swa", DEFAULT_THETA))
+    sliding = {"rope_type": "default", "rope_theta": base}
     return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+
+
+def linear_factor(fields: Mapping[str, Any], name: str, where: str) -> float:
+    """What rotary positions are divided by, as llama.cpp reads it: linear unless another type is named; 0 is none.
+
+    Raises:
+        InputError: another type, or rotated vectors made longer or shorter.
+    """
+    prefix = f"{name}.rope.scaling"
+    kind = fields.get(f"{prefix}.type", "linear")
+    odd = [] if kind in ("linear", "none") else [f"{prefix}.type {kind!r}"]
+    if (length := fields.get(f"{prefix}.attn_factor", 1.0)) != 1:
+        odd.append(f"{prefix}.attn_factor {length:g}")
+    factor = float(fields.get(f"{prefix}.factor", fields.get(f"{name}.rope.scale_linear", 0.0))) or 1.0
+    if kind == "none" and name == "gemma2" and factor != 1:  # llama.cpp scales its sliding layers all the same
+        odd.append(f"{prefix}.type 'none' with a factor of {factor:g}")
+    if odd:
+        raise InputError(
+            f"MODEL {where}: {', '.join(odd)}: only linear scaling is read from a GGUF file",
+            "give the Hugging Face folder that it was converted from",
+        )
+    return factor if kind == "linear" else 1.0
 
 
 def token_ids(fields: Mapping[str, Any]) -> dict[str, int]:

@@ -155,10 +155,16 @@ class GgufFile:
 
     @cached_property
     def config(self) -> Any:
-        """The model's configuration for transformers."""
+        """The model's configuration for transformers.
+
+        Raises:
+            InputError: a rotary scaling that is not run here.
+        """
         rows = self.shapes["token_embd.weight"][0]
         biased = "blk.0.attn_q.bias" in self._tensors
-        return config_from(self.plain, self.architecture, vocabulary=rows, tied=self.tied, biased=biased)
+        return config_from(
+            self.plain, self.architecture, str(self.path), vocabulary=rows, tied=self.tied, biased=biased
+        )
 
     def state(self) -> dict[str, Tensor]:
         """All weights under the names that transformers has, float32 where they were decoded."""
