@@ -5,9 +5,10 @@ from typing import Any
 
 from apportion.core.errors import InputError
 from apportion.formats.gguf_file import Field
-from apportion.models.gguf.architectures import Architecture, attention_size, head_dim
+from apportion.models.gguf.architectures import SLIDING_THETA, Architecture, attention_size, head_dim, plain_rope
 
 DEFAULT_THETA = 10000.0
+SOFT_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # Gemma 2's where a file has none
 
 
 def model_fields(config: Any, architecture: Architecture, name: str) -> dict[str, Field]:
@@ -25,6 +26,10 @@ def model_fields(config: Any, architecture: Architecture, name: str) -> dict[str
         value = attribute_of(config, attribute)
         if value is not None:
             fields[f"{architecture.name}.{key}"] = Field(kind, float(value) if kind == "FLOAT32" else int(value))
+    if plain_rope(config).get("rope_type") == "linear":
+        prefix = f"{architecture.name}.rope.scaling"
+        fields[f"{prefix}.type"] = Field("STRING", "linear")
+        fields[f"{prefix}.factor"] = Field("FLOAT32", float(plain_rope(config)["factor"]))
     if architecture.name == "llama":
         fields["llama.vocab_size"] = Field("UINT32", int(config.vocab_size))
         fields["llama.rope.dimension_count"] = Field("UINT32", head_dim(config))
@@ -37,9 +42,7 @@ def model_fields(config: Any, architecture: Architecture, name: str) -> dict[str
 def attribute_of(config: Any, attribute: str) -> Any:
     """A value of the configuration; the rotary base where transformers keeps it."""
     if attribute == "rope_theta":
-        rope = config.rope_parameters or {}
-        rope = rope.get("full_attention", rope)
-        return rope.get("rope_theta", DEFAULT_THETA)
+        return plain_rope(config).get("rope_theta", DEFAULT_THETA)
     if attribute == "head_dim":
         return head_dim(config)
     return getattr(config, attribute, None)
@@ -75,8 +78,8 @@ def config_from(
         head = settings.setdefault("head_dim", hidden // heads)
         settings["query_pre_attn_scalar"] = attention_size(architecture.name, blocks, hidden, heads, head)
         settings["hidden_activation"] = "gelu_pytorch_tanh"
-        settings.setdefault("attn_logit_softcapping", None)
-        settings.setdefault("final_logit_softcapping", None)
+        caps = SOFT_CAPS if architecture.name == "gemma2" else dict.fromkeys(SOFT_CAPS)
+        settings = {**caps, **settings}
     return getattr(transformers, architecture.config_class)(**settings)
 
 
@@ -92,7 +95,7 @@ def rotary(fields: Mapping[str, Any], architecture: Architecture, where: str) ->
         full |= {"rope_type": "linear", "factor": factor}
     if architecture.name != "gemma3":
         return {"rope_parameters": full}
-    base = float(fields.get(f"{architecture.name}.rope.freq_base_swa", DEFAULT_THETA))
+    base = float(fields.get(f"{architecture.name}.rope.freq_base_swa", SLIDING_THETA))
     sliding = {"rope_type": "default", "rope_theta": base}
     return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
 

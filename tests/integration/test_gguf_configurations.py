@@ -1,4 +1,4 @@
-"""Rotary scaling and Gemma's attention scale: read from GGUF files as llama.cpp reads them, and refused by name."""
+"""What of a configuration GGUF metadata tells: read and written as llama.cpp has it, else refused by name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -107,3 +107,58 @@ def test_attention_of_27b_models_is_scaled_by_hidden_states(kind: str, blocks: i
     assert divergence(load_gguf(path, CPU), theirs) < 1e-3
     with pytest.raises(InputError, match="scalar 32 other than hidden_size / num_attention_heads = 16"):
         made(kind, query_pre_attn_scalar=32, **sizes)
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 20000.0, "factor": 8.0}
+SLIDING = {"rope_type": "default", "rope_theta": 10000.0}
+WRITTEN = {
+    "llama": LINEAR,
+    "qwen2": LINEAR,
+    "qwen3": LINEAR,
+    "gemma2": {"rope_type": "default", "rope_theta": 500.0},
+    "gemma2 linear": LINEAR,
+    "gemma3": {"full_attention": LINEAR, "sliding_attention": SLIDING},
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_base_and_linear_scaling_of_a_folder_are_written(case: str, made: Made, tmp_path: Path) -> None:
+    source = made(case.split()[0], rope_parameters=WRITTEN[case])
+    path = plain_file(source, tmp_path / "model.gguf")
+    theirs, again = in_llama_cpp(path), load_gguf(path, CPU)
+    assert divergence(source.staged, theirs) < 1e-4
+    assert divergence(again, theirs) < 1e-4
+    assert again.model.config.rope_parameters == source.staged.model.config.rope_parameters
+
+
+def test_gemma_2_without_caps_has_those_of_llama_cpp(made: Made, tmp_path: Path) -> None:
+    source = made("gemma2")
+    fields = {key: field for key, field in source.fields.items() if not key.endswith("softcapping")}
+    path = plain_file(replace(source, fields=fields), tmp_path / "model.gguf")
+    config = load_gguf(path, CPU).model.config
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
+    assert divergence(source.staged, in_llama_cpp(path)) < 1e-5  # the checkpoint's own are these
+
+
+LLAMA3 = {**SLIDING, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
+YARN = {**SLIDING, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
+    ("qwen2", {"hidden_act": "gelu", "head_dim": 32}, "head_dim 32 for 4 heads of 64 in all, activation 'gelu'"),
+    ("qwen3", {"hidden_act": "relu", "rope_parameters": LLAMA3}, "rope_type 'llama3', activation 'relu'"),
+    ("qwen2", {"rope_parameters": YARN}, "rope_type 'yarn'"),
+    ("gemma2", {"hidden_activation": "silu", "rope_parameters": YARN}, "activation 'silu', rope_type 'yarn'"),
+    ("gemma2", {"final_logit_softcapping": None}, "no final_logit_softcapping"),
+    ("gemma3", {"hidden_activation": "gelu", "use_bidirectional_attention": True},
+     "activation 'gelu', attention to later tokens"),
+    ("gemma3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": LINEAR}},
+     "rope_type 'yarn' of full attention, rope_type 'linear' of sliding attention, "
+     "rope_theta 20000 of sliding attention"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "more", "named"), REFUSED)
+def test_what_llama_cpp_computes_otherwise_is_refused(kind: str, more: dict[str, Any], named: str, made: Made) -> None:
+    with pytest.raises(InputError, match=f"{kind}\\w* with {named} is not what llama.cpp's {kind} computes"):
+        made(kind, **more)
