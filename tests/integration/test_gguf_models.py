@@ -217,6 +217,23 @@ def test_files_that_are_not_whole_are_refused(
         file_source(tmp_path / "absent.gguf")
 
 
+def test_what_is_no_language_model_is_refused(
+    sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
+) -> None:
+    source, _, _ = sources("llama")
+    lora = {f"blk.0.attn_q.weight.lora_{part}": torch.ones(4, 64) for part in "ab"}
+    fields = {**source.fields, "general.type": Field("STRING", "adapter"), "adapter.type": Field("STRING", "lora")}
+    for name, own in (("adapter", fields), ("headless", source.fields)):
+        entries = {key: TensorEntry("F32", (4, 64)) for key in lora}
+        write(tmp_path / f"{name}.gguf", own, entries, lambda key: lora[key].numpy().tobytes())
+    expected = r"adapter\.gguf: is no .*general.type is 'adapter', expected 'model', has no token_embd\.weight"
+    for use in (file_source, lambda path: load_gguf(path, CPU)):
+        with pytest.raises(InputError, match=expected):
+            use(tmp_path / "adapter.gguf")
+        with pytest.raises(InputError, match=r"headless\.gguf: is no language model: has no token_embd\.weight"):
+            use(tmp_path / "headless.gguf")
+
+
 def test_what_llama_cpp_does_otherwise_is_refused_by_name(tmp_path: Path) -> None:
     folder = make_kind(tmp_path / "gemma3", "gemma3", query_pre_attn_scalar=64)
     with pytest.raises(InputError, match="query_pre_attn_scalar 64 other than head_dim"):

@@ -22,6 +22,7 @@ from apportion.models.gguf.tensors import ROPE_FACTORS, from_gguf, gguf_names, r
 from apportion.models.gguf.tokenizer import tokenizer_fields
 from apportion.models.staged import StagedModel
 
+EMBEDDING = "token_embd.weight"
 HIGH = (*PLAIN, "Q8_0")  # types that a source may have
 # of a source, since the file that is written has its own
 DROPPED = ("general.alignment", "general.file_type", "general.quantization_version", "quantize.imatrix")
@@ -100,7 +101,7 @@ def folder_source(staged: StagedModel, tokenizer: Any, where: str) -> FolderSour
 
 
 class GgufFile:
-    """A GGUF file that can be read: whole, not split, with tensors.
+    """A GGUF file that can be read: whole, not split, of a language model.
 
     Attributes:
         path: the file. fields: metadata by key. types: ggml type of every tensor.
@@ -130,6 +131,15 @@ class GgufFile:
             raise InputError(f"MODEL {self.path}: holds a vocabulary and no weights", "give the file of the model")
         if "general.architecture" not in self.plain:
             raise ArtifactCorruptError(f"MODEL {self.path}: has no general.architecture", "download it again")
+        kind = self.plain.get("general.type", "model")
+        odd = [] if kind == "model" else [f"general.type is {kind!r}, expected 'model'"]
+        if EMBEDDING not in self._tensors:
+            odd.append(f"has no {EMBEDDING}")
+        if odd:
+            raise InputError(
+                f"MODEL {self.path}: is no language model: {', '.join(odd)}",
+                "give the file of the model; an adapter is merged into it first (llama.cpp's llama-export-lora)",
+            )
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -160,7 +170,7 @@ class GgufFile:
         Raises:
             InputError: a rotary scaling that is not run here.
         """
-        rows = self.shapes["token_embd.weight"][0]
+        rows = self.shapes[EMBEDDING][0]
         biased = "blk.0.attn_q.bias" in self._tensors
         return config_from(
             self.plain, self.architecture, str(self.path), vocabulary=rows, tied=self.tied, biased=biased
@@ -226,7 +236,8 @@ def file_source(path: Path, *, allow_requantize: bool = False) -> FileSource:
     """A GGUF file as a source.
 
     Raises:
-        InputError: split, without weights, of an unknown architecture, or of low precision (unless allowed).
+        InputError: split, without weights, no language model, of an unknown architecture, or of low precision (unless
+            allowed).
     """
     file = GgufFile(path)
     low = sorted({kind for kind in file.types.values() if kind not in HIGH})
