@@ -142,11 +142,12 @@ def test_a_half_precision_file_is_a_source_and_a_quantized_one_is_not(
     assert file_source(low, allow_requantize=True).file.types["blk.0.attn_q.weight"] == "Q4_0"
 
 
-def aligned_file(path: Path, copy: Path, alignment: int) -> Path:
-    """The same file with another alignment, by gguf's own writer."""
+def laid_out(path: Path, copy: Path, alignment: int = 32, *, big: bool = False) -> Path:
+    """The same file with another alignment or byte order, by gguf's own writer."""
     reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(copy, "llama")
-    writer.add_custom_alignment(alignment)
+    writer = gguf.GGUFWriter(copy, "llama", endianess=gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             kinds = field.types
@@ -166,7 +167,7 @@ def test_a_source_of_another_alignment_is_written_with_ours(
     sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
 ) -> None:
     source, _, path = sources("llama")
-    odd = file_source(aligned_file(path, tmp_path / "odd.gguf", 128))
+    odd = file_source(laid_out(path, tmp_path / "odd.gguf", 128))
     assert odd.file.plain["general.alignment"] == 128
     again = file_source(plain_file(odd, tmp_path / "again.gguf"))
     assert "general.alignment" not in odd.fields
@@ -215,6 +216,17 @@ def test_files_that_are_not_whole_are_refused(
             file_source(tmp_path / f"{name}.gguf")
     with pytest.raises(InputError, match="no such file"):
         file_source(tmp_path / "absent.gguf")
+
+
+def test_another_byte_order_is_refused(
+    sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
+) -> None:
+    _, _, path = sources("llama")
+    big = laid_out(path, tmp_path / "big.gguf", big=True)
+    for use in (file_source, lambda path: load_gguf(path, CPU)):
+        with pytest.raises(InputError, match=r"big\.gguf: is of the other byte order[\s\S]*gguf-convert-endian"):
+            use(big)
+    assert file_source(laid_out(path, tmp_path / "little.gguf")).shapes == file_source(path).shapes
 
 
 def test_what_is_no_language_model_is_refused(

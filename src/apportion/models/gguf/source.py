@@ -254,7 +254,7 @@ def opened(path: Path) -> Any:
     """gguf's reader of a file.
 
     Raises:
-        InputError: no such file. ArtifactCorruptError: not a whole GGUF file.
+        InputError: no such file, or of another byte order. ArtifactCorruptError: not a whole GGUF file.
     """
     if not path.is_file():
         raise InputError(f"MODEL {path}: no such file", "give a .gguf file")
@@ -263,6 +263,11 @@ def opened(path: Path) -> Any:
         last = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
     except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
         raise ArtifactCorruptError(f"MODEL {path}: cannot be read as GGUF: {error}", "download it again") from error
+    if reader.byte_order != "I":
+        raise InputError(
+            f"MODEL {path}: is of the other byte order than this machine",
+            f"turn it round: gguf-convert-endian {path} native",
+        )
     if last > path.stat().st_size:
         raise ArtifactCorruptError(
             f"MODEL {path}: ends after {path.stat().st_size:,} of {last:,} bytes", "download it again"
