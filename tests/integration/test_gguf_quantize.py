@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMi
 from apportion.formats.gguf_file import Field, file_bytes
 from apportion.models.gguf.load import load_gguf
 from apportion.models.gguf.source import GgufFile
+from apportion.models.load import load_full
+from apportion.models.staged import StagedModel
 from apportion.models.text import windows_of
 from tests.llama_cpp import LlamaCpp
 from tests.tiny_gguf_models import make_kind
@@ -341,6 +344,30 @@ def test_refusals_come_before_the_work(models: Callable[[str], Path], shop: Work
     with pytest.raises(ArtifactExistsError, match="exists"):
         quantize_gguf(str(models("llama")), tmp_path / "there.gguf", FileRequest(max_bytes=1))
     assert not list(tmp_path.glob("*.apportion"))
+
+
+def unbegun(staged: StagedModel, tokenizer: Any) -> tuple[StagedModel, Any]:
+    """A model whose tokenizer has nothing to begin a text with."""
+    tokenizer.bos_token = tokenizer.eos_token = None
+    return staged, tokenizer
+
+
+def test_a_text_that_cannot_be_used_claims_no_folder(
+    models: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "short.txt").write_text(make_text(5))
+    request = FileRequest(bits_per_weight=9, calibration=tmp_path / "short.txt", **{**SMALL, "evaluations": 2})
+    out = tmp_path / "model.gguf"
+    with pytest.raises(InputError, match="windows of 32 tokens, expected at least 6"):
+        quantize_gguf(str(models("llama")), out, request)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    monkeypatch.setattr(
+        "apportion.bits.gguf.workshop.load_full", lambda *given, **more: unbegun(*load_full(*given, **more))
+    )
+    with pytest.raises(InputError, match="no beginning-of-text to sample from"):
+        quantize_gguf(str(models("llama")), out, replace(request, calibration=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    quantize_gguf(str(models("llama")), out, replace(request, calibration=text))  # the same name, no --resume
 
 
 def test_the_command(models: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

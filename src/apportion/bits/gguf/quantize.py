@@ -95,8 +95,9 @@ def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, ask
     shop = open_workshop(model, request)
     max_bytes = request.budget(shop.weights)
     require_budget(shop.ladders, max_bytes)
-    start(folder, asked)
     clock.mark("loading")
+    assert shop.text, "a text that cannot be used is refused before the folder is claimed"
+    start(folder, asked)
     plan, search = found_plan(shop, max_bytes, folder, clock, resume=resume)
     write_json(folder / "plan.json", plan)
     size = write_file(shop, plan, out)
