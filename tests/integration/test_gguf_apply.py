@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from apportion.bits.gguf.apply import apply_gguf
 from apportion.bits.plan import Plan
 from apportion.bits.recipe import Recipe
 from apportion.cli.base import app
-from apportion.core.artifact import read_manifest, write_json
+from apportion.core.artifact import read_manifest, sha256_bytes, write_json
 from apportion.core.device import place
-from apportion.core.errors import ArtifactExistsError, ArtifactMismatchError, InputError
+from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError
+from apportion.formats.gguf_file import Field
 from apportion.models.gguf.load import load_gguf
-from apportion.models.gguf.source import GgufFile
+from apportion.models.gguf.source import FolderSource, GgufFile, folder_source
 from apportion.models.load import load
 from tests.llama_cpp import LlamaCpp
 from tests.tiny_gguf_models import make_kind
@@ -90,6 +92,35 @@ def test_a_plan_of_embedding_and_head_is_not_written_without_them(made: tuple[Pa
     with pytest.raises(InputError, match="gives embedding a width"):
         apply_gguf(str(model), replace(plan, vocabulary={"embedding": "w8g32"}), tmp_path / "x.gguf", device="cpu")
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_finished_file_that_is_gone_or_another_is_written_again(made: tuple[Path, Plan], tmp_path: Path) -> None:
+    model, plan = made
+    out = tmp_path / "model.gguf"
+    first = apply_gguf(str(model), plan, out, device="cpu")
+    whole, manifest = out.read_bytes(), read_manifest(tmp_path / "model.gguf.apportion")
+    assert manifest["file"] == {"name": out.name, "bytes": len(whole), "sha256": sha256_bytes(whole)}
+    for other in (None, b"another", bytes(len(whole))):
+        out.unlink() if other is None else out.write_bytes(other)
+        assert apply_gguf(str(model), plan, out, device="cpu", resume=True) == first
+        assert out.read_bytes() == whole
+        assert read_manifest(tmp_path / "model.gguf.apportion") == manifest
+
+
+def test_a_file_that_could_not_be_read_again_is_not_kept(
+    made: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan = made
+
+    def odd(*given: Any) -> FolderSource:
+        source = folder_source(*given)
+        return replace(source, fields={**source.fields, "general.alignment": Field("UINT32", 64)})
+
+    monkeypatch.setattr("apportion.bits.gguf.apply.folder_source", odd)
+    with pytest.raises(ArtifactError, match=r"model\.gguf: was written and cannot be read again"):
+        apply_gguf(str(model), plan, tmp_path / "model.gguf", device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf.apportion"]
+    assert not (tmp_path / "model.gguf.apportion" / "manifest.json").exists()
 
 
 def test_the_command(made: tuple[Path, Plan], tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 
 from apportion.core.device import place
-from apportion.core.errors import ArtifactCorruptError, InputError
+from apportion.core.errors import ArtifactCorruptError, ArtifactError, InputError
 from apportion.formats.gguf_file import Field, TensorEntry, file_bytes, write
 from apportion.models.gguf.load import load_gguf, load_gguf_tokenizer
 from apportion.models.gguf.source import FolderSource, file_source, folder_source
+from apportion.models.gguf.written import write_readable
 from apportion.models.load import load_staged
 from apportion.models.pretrained import load_tokenizer
 from tests.llama_cpp import LlamaCpp
@@ -140,6 +142,59 @@ def test_a_half_precision_file_is_a_source_and_a_quantized_one_is_not(
     assert file_source(low, allow_requantize=True).file.types["blk.0.attn_q.weight"] == "Q4_0"
 
 
+def laid_out(path: Path, copy: Path, alignment: int = 32, *, big: bool = False) -> Path:
+    """The same file with another alignment or byte order, by gguf's own writer."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(copy, "llama", endianess=gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kinds = field.types
+            writer.add_key_value(
+                name, field.contents(), kinds[0], kinds[-1] if kinds[0] == gguf.GGUFValueType.ARRAY else None
+            )
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return copy
+
+
+def test_a_source_of_another_alignment_is_written_with_ours(
+    sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
+) -> None:
+    source, _, path = sources("llama")
+    odd = file_source(laid_out(path, tmp_path / "odd.gguf", 128))
+    assert odd.file.plain["general.alignment"] == 128
+    again = file_source(plain_file(odd, tmp_path / "again.gguf"))
+    assert "general.alignment" not in odd.fields
+    for name in source.shapes:
+        assert torch.equal(again.weight(name), file_source(path).weight(name)), name
+
+
+def test_a_file_that_would_not_be_read_as_written_gets_no_name(
+    sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _, _ = sources("llama")
+    entries = {name: TensorEntry("F32", shape) for name, shape in source.shapes.items()}
+    out, earlier = tmp_path / "model.gguf", b"an earlier file"
+    out.write_bytes(earlier)
+    odd = {"general.alignment": Field("UINT32", 64), **source.fields}
+    with pytest.raises(ArtifactError, match=r"model\.gguf: was written and cannot be read again"):
+        write_readable(out, odd, entries, lambda name: source.weight(name).float().numpy().tobytes())
+    first = next(iter(entries))
+    with monkeypatch.context() as patch:
+        patch.setattr("apportion.models.gguf.written.write", lambda path, f, e, d, check: write(
+            path, f, {name: entry for name, entry in e.items() if name != first}, d, check))  # fmt: skip
+        with pytest.raises(ArtifactError, match=f"other tensors than were written: {first}"):
+            write_readable(out, source.fields, entries, lambda name: source.weight(name).float().numpy().tobytes())
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+    assert out.read_bytes() == earlier
+
+
 def test_files_that_are_not_whole_are_refused(
     sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
 ) -> None:
@@ -161,6 +216,34 @@ def test_files_that_are_not_whole_are_refused(
             file_source(tmp_path / f"{name}.gguf")
     with pytest.raises(InputError, match="no such file"):
         file_source(tmp_path / "absent.gguf")
+
+
+def test_another_byte_order_is_refused(
+    sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
+) -> None:
+    _, _, path = sources("llama")
+    big = laid_out(path, tmp_path / "big.gguf", big=True)
+    for use in (file_source, lambda path: load_gguf(path, CPU)):
+        with pytest.raises(InputError, match=r"big\.gguf: is of the other byte order[\s\S]*gguf-convert-endian"):
+            use(big)
+    assert file_source(laid_out(path, tmp_path / "little.gguf")).shapes == file_source(path).shapes
+
+
+def test_what_is_no_language_model_is_refused(
+    sources: Callable[[str], tuple[FolderSource, Any, Path]], tmp_path: Path
+) -> None:
+    source, _, _ = sources("llama")
+    lora = {f"blk.0.attn_q.weight.lora_{part}": torch.ones(4, 64) for part in "ab"}
+    fields = {**source.fields, "general.type": Field("STRING", "adapter"), "adapter.type": Field("STRING", "lora")}
+    for name, own in (("adapter", fields), ("headless", source.fields)):
+        entries = {key: TensorEntry("F32", (4, 64)) for key in lora}
+        write(tmp_path / f"{name}.gguf", own, entries, lambda key: lora[key].numpy().tobytes())
+    expected = r"adapter\.gguf: is no .*general.type is 'adapter', expected 'model', has no token_embd\.weight"
+    for use in (file_source, lambda path: load_gguf(path, CPU)):
+        with pytest.raises(InputError, match=expected):
+            use(tmp_path / "adapter.gguf")
+        with pytest.raises(InputError, match=r"headless\.gguf: is no language model: has no token_embd\.weight"):
+            use(tmp_path / "headless.gguf")
 
 
 def test_what_llama_cpp_does_otherwise_is_refused_by_name(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from apportion.bits.gguf.quantize import quantize_gguf
 from apportion.bits.gguf.recipe import FileRequest
 from apportion.bits.gguf.workshop import Workshop, open_workshop, text_of
 from apportion.cli.base import app
-from apportion.core.artifact import read_json, read_manifest
+from apportion.core.artifact import read_json, read_manifest, sha256_bytes, sha256_file, write_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, BudgetError, InputError
-from apportion.formats.gguf_file import file_bytes
+from apportion.formats.gguf_file import Field, file_bytes
 from apportion.models.gguf.load import load_gguf
 from apportion.models.gguf.source import GgufFile
+from apportion.models.load import load_full
+from apportion.models.staged import StagedModel
 from apportion.models.text import windows_of
 from tests.llama_cpp import LlamaCpp
 from tests.tiny_gguf_models import make_kind
@@ -223,6 +226,61 @@ def test_a_run_that_was_cut_off_goes_on(models: Callable[[str], Path], text: Pat
     assert out.stat().st_size == whole["bytes"]
 
 
+def test_a_finished_file_that_is_gone_or_another_is_written_again(
+    models: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = FileRequest(bits_per_weight=9, calibration=text, **{**SMALL, "evaluations": 6})
+    out, folder = tmp_path / "model.gguf", tmp_path / "model.gguf.apportion"
+
+    def again(ask: FileRequest = request, file: Path = out) -> object:
+        return quantize_gguf(str(models("llama")), file, ask, resume=True)
+
+    first = quantize_gguf(str(models("llama")), out, request)
+    whole, manifest = out.read_bytes(), read_manifest(folder)
+    assert manifest["file"] == {"name": out.name, "bytes": len(whole), "sha256": sha256_bytes(whole)}
+    reused, small = replace(request, bits_per_weight=8, reuse=folder), tmp_path / "small.gguf"
+    quantize_gguf(str(models("llama")), small, reused)
+    of_small = small.read_bytes()
+    monkeypatch.setattr("apportion.bits.gguf.quantize.quantize_into", None)  # nothing is measured again
+    for other in (None, b"another", bytes(len(whole))):
+        out.unlink() if other is None else out.write_bytes(other)
+        assert again() == first
+        assert out.read_bytes() == whole
+    small.unlink()
+    again(reused, small)
+    assert small.read_bytes() == of_small
+    assert read_manifest(folder) == manifest
+    (folder / "importance.imatrix").write_bytes(b"cut")
+    assert again() == first  # nothing of it is needed
+    out.unlink()
+    with pytest.raises(ArtifactError, match=r"model\.gguf: is gone .*importance.imatrix[\s\S]*another --out"):
+        again()
+
+
+def test_a_manifest_that_says_nothing_of_the_file_needs_its_bytes(
+    models: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    request = FileRequest(bits_per_weight=9, calibration=text, **{**SMALL, "evaluations": 2})
+    out, folder = tmp_path / "model.gguf", tmp_path / "model.gguf.apportion"
+    quantize_gguf(str(models("llama")), out, request)
+    whole, old = out.read_bytes(), read_json(folder / "manifest.json")
+    del old["file"]
+    write_json(folder / "manifest.json", old)
+    quantize_gguf(str(models("llama")), out, request, resume=True)
+    assert read_json(folder / "manifest.json") == old
+    out.write_bytes(b"another")
+    quantize_gguf(str(models("llama")), out, request, resume=True)
+    assert out.read_bytes() == whole
+    plan = read_json(folder / "plan.json")
+    plan["total_bytes"] -= 1
+    write_json(folder / "plan.json", plan)
+    old["files"]["plan.json"] = sha256_file(folder / "plan.json")
+    write_json(folder / "manifest.json", old)
+    out.unlink()
+    with pytest.raises(ArtifactMismatchError, match=r"would write another[\s\S]*--reuse .*model\.gguf\.apportion"):
+        quantize_gguf(str(models("llama")), out, request, resume=True)
+
+
 def test_another_budget_needs_no_measuring(models: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
     first = FileRequest(bits_per_weight=9, calibration=text, **SMALL)
     quantize_gguf(str(models("qwen3")), tmp_path / "large.gguf", first)
@@ -263,6 +321,16 @@ def test_a_disk_that_refuses_leaves_no_file(shop: Workshop, tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_could_not_be_read_again_is_not_kept(shop: Workshop, tmp_path: Path) -> None:
+    plan, _ = find_plan(shop, shop.ladders.costs.smallest())
+    odd = replace(shop)
+    odd.__dict__ |= {"bank": shop.bank, "ladders": shop.ladders, "fields": dict(shop.fields)}
+    odd.fields["general.alignment"] = Field("UINT32", 64)
+    with pytest.raises(ArtifactError, match="cannot be read again"):
+        write_file(odd, plan, tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
 def test_refusals_come_before_the_work(models: Callable[[str], Path], shop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"bytes short of the smallest file .*token_embd.weight .*\(IQ4_NL\)"):
         require_budget(shop.ladders, 1000)
@@ -276,6 +344,30 @@ def test_refusals_come_before_the_work(models: Callable[[str], Path], shop: Work
     with pytest.raises(ArtifactExistsError, match="exists"):
         quantize_gguf(str(models("llama")), tmp_path / "there.gguf", FileRequest(max_bytes=1))
     assert not list(tmp_path.glob("*.apportion"))
+
+
+def unbegun(staged: StagedModel, tokenizer: Any) -> tuple[StagedModel, Any]:
+    """A model whose tokenizer has nothing to begin a text with."""
+    tokenizer.bos_token = tokenizer.eos_token = None
+    return staged, tokenizer
+
+
+def test_a_text_that_cannot_be_used_claims_no_folder(
+    models: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "short.txt").write_text(make_text(5))
+    request = FileRequest(bits_per_weight=9, calibration=tmp_path / "short.txt", **{**SMALL, "evaluations": 2})
+    out = tmp_path / "model.gguf"
+    with pytest.raises(InputError, match="windows of 32 tokens, expected at least 6"):
+        quantize_gguf(str(models("llama")), out, request)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    monkeypatch.setattr(
+        "apportion.bits.gguf.workshop.load_full", lambda *given, **more: unbegun(*load_full(*given, **more))
+    )
+    with pytest.raises(InputError, match="no beginning-of-text to sample from"):
+        quantize_gguf(str(models("llama")), out, replace(request, calibration=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    quantize_gguf(str(models("llama")), out, replace(request, calibration=text))  # the same name, no --resume
 
 
 def test_the_command(models: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def test_a_gguf_file_of_high_precision_is_a_model_and_another_is_refused(text_fi
     low = tmp_path / "low.gguf"
     writer = gguf.GGUFWriter(low, "qwen3")
     writer.add_tensor(
-        "blk.0.attn_q.weight", torch.zeros(4, 18, dtype=torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.Q4_0
+        "token_embd.weight", torch.zeros(4, 18, dtype=torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.Q4_0
     )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

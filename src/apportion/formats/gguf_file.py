@@ -104,11 +104,18 @@ def file_bytes(fields: Fields, entries: Entries) -> int:
     return len(header(fields, entries)) + sum(padded(entry.nbytes) for entry in entries.values())
 
 
-def write(path: Path, fields: Fields, entries: Entries, data: Callable[[str], Any]) -> int:
+def write(
+    path: Path,
+    fields: Fields,
+    entries: Entries,
+    data: Callable[[str], Any],
+    check: Callable[[Path], None] = lambda _: None,
+) -> int:
     """Write a file so that a reader sees all of it or none of it, one tensor in memory at a time.
 
     Args:
         data: a tensor's name -> its contiguous bytes (anything with a buffer).
+        check: of the whole file before it gets its name; what it raises leaves nothing behind.
 
     Returns:
         The file's bytes, which are `file_bytes`.
@@ -127,6 +134,7 @@ def write(path: Path, fields: Fields, entries: Entries, data: Callable[[str], An
             os.fsync(file.fileno())
             size = file.tell()
         assert size == file_bytes(fields, entries), "the file's size is not the predicted one"
+        check(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         sync_folder(path.parent)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apportion.bits.apply import bos_of, recipe_of, require_made_for, texts_of
 from apportion.bits.game import widths_by_path
+from apportion.bits.gguf.evidence import file_record, intact
 from apportion.bits.gguf.quantize import require_out
 from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, QUANTIZATION_VERSION
 from apportion.bits.plan import Plan
@@ -35,9 +36,10 @@ from apportion.core.output import output_folder
 from apportion.formats import COMPRESSED_TENSORS, GridWeight, Packed, Width
 from apportion.formats.ggml import PLAIN, GgmlWeight
 from apportion.formats.ggml_grid import BLOCK, as_ggml
-from apportion.formats.gguf_file import Field, TensorEntry, write
+from apportion.formats.gguf_file import Field, TensorEntry
 from apportion.models.gguf.source import FolderSource, folder_source
 from apportion.models.gguf.tensors import to_gguf
+from apportion.models.gguf.written import write_readable
 from apportion.models.load import load_full
 
 KIND = "apply gguf"
@@ -61,6 +63,7 @@ def apply_gguf(
         model: the checkpoint that the plan was made for, a local folder or hub name. plan: of `allocate`.
         out: the file; its evidence goes to the folder `out` + `.apportion`.
         rounding, recipe: as `apply` has them; the rounding must write our integer grid (nearest, gptq).
+        resume: continue an interrupted run; a finished one is done again where its file is gone or another one.
 
     Returns:
         What is written as `result.json`: bytes, types, apply_rounding, bos (as `apply`), plan, out.
@@ -92,7 +95,7 @@ def apply_gguf(
         asked: Json = {"kind": KIND, "plan": digest_of(plan), "model": staged.digest, "apply_rounding": backend.name}
         quantizer = Quantizer(staged, tokenizer, recipe)
         asked |= {"tune": [recipe.tune or 0, recipe.codes], **texts_of(quantizer)}
-        if finished(folder, asked, resume=resume):
+        if finished(folder, asked, resume=resume) and intact(folder, out):
             return {**read_json(folder / "result.json"), "out": str(out)}
         start(folder, asked)
         weights = in_blocks(source, quantizer.write(widths).packed)
@@ -106,7 +109,12 @@ def apply_gguf(
         }
         write_json(folder / "result.json", result)
         write_json(folder / "plan.json", plan)
-        about = {"kind": "gguf file", "model": staged.digest, "versions": versions("torch", "transformers", "gguf")}
+        about = {
+            "kind": "gguf file",
+            "model": staged.digest,
+            "versions": versions("torch", "transformers", "gguf"),
+            "file": file_record(out),
+        }
         write_manifest(folder, about, [RUN, "plan.json", "result.json"])
     return {**result, "out": str(out)}
 
@@ -166,7 +174,7 @@ def in_blocks(source: FolderSource, packed: Mapping[str, Packed]) -> dict[str, G
 
 
 def write_grid(source: FolderSource, weights: Mapping[str, GgmlWeight], plan: Plan, out: Path) -> int:
-    """Write the file; returns its bytes."""
+    """Write the file, read again before it gets its name; returns its bytes."""
     entries = {}
     for name, shape in source.shapes.items():
         if name in weights:
@@ -190,4 +198,4 @@ def write_grid(source: FolderSource, weights: Mapping[str, GgmlWeight], plan: Pl
         tensor = source.weight(name).to(PLAIN[entries[name].type]).contiguous()
         return tensor.flatten().view(torch.uint8).numpy().tobytes()
 
-    return write(out, fields, entries, data)
+    return write_readable(out, fields, entries, data)

@@ -18,7 +18,8 @@ from apportion.core.artifact import digest_of, plain, read_json, read_manifest
 from apportion.core.errors import ArtifactMismatchError
 from apportion.core.log import AppendLog, read_log
 from apportion.formats.ggml import PLAIN
-from apportion.formats.gguf_file import Field, file_bytes, write
+from apportion.formats.gguf_file import Field, file_bytes
+from apportion.models.gguf.written import write_readable
 
 VALUES, COSTS = "plans.log", "costs.json"
 
@@ -103,7 +104,7 @@ def described_plan(shop: Workshop, state: FileSearch, best: Assignment, max_byte
 
 
 def write_file(shop: Workshop, plan: FilePlan, out: Path) -> int:
-    """Write the file of a plan; returns its bytes."""
+    """Write the file of a plan, read again before it gets its name; returns its bytes."""
     entries = shop.ladders.entries(shop.source.shapes, plan.assignment)
     weights = dict(zip(shop.ladders.names, shop.ladders.costs.parameters.tolist(), strict=True))
     share: Counter[str] = Counter()
@@ -122,6 +123,6 @@ def write_file(shop: Workshop, plan: FilePlan, out: Path) -> int:
             return shop.bank.encoded[name, kind].stored.numpy().tobytes()
         return shop.source.weight(name).to(PLAIN[kind]).contiguous().numpy().tobytes()
 
-    size = write(out, fields, entries, data)
+    size = write_readable(out, fields, entries, data)
     assert size == plan.total_bytes, "the file has another size than its plan"
     return size

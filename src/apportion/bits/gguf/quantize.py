@@ -9,6 +9,7 @@ from torch import Tensor
 
 from apportion.bits.divergence import divergence_of, reference_of, summarize
 from apportion.bits.gguf.bank import GgufBank
+from apportion.bits.gguf.evidence import PACKAGES, file_record, intact, write_again
 from apportion.bits.gguf.importance import IMPORTANCE, save_imatrix
 from apportion.bits.gguf.ladders import require_budget
 from apportion.bits.gguf.page import page
@@ -48,7 +49,8 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
         model: a Hugging Face folder or hub name, or a GGUF file of f16, bf16, f32 or q8_0.
         out: the file to write; its evidence goes to the folder `out` + `.apportion`.
         request: the budget and how much is spent on the search.
-        resume: continue an interrupted run; plans that were measured are not measured again.
+        resume: continue an interrupted run; plans that were measured are not measured again. Of a finished run whose
+            file is gone or another one, the file is written again.
 
     Returns:
         What is written as `result.json`: bytes, bits per weight, types, fallbacks, divergence on text kept aside, and
@@ -57,7 +59,8 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     Raises:
         InputError: options, architecture, tokenizer or source that cannot be used; by name, before any work.
         BudgetError: below the smallest file, whose composition is told.
-        ArtifactError: the disk is full or refuses; nothing half-written is left under the file's name.
+        ArtifactError: the disk is full or refuses, nothing half-written is left under the file's name; or a finished
+            run's file is gone and its evidence is not whole.
 
     Cost: encoding every matrix in every type of its ladder; `sequences` backward passes; `evaluations` forward passes
     (less what plans share).
@@ -77,6 +80,8 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
         asked["reused"] = sha256_file(request.reuse / MANIFEST)
     with output_folder(folder, KIND, resume=resume, reads=[model]):
         if finished(folder, asked, resume=resume, raisable=("evaluations",)):
+            if not intact(folder, out):
+                write_again(folder, model, out, request)
             return {**read_json(folder / "result.json"), "out": str(out)}
         with forecast():
             return quantize_into(folder, model, out, request, asked, resume=resume)
@@ -90,8 +95,9 @@ def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, ask
     shop = open_workshop(model, request)
     max_bytes = request.budget(shop.weights)
     require_budget(shop.ladders, max_bytes)
-    start(folder, asked)
     clock.mark("loading")
+    assert shop.text, "a text that cannot be used is refused before the folder is claimed"
+    start(folder, asked)
     plan, search = found_plan(shop, max_bytes, folder, clock, resume=resume)
     write_json(folder / "plan.json", plan)
     size = write_file(shop, plan, out)
@@ -205,7 +211,8 @@ def finish(folder: Path, out: Path, shop: Workshop, result: Json) -> Json:
         "kind": "gguf file",
         "model": shop.staged.digest,
         "placement": placement,
-        "versions": versions("torch", "transformers", "gguf", "libggml-python"),
+        "versions": versions(*PACKAGES),
+        "file": file_record(out),
     }
     measured = [] if shop.request.reuse else [VALUES, COSTS, IMPORTANCE]
     write_manifest(folder, about, [RUN, *measured, "plan.json", "result.json", "report.md"])

@@ -22,8 +22,10 @@ from apportion.models.gguf.tensors import ROPE_FACTORS, from_gguf, gguf_names, r
 from apportion.models.gguf.tokenizer import tokenizer_fields
 from apportion.models.staged import StagedModel
 
+EMBEDDING = "token_embd.weight"
 HIGH = (*PLAIN, "Q8_0")  # types that a source may have
-DROPPED = ("general.file_type", "general.quantization_version", "quantize.imatrix")
+# of a source, since the file that is written has its own
+DROPPED = ("general.alignment", "general.file_type", "general.quantization_version", "quantize.imatrix")
 
 
 @runtime_checkable
@@ -99,7 +101,7 @@ def folder_source(staged: StagedModel, tokenizer: Any, where: str) -> FolderSour
 
 
 class GgufFile:
-    """A GGUF file that can be read: whole, not split, with tensors.
+    """A GGUF file that can be read: whole, not split, of a language model.
 
     Attributes:
         path: the file. fields: metadata by key. types: ggml type of every tensor.
@@ -129,6 +131,15 @@ class GgufFile:
             raise InputError(f"MODEL {self.path}: holds a vocabulary and no weights", "give the file of the model")
         if "general.architecture" not in self.plain:
             raise ArtifactCorruptError(f"MODEL {self.path}: has no general.architecture", "download it again")
+        kind = self.plain.get("general.type", "model")
+        odd = [] if kind == "model" else [f"general.type is {kind!r}, expected 'model'"]
+        if EMBEDDING not in self._tensors:
+            odd.append(f"has no {EMBEDDING}")
+        if odd:
+            raise InputError(
+                f"MODEL {self.path}: is no language model: {', '.join(odd)}",
+                "give the file of the model; an adapter is merged into it first (llama.cpp's llama-export-lora)",
+            )
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -154,10 +165,16 @@ class GgufFile:
 
     @cached_property
     def config(self) -> Any:
-        """The model's configuration for transformers."""
-        rows = self.shapes["token_embd.weight"][0]
+        """The model's configuration for transformers.
+
+        Raises:
+            InputError: a rotary scaling that is not run here.
+        """
+        rows = self.shapes[EMBEDDING][0]
         biased = "blk.0.attn_q.bias" in self._tensors
-        return config_from(self.plain, self.architecture, vocabulary=rows, tied=self.tied, biased=biased)
+        return config_from(
+            self.plain, self.architecture, str(self.path), vocabulary=rows, tied=self.tied, biased=biased
+        )
 
     def state(self) -> dict[str, Tensor]:
         """All weights under the names that transformers has, float32 where they were decoded."""
@@ -219,7 +236,8 @@ def file_source(path: Path, *, allow_requantize: bool = False) -> FileSource:
     """A GGUF file as a source.
 
     Raises:
-        InputError: split, without weights, of an unknown architecture, or of low precision (unless allowed).
+        InputError: split, without weights, no language model, of an unknown architecture, or of low precision (unless
+            allowed).
     """
     file = GgufFile(path)
     low = sorted({kind for kind in file.types.values() if kind not in HIGH})
@@ -236,7 +254,7 @@ def opened(path: Path) -> Any:
     """gguf's reader of a file.
 
     Raises:
-        InputError: no such file. ArtifactCorruptError: not a whole GGUF file.
+        InputError: no such file, or of another byte order. ArtifactCorruptError: not a whole GGUF file.
     """
     if not path.is_file():
         raise InputError(f"MODEL {path}: no such file", "give a .gguf file")
@@ -245,6 +263,11 @@ def opened(path: Path) -> Any:
         last = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
     except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
         raise ArtifactCorruptError(f"MODEL {path}: cannot be read as GGUF: {error}", "download it again") from error
+    if reader.byte_order != "I":
+        raise InputError(
+            f"MODEL {path}: is of the other byte order than this machine",
+            f"turn it round: gguf-convert-endian {path} native",
+        )
     if last > path.stat().st_size:
         raise ArtifactCorruptError(
             f"MODEL {path}: ends after {path.stat().st_size:,} of {last:,} bytes", "download it again"
