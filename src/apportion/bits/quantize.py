@@ -31,7 +31,7 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import free_bytes, peak_memory, place
 from apportion.core.log import read_log
-from apportion.core.output import output_folder
+from apportion.core.output import SAMPLE_FOLDER, WORK_FOLDER, output_folder
 from apportion.core.progress import forecast
 from apportion.models.identity import source_identity
 from apportion.models.load import load_full
@@ -41,9 +41,8 @@ from apportion.models.vocabulary import names_of
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 WIDER = 8  # bits, a width of `auto` too where its own leave a budget of the whole file unused
-_KEPT = (f"samples/{name}" for name in (SAMPLES, VALUES, WINDOWS))
+_KEPT = (f"{SAMPLE_FOLDER}/{name}" for name in (SAMPLES, VALUES, WINDOWS))
 EVIDENCE = (RUN, "plan.json", "sensitivity.json", "frontier.json", *_KEPT)
-WORK = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
 
 
 def open_model(model: str, recipe: Recipe | None = None, ask: QuantizeRequest | None = None) -> Quantizer:
@@ -125,7 +124,7 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     Args:
         run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
-    quantizer = open_affordable(model, recipe, ask, out / "samples")
+    quantizer = open_affordable(model, recipe, ask, out / SAMPLE_FOLDER)
     quantizer.require_text()
     offers = offers_for(quantizer, ask)
     if ask.method == "auto":
@@ -133,8 +132,8 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     if quantizer.recipe.tune and recipe.calibration is not None:
         require_windows(quantizer.tuning_text)
     start(out, run["asked"])
-    quantizer.work = out / WORK
-    folder = out / "samples"
+    quantizer.work = out / WORK_FOLDER
+    folder = out / SAMPLE_FOLDER
     if ask.method == "auto":
         known = len(read_log(folder / VALUES)[1]) if (folder / VALUES).exists() else 0
         foretell(quantizer, evaluations=ask.evaluations, finalists=ask.finalists + 1, measured=known)
@@ -254,5 +253,5 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         },
         files,
     )
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return {**result, "out": str(out)}

@@ -8,6 +8,12 @@ from apportion.core.artifact import disk_error, require_free
 from apportion.core.errors import ArtifactExistsError
 from apportion.core.lock import sole_writer
 
+SAMPLE_FOLDER = "samples"
+REPORT_FOLDER = "report"
+WORK_FOLDER = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
+OWN_FOLDERS = (SAMPLE_FOLDER, REPORT_FOLDER, WORK_FOLDER)
+"""What runs make beside what they write: nothing of a source's own is copied to these names."""
+
 
 @contextmanager
 def output_folder(out: Path, kind: str, *, resume: bool = False, reads: Sequence[str | Path] = ()) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apportion.core.artifact import Json, read_json
 from apportion.core.errors import ApportionError, InputError
+from apportion.core.output import OWN_FOLDERS
 from apportion.formats.safetensors import INDEX, WEIGHTS, Entry, read_entries
 
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ckpt")
@@ -153,7 +154,7 @@ def companions_of(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], di
             left[name] = "hidden"
         elif path.suffix in OTHER_WEIGHTS or path.name.endswith(".index.json"):
             left[name] = "weights in another form"
-        elif name in OWN_FILES or name.startswith(("samples/", "report/")):
+        elif name in OWN_FILES or path.relative_to(folder).parts[0] in OWN_FOLDERS:
             left[name] = "a name that a run of ours writes itself"
         else:
             kept.append(name)

@@ -43,7 +43,7 @@ from apportion.core.artifact import (
 from apportion.core.device import peak_memory
 from apportion.core.errors import BudgetError, InputError, at_least, require_all
 from apportion.core.log import AppendLog
-from apportion.core.output import output_folder
+from apportion.core.output import SAMPLE_FOLDER, output_folder
 from apportion.formats import Width
 from apportion.models.identity import source_identity, text_identity
 from apportion.models.mixture import identity_of
@@ -160,7 +160,7 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     held_out = held_out_text(quantizer, ask)
     judging = judging_quantizer(quantizer)  # before the work, so that what this rounding refuses is refused now
     start(out, run["asked"])
-    folder = out / "samples"
+    folder = out / SAMPLE_FOLDER
     with quantizer.game(folder, resume=True) as game:
         samples = sample(game, folder, quantizer.orders())
         elsewhere = (
