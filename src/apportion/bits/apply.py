@@ -15,6 +15,7 @@ from apportion.bits.rounding import require_tunable, require_windows
 from apportion.bits.vocabulary import Vocabulary, named, rounded, servers_of
 from apportion.bits.written import proven
 from apportion.core.artifact import (
+    CHECKPOINT,
     RUN,
     Json,
     digest_of,
@@ -167,7 +168,7 @@ def write_plan(
     }
     write_manifest(
         out,
-        {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
+        {"kind": CHECKPOINT, "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
         [*files, RUN, "plan.json"],
     )
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)

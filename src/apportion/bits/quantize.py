@@ -20,6 +20,7 @@ from apportion.bits.time_left import foretell
 from apportion.bits.vocabulary import servers_of, told
 from apportion.bits.written import proven
 from apportion.core.artifact import (
+    CHECKPOINT,
     RUN,
     Json,
     finished,
@@ -244,7 +245,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
     write_manifest(
         out,
         {
-            "kind": "quantized checkpoint",
+            "kind": CHECKPOINT,
             "model": quantizer.staged.digest,
             "settings": samples.settings,
             "placement": placement,

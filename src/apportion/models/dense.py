@@ -20,7 +20,7 @@ from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
 from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
-from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
+from apportion.models.own import is_own, is_packed_grid, require_as_written, take_grid, take_packed
 from apportion.models.parameters import round_computed
 from apportion.models.pretrained import (
     attention_for,
@@ -61,9 +61,12 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
 
     Raises:
         InputError: no such model, no causal LM, weights that are missing, broken or in a format that is not read.
+        ArtifactCorruptError: a file of a folder of ours is not as written.
         MissingExtraError: the format's package is not installed.
     """
-    source = open_source(local_folder(model))
+    folder = local_folder(model)
+    require_as_written(folder)
+    source = open_source(folder)
     saved = source.config.get("quantization_config") or {}
     with reading(model):
         asked = Asked(model, source, read_config(source, trust_remote_code), trust_remote_code)
