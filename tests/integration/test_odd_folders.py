@@ -1,19 +1,23 @@
 """Model folders that hold what they should not, or not what they should: taken right, or refused by name."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from apportion import load
 from apportion.bits.perplexity import perplexity
 from apportion.bits.quantize import QuantizeRequest, quantize
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
-from apportion.core.errors import ArtifactCorruptError
+from apportion.core.errors import ArtifactCorruptError, InputError
 from apportion.models import own
-from apportion.models.load import load_model, load_staged
+from apportion.models.load import load_full, load_model, load_staged
 from tests.recipes import small
 
 Make = Callable[..., Path]
@@ -24,6 +28,22 @@ ASK = QuantizeRequest(avg_bits=3.0, method="coopq")
 def copied(source: Path, folder: Path) -> Path:
     """A folder of the test's own to change."""
     return Path(shutil.copytree(source, folder))
+
+
+def stored(source: Path, folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+    """The same folder with other tensors."""
+    copied(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def configured(folder: Path, **values: object) -> Path:
+    """The same folder with other values in its configuration."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
 
 
 def test_a_sources_own_folders_of_our_names_are_left(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
@@ -92,3 +112,43 @@ def test_only_a_manifest_of_ours_is_read_and_once(
     monkeypatch.setattr(own, "read_manifest", lambda folder: read.append(folder))
     perplexity(str(written), text_file, window_tokens=24, windows=1)
     assert read == [written]
+
+
+def test_weights_that_no_configuration_explains_are_refused_by_name(checkpoint: Make, tmp_path: Path) -> None:
+    source, last = checkpoint(blocks=2), "model.layers.1.mlp.down_proj.weight"
+
+    def integers(tensors: dict[str, Tensor]) -> None:
+        for name in (last, "model.embed_tokens.weight"):
+            tensors[name] = (tensors[name] * 100).round().to(torch.int8)
+
+    def scaled(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith("proj.weight")]:
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale"] = torch.ones(())
+
+    with pytest.raises(InputError, match="no quantization_config") as refused:
+        load_full(str(stored(source, tmp_path / "int8", integers)), CPU)
+    assert f"model.embed_tokens.weight (I8), {last} (I8)" in refused.value.problem
+    with pytest.raises(InputError, match=r"_proj\.weight \(F8_E4M3 with scales\), .* and 6 more"):
+        load_model(str(stored(source, tmp_path / "fp8", scaled)), CPU)
+
+
+@pytest.mark.parametrize("said", ["bfloat16", "float8_e4m3fn", None])
+def test_weights_plainly_cast_to_fp8_are_written_with_scales_of_sixteen_bits(
+    said: str | None, checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    def cast(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(("proj.weight", "embed_tokens.weight"))]:
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors["model.layers.0.mask"] = torch.ones((2, 2), dtype=torch.uint8)  # no weight: nobody minds it
+
+    source = configured(stored(checkpoint(blocks=2), tmp_path / "cast", cast), dtype=said)
+    exact = load_file(source / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    staged, _ = load_full(str(source), CPU)
+    assert staged.stored_as == ""
+    assert torch.equal(staged.originals["model.layers.1.mlp.down_proj"], exact.bfloat16())
+    quantize(str(source), tmp_path / "out", ASK, small(text_file))
+    dtypes = {name: tensor.dtype for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items()}
+    assert {dtype for name, dtype in dtypes.items() if name.endswith("_scale")} == {torch.bfloat16}
+    assert dtypes["model.embed_tokens.weight"] == torch.bfloat16
+    assert "float8" not in (tmp_path / "out" / "config.json").read_text()

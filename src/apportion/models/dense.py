@@ -16,6 +16,7 @@ from torch import Tensor
 from apportion.core.device import Placement
 from apportion.core.errors import InputError
 from apportion.formats.packed import Packed
+from apportion.models.bare import WHOLE, plain_source
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
 from apportion.models.names import Names, names_of
@@ -72,8 +73,9 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
         asked = Asked(model, source, read_config(source, trust_remote_code), trust_remote_code)
         compute = getattr(torch, placement.dtype)
         if not saved:
-            loaded = asked.whole(dtype="auto")
-            return Dense(loaded, origin_of(loaded, source, apart=apart))
+            plain = plain_source(model, source)
+            loaded = asked.whole(dtype="auto") if plain is source else asked.filled(dict(plain.read()), dtype="auto")
+            return Dense(loaded, origin_of(loaded, plain, apart=apart))
         if is_own(saved) or is_packed_grid(saved):
             state, packed = take_packed(saved, source) if is_own(saved) else take_grid(saved, source)
             loaded = asked.rounded(asked.filled({**state, **dense_weights(packed, compute)}, dtype=compute))
@@ -111,7 +113,8 @@ class Asked:
         if hasattr(self.config, "quantization_config"):
             del self.config.quantization_config
         if dtype == "auto":
-            dtype = self.config.dtype or next(t.dtype for t in state.values() if t.is_floating_point())
+            own = self.config.dtype if self.config.dtype in WHOLE else None
+            dtype = own or next(t.dtype for t in state.values() if t.is_floating_point())
         loaded = self._load(None, state_dict=dict(state), config=self.config, dtype=dtype)
         if "generation_config.json" in self.source.companions:
             loaded.generation_config = GenerationConfig.from_pretrained(str(self.source.folder))
