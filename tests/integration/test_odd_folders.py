@@ -12,12 +12,14 @@ from torch import Tensor
 
 from apportion import load
 from apportion.bits.perplexity import perplexity
-from apportion.bits.quantize import QuantizeRequest, quantize
+from apportion.bits.quantize import QuantizeRequest, open_model, quantize
+from apportion.bits.quantizer import Quantizer
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, InputError
 from apportion.models import own
 from apportion.models.load import load_full, load_model, load_staged
+from tests.integration.test_real_checkpoints import in_shards
 from tests.recipes import small
 
 Make = Callable[..., Path]
@@ -152,3 +154,29 @@ def test_weights_plainly_cast_to_fp8_are_written_with_scales_of_sixteen_bits(
     assert {dtype for name, dtype in dtypes.items() if name.endswith("_scale")} == {torch.bfloat16}
     assert dtypes["model.embed_tokens.weight"] == torch.bfloat16
     assert "float8" not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_one_weight_file_beside_an_index_of_others_is_refused(checkpoint: Make, tmp_path: Path) -> None:
+    both = in_shards(checkpoint(blocks=2), tmp_path / "both")
+    shutil.copy(checkpoint(blocks=2) / "model.safetensors", both)
+    with pytest.raises(
+        InputError, match=r"holds model\.safetensors and model\.safetensors\.index\.json, which names other"
+    ):
+        load_staged(str(both), CPU)
+    index = both / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": dict.fromkeys(load_file(both / "model.safetensors"), "model.safetensors")})
+    )
+    for shard in both.glob("model-*"):
+        shard.unlink()
+    assert load_staged(str(both), CPU).originals
+
+
+def test_a_model_without_linears_to_quantize_is_refused_with_the_reason(checkpoint: Make, tmp_path: Path) -> None:
+    empty = configured(copied(checkpoint(blocks=2), tmp_path / "empty"), num_hidden_layers=0)
+    with pytest.raises(InputError, match="no linear that can be quantized: its blocks hold none"):
+        open_model(str(empty), small(None))
+    staged, tokenizer = load_full(str(checkpoint(blocks=2)), CPU)
+    staged.keep(list(staged.originals), "columns of 7")
+    with pytest.raises(InputError, match="no linear that can be quantized: columns of 7"):
+        Quantizer(staged, tokenizer, small(None))
