@@ -180,3 +180,19 @@ def test_a_model_without_linears_to_quantize_is_refused_with_the_reason(checkpoi
     staged.keep(list(staged.originals), "columns of 7")
     with pytest.raises(InputError, match="no linear that can be quantized: columns of 7"):
         Quantizer(staged, tokenizer, small(None))
+
+
+def test_tensors_of_other_shapes_are_named_with_both(checkpoint: Make, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def transposed(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = tensors[name].t().contiguous()
+
+    with pytest.raises(InputError, match=rf"config.json says: {name} \[128, 64\], expected \[64, 128\]\n"):
+        load_staged(str(stored(checkpoint(blocks=2), tmp_path / "turned", transposed)), CPU)
+    wide = configured(copied(checkpoint(blocks=4), tmp_path / "wide"), intermediate_size=96)
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.down_proj\.weight \[64, 128\], .* and 8 more"):
+        load_model(str(wide), CPU)
+    fewer = configured(copied(checkpoint(blocks=2), tmp_path / "fewer"), vocab_size=150)
+    with pytest.raises(InputError, match=r"embed_tokens\.weight \[160, 64\], expected \[150, 64\]"):
+        load(fewer)

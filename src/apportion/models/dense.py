@@ -4,7 +4,7 @@ safetensors only, nothing unpickled, no tensor filled in at random. Quantized we
 in every forward pass runs at a fiftieth of the speed.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -139,7 +139,9 @@ class Asked:
         how |= attention_for(self.config)
         if kind.__name__.startswith("Auto"):
             how["trust_remote_code"] = self.trust_remote_code
-        loaded, info = kind.from_pretrained(where, output_loading_info=True, **how)
+        # what does not fit is told with both shapes here, not drawn at random
+        loaded, info = kind.from_pretrained(where, output_loading_info=True, ignore_mismatched_sizes=True, **how)
+        require_fitting(self.model, info["mismatched_keys"])
         require_whole(self.model, info["missing_keys"])
         return loaded
 
@@ -177,6 +179,24 @@ def reading(model: str) -> Iterator[None]:
             or wrong_config(error)
             or "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
         ) from error
+
+
+def require_fitting(model: str, mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse tensors of other shapes than the configuration asks for: transformers would fill them in at random.
+
+    Args:
+        mismatched: name, shape in the files, shape in the model.
+
+    Raises:
+        InputError: naming the first of them with both shapes.
+    """
+    if mismatched:
+        named = [f"{name} {list(found)}, expected {list(asked)}" for name, found, asked in sorted(mismatched)]
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        raise InputError(
+            f"MODEL {model}: its weights have other shapes than its config.json says: {'; '.join(named[:4])}{more}",
+            "bring config.json and weights of the same checkpoint",
+        )
 
 
 def require_whole(model: str, missing: Collection[str]) -> None:
