@@ -38,6 +38,10 @@ def test_what_is_damaged_is_named_and_not_its_tokenizer(checkpoint: Callable[...
     bare = Path(shutil.copytree(whole, tmp_path / "bare", ignore=shutil.ignore_patterns("token*", "special*")))
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(str(bare))
+    shutil.copy(whole / "tokenizer_config.json", bare)
+    with pytest.raises(InputError, match="its tokenizer cannot be read") as refused:
+        load_tokenizer(str(bare))
+    assert refused.value.remedy == "tokenizer.json (or tokenizer.model) is missing: add it"
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes([3, 0, 0, 0]) + bytes(8) + bytes([9]) + bytes(10))
     with pytest.raises(ArtifactCorruptError, match="cannot be read as GGUF"):
         load_tokenizer(str(tmp_path / "cut.gguf"))
