@@ -47,6 +47,17 @@ def test_what_is_damaged_is_named_and_not_its_tokenizer(checkpoint: Callable[...
         load_tokenizer(str(tmp_path / "cut.gguf"))
 
 
+@pytest.mark.parametrize("said", ["fp8", ["fp8"], 8])
+def test_a_quantization_config_that_is_no_object_is_refused(
+    said: object, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "said"))
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(InputError, match="expected an object that says how weights are decoded"):
+        load_staged(str(folder), place("cpu", "float32"))
+
+
 def test_layers_beyond_those_that_are_counted_are_told(
     checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,11 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
     require_as_written(folder)
     source = open_source(folder)
     saved = source.config.get("quantization_config") or {}
+    if not isinstance(saved, dict):
+        raise InputError(
+            f"MODEL {model}: quantization_config {saved!r}: expected an object that says how weights are decoded",
+            "bring the config.json that belongs to its weights",
+        )
     with reading(model):
         asked = Asked(model, source, read_config(source, trust_remote_code), trust_remote_code)
         compute = getattr(torch, placement.dtype)
