@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apportion import load
+from apportion.bits.divergence.measure import divergence_of, reference_of
 from apportion.bits.perplexity import perplexity
 from apportion.bits.quantize import QuantizeRequest, open_model, quantize
 from apportion.bits.quantizer import Quantizer
 from apportion.core.artifact import read_json, read_manifest
 from apportion.core.device import place
-from apportion.core.errors import ArtifactCorruptError, InputError
+from apportion.core.errors import ArtifactCorruptError, InputError, NumericError
 from apportion.models import own
 from apportion.models.load import load_full, load_model, load_staged
 from tests.integration.test_real_checkpoints import in_shards
@@ -24,6 +26,7 @@ from tests.recipes import small
 
 Make = Callable[..., Path]
 CPU = place("cpu", "float32")
+IDS = torch.arange(2, 26)[None]
 ASK = QuantizeRequest(avg_bits=3.0, method="coopq")
 
 
@@ -196,3 +199,20 @@ def test_tensors_of_other_shapes_are_named_with_both(checkpoint: Make, tmp_path:
     fewer = configured(copied(checkpoint(blocks=2), tmp_path / "fewer"), vocab_size=150)
     with pytest.raises(InputError, match=r"embed_tokens\.weight \[160, 64\], expected \[150, 64\]"):
         load(fewer)
+
+
+def test_a_wider_dtype_is_no_remedy_where_there_is_none(checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    def endless(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
+
+    broken = str(stored(checkpoint(blocks=2), tmp_path / "broken", endless))
+    for dtype, remedy in (("bfloat16", "use --dtype float32"), ("float32", "the weights are damaged")):
+        for measured in (
+            lambda dtype: perplexity(broken, text_file, window_tokens=24, windows=1, dtype=dtype),
+            lambda dtype: quantize(broken, tmp_path / dtype, replace(ASK, dtype=dtype), small(text_file)),
+            lambda dtype: load_staged(broken, place("cpu", dtype)).verify(IDS),
+            lambda dtype: divergence_of(reference_of(made := load_staged(broken, place("cpu", dtype)), IDS), made),
+        ):
+            with pytest.raises(NumericError, match="not finite") as refused:
+                measured(dtype)
+            assert refused.value.remedy.startswith(remedy)
