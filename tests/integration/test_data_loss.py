@@ -126,6 +126,28 @@ def test_a_run_is_finished_only_with_its_manifest_and_the_same_question(tmp_path
         finished(tmp_path / "run", {**asked, "value": 2}, resume=True)
 
 
+def test_what_a_killed_run_had_begun_to_write_is_removed_when_it_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start(out, {"kind": "test"})
+    (out / "samples").mkdir()
+    begun = (out / ".plan.json.k2j3.part", out / "samples" / ".windows.npy.a1.part", out / ".model.safetensors.part")
+    others = (out / "whole.part", out / ".hidden")
+    for path in (*begun, *others):
+        path.touch()
+    with pytest.raises(ArtifactExistsError), output_folder(out, "another", resume=True):
+        pass
+    with (
+        sole_writer(out),
+        pytest.raises(ArtifactError, match="another process"),
+        output_folder(out, "test", resume=True),
+    ):
+        pass
+    assert all(path.exists() for path in begun)
+    with output_folder(out, "test", resume=True):
+        assert not any(path.exists() for path in begun)
+        assert all(path.exists() for path in others)
+
+
 def test_a_file_is_replaced_only_by_a_value_of_its_kind(tmp_path: Path) -> None:
     write_json(tmp_path / "plan.json", {"players": [], "assignment": [], "more": 1})
     (tmp_path / "text").write_text("not ours")

@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 CHECKPOINT = "quantized checkpoint"  # the kind of such a folder, in its manifest
 _FOREIGN = "holds files that this program did not put there"
 RUN = "run.json"
+PARTS = ".*.part"  # files that are being written: they are renamed when they are whole
 # an absolute path that begins a text or follows one of = , : and is no URL's //host
 PLACED = re.compile(r"^[A-Za-z]:[\\/].*|(?:^|(?<=[=,:]))/(?!/)[^=,:]+")
 SCHEMA_VERSION = 1
