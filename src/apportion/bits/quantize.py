@@ -34,7 +34,7 @@ from apportion.core.device import free_bytes, peak_memory, place
 from apportion.core.log import read_log
 from apportion.core.output import SAMPLE_FOLDER, WORK_FOLDER, output_folder
 from apportion.core.progress import forecast
-from apportion.models.identity import source_identity
+from apportion.models.identity import run_identity
 from apportion.models.load import load_full
 from apportion.models.mixture import identity_of
 from apportion.models.structure import head_weights
@@ -110,8 +110,8 @@ def quantize(
     recipe = (recipe or Recipe()).for_method(ask.method)
     ask.check(recipe)
     asked = {"kind": "quantize", "model_source": model, **asdict(ask), **recipe.asked()}
-    asked |= {"model": source_identity(model), "text": identity_of(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
+        asked |= {"model": run_identity(model, Path(out)), "text": identity_of(recipe.calibration)}
         if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
             return {**read_manifest(claimed)["result"], "out": str(claimed)}
         run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
