@@ -38,9 +38,24 @@ def test_what_is_damaged_is_named_and_not_its_tokenizer(checkpoint: Callable[...
     bare = Path(shutil.copytree(whole, tmp_path / "bare", ignore=shutil.ignore_patterns("token*", "special*")))
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(str(bare))
+    shutil.copy(whole / "tokenizer_config.json", bare)
+    with pytest.raises(InputError, match="its tokenizer cannot be read") as refused:
+        load_tokenizer(str(bare))
+    assert refused.value.remedy == "tokenizer.json (or tokenizer.model) is missing: add it"
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes([3, 0, 0, 0]) + bytes(8) + bytes([9]) + bytes(10))
     with pytest.raises(ArtifactCorruptError, match="cannot be read as GGUF"):
         load_tokenizer(str(tmp_path / "cut.gguf"))
+
+
+@pytest.mark.parametrize("said", ["fp8", ["fp8"], 8])
+def test_a_quantization_config_that_is_no_object_is_refused(
+    said: object, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "said"))
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(InputError, match="expected an object that says how weights are decoded"):
+        load_staged(str(folder), place("cpu", "float32"))
 
 
 def test_layers_beyond_those_that_are_counted_are_told(

@@ -25,7 +25,8 @@ from apportion.core.device import place
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError
 from apportion.core.lock import sole_writer
 from apportion.core.output import output_folder
-from apportion.models.identity import source_identity
+from apportion.models import identity
+from apportion.models.identity import run_identity, source_identity
 from apportion.models.load import load_full
 
 Make = Callable[..., Path]
@@ -126,6 +127,28 @@ def test_a_run_is_finished_only_with_its_manifest_and_the_same_question(tmp_path
         finished(tmp_path / "run", {**asked, "value": 2}, resume=True)
 
 
+def test_what_a_killed_run_had_begun_to_write_is_removed_when_it_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start(out, {"kind": "test"})
+    (out / "samples").mkdir()
+    begun = (out / ".plan.json.k2j3.part", out / "samples" / ".windows.npy.a1.part", out / ".model.safetensors.part")
+    others = (out / "whole.part", out / ".hidden")
+    for path in (*begun, *others):
+        path.touch()
+    with pytest.raises(ArtifactExistsError), output_folder(out, "another", resume=True):
+        pass
+    with (
+        sole_writer(out),
+        pytest.raises(ArtifactError, match="another process"),
+        output_folder(out, "test", resume=True),
+    ):
+        pass
+    assert all(path.exists() for path in begun)
+    with output_folder(out, "test", resume=True):
+        assert not any(path.exists() for path in begun)
+        assert all(path.exists() for path in others)
+
+
 def test_a_file_is_replaced_only_by_a_value_of_its_kind(tmp_path: Path) -> None:
     write_json(tmp_path / "plan.json", {"players": [], "assignment": [], "more": 1})
     (tmp_path / "text").write_text("not ours")
@@ -134,6 +157,34 @@ def test_a_file_is_replaced_only_by_a_value_of_its_kind(tmp_path: Path) -> None:
     for name in ("plan.json", "text", "."):
         with pytest.raises(ArtifactExistsError):
             require_replaceable(tmp_path / name, "players", "method")
+
+
+def test_a_finished_run_does_not_answer_for_a_model_changed_between_samples(
+    checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "SAMPLE_BYTES", 64)
+    source = Path(shutil.copytree(checkpoint(blocks=2), tmp_path / "source"))
+    out, sampled = tmp_path / "out", source_identity(str(source))
+    first = quantize(str(source), out, ASK, small(text_file))
+    moved = Path(shutil.move(source, tmp_path / "elsewhere" / "source"))
+    again = quantize(str(moved), out, ASK, small(text_file), resume=True)
+    assert again == {**first, "out": str(out)}
+    record = read_json(out / "run.json")
+    assert record["model"].startswith("sha256-whole:")
+    weights = moved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    step = (len(content) - 64) // 17
+    content[step * 9 + 80 : step * 9 + 90] = bytes(10)
+    weights.write_bytes(content)
+    assert source_identity(str(moved)) == sampled  # no sample lies there
+    with pytest.raises(ArtifactMismatchError, match="another model"):
+        quantize(str(moved), out, ASK, small(text_file), resume=True)
+    monkeypatch.setattr(identity, "WHOLE_BYTES", 1000)
+    assert run_identity(str(moved), tmp_path / "new") == sampled.replace("sha256:", "sha256-sampled:")
+    older = Path(shutil.copytree(out, tmp_path / "older"))
+    write_json(older / "run.json", {**record, "model": sampled})
+    assert run_identity(str(moved), older) == sampled
+    assert run_identity("owner/name", older) == "owner/name"
 
 
 def test_a_model_is_known_by_its_bytes(checkpoint: Make, tmp_path: Path) -> None:

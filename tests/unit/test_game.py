@@ -117,8 +117,9 @@ def test_a_loss_that_is_not_finite_names_its_coalition(checkpoint):
     bank = bank_for(checkpoint("llama"))
     key = next(key for key in bank.rounded if key[1].bits == 2)
     bank.rounded[key].scale.fill_(float("nan"))
-    with pytest.raises(NumericError, match=r"coalition 0000 is not finite on windows \[0, 1, 2, 3, 4\]"):
+    with pytest.raises(NumericError, match=r"coalition 0000 is not finite on windows \[0, 1, 2, 3, 4\]") as refused:
         MeasuredGame(bank, text()).values([bank.costs.uniform(0)])
+    assert refused.value.remedy == "use a larger width or another --rounding"  # it was computed in float32
     assert np.isfinite(bank.staged.window_nll(text().windows)).all()  # the checkpoint's own weights are back
 
 

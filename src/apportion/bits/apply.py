@@ -8,13 +8,14 @@ from apportion.bits.checkpoint import require_fusable, write_checkpoint
 from apportion.bits.game import widths_by_path
 from apportion.bits.game.costs import costs_of
 from apportion.bits.plan import Plan
-from apportion.bits.quantize import PACKAGES, WORK
+from apportion.bits.quantize import PACKAGES
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe, applied_named
 from apportion.bits.rounding import require_tunable, require_windows
 from apportion.bits.vocabulary import Vocabulary, named, rounded, servers_of
 from apportion.bits.written import proven
 from apportion.core.artifact import (
+    CHECKPOINT,
     RUN,
     Json,
     digest_of,
@@ -27,7 +28,7 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import place
 from apportion.core.errors import ArtifactCorruptError, ArtifactMismatchError, BudgetError, InputError
-from apportion.core.output import output_folder
+from apportion.core.output import WORK_FOLDER, output_folder
 from apportion.formats import COMPRESSED_TENSORS, Format
 from apportion.formats.width import require_bits
 from apportion.models.load import load_full
@@ -145,7 +146,7 @@ def write_plan(
     if finished(out, asked, resume=resume):
         return {**read_manifest(out)["result"], "out": str(out)}
     start(out, asked)
-    quantizer.work = out / WORK
+    quantizer.work = out / WORK_FOLDER
     weights = quantizer.write(widths)
     packed, form = {**weights.packed, **rounded(staged, vocabulary)}, backend.format
     weight_bytes, files = write_checkpoint(out, staged, widths, packed, tokenizer, form, vocabulary)
@@ -167,10 +168,10 @@ def write_plan(
     }
     write_manifest(
         out,
-        {"kind": "quantized checkpoint", "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
+        {"kind": CHECKPOINT, "model": staged.digest, "versions": versions(*PACKAGES), "result": result},
         [*files, RUN, "plan.json"],
     )
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return {**result, "out": str(out)}
 
 

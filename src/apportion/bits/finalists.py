@@ -20,6 +20,7 @@ from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.bits.rounding import TUNING
 from apportion.bits.vocabulary import by_name
 from apportion.core.artifact import Json
+from apportion.core.device import where_not_finite
 from apportion.core.errors import NumericError
 from apportion.core.progress import expect_units, progress
 from apportion.core.seeds import derived_seed
@@ -137,7 +138,7 @@ def written(
     if not (math.isfinite(nll) and math.isfinite(judged)):
         raise NumericError(
             f"the loss of plan {encode(assignment)} as written is {nll}, and {judged} where it is judged",
-            "use --dtype float32 or another rounding",
+            where_not_finite(quantizer.staged.placement.dtype, "another rounding"),
         )
     return Written(assignment, weights, nll, judged, offer)
 

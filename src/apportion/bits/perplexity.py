@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apportion.bits.game import require_finite
 from apportion.core.arrays import NDArray
-from apportion.core.device import place
+from apportion.core.device import place, where_not_finite
 from apportion.core.errors import InputError
 from apportion.core.progress import progress
 from apportion.models.load import load_staged
@@ -111,6 +111,6 @@ def perplexity_of(staged: StagedModel, windows: Int[Tensor, "windows tokens"]) -
     """
     with progress("perplexity", len(windows), "windows") as advance:
         nll = staged.window_nll(windows, advance)
-    require_finite("the model", nll, "--dtype float32")
+    require_finite("the model", nll, where_not_finite(staged.placement.dtype))
     mean = float(nll.mean())
     return Perplexity(float(np.exp(mean)), mean, len(nll) * (windows.shape[1] - 1), nll)

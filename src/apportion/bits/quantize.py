@@ -20,6 +20,7 @@ from apportion.bits.time_left import foretell
 from apportion.bits.vocabulary import servers_of, told
 from apportion.bits.written import proven
 from apportion.core.artifact import (
+    CHECKPOINT,
     RUN,
     Json,
     finished,
@@ -31,9 +32,9 @@ from apportion.core.artifact import (
 )
 from apportion.core.device import free_bytes, peak_memory, place
 from apportion.core.log import read_log
-from apportion.core.output import output_folder
+from apportion.core.output import SAMPLE_FOLDER, WORK_FOLDER, output_folder
 from apportion.core.progress import forecast
-from apportion.models.identity import source_identity
+from apportion.models.identity import run_identity
 from apportion.models.load import load_full
 from apportion.models.mixture import identity_of
 from apportion.models.structure import head_weights
@@ -41,9 +42,8 @@ from apportion.models.vocabulary import names_of
 
 PACKAGES = ("torch", "transformers", "compressed-tensors", "optimum-quanto", "hqq", "pyscipopt", "numpy")
 WIDER = 8  # bits, a width of `auto` too where its own leave a budget of the whole file unused
-_KEPT = (f"samples/{name}" for name in (SAMPLES, VALUES, WINDOWS))
+_KEPT = (f"{SAMPLE_FOLDER}/{name}" for name in (SAMPLES, VALUES, WINDOWS))
 EVIDENCE = (RUN, "plan.json", "sensitivity.json", "frontier.json", *_KEPT)
-WORK = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
 
 
 def open_model(model: str, recipe: Recipe | None = None, ask: QuantizeRequest | None = None) -> Quantizer:
@@ -110,8 +110,8 @@ def quantize(
     recipe = (recipe or Recipe()).for_method(ask.method)
     ask.check(recipe)
     asked = {"kind": "quantize", "model_source": model, **asdict(ask), **recipe.asked()}
-    asked |= {"model": source_identity(model), "text": identity_of(recipe.calibration)}
     with output_folder(Path(out), "quantize", resume=resume, reads=[model]) as claimed:
+        asked |= {"model": run_identity(model, Path(out)), "text": identity_of(recipe.calibration)}
         if finished(claimed, asked, resume=resume, raisable=("evaluations",)):
             return {**read_manifest(claimed)["result"], "out": str(claimed)}
         run = {"asked": asked, "began": began, "trust_remote_code": ask.trust_remote_code}
@@ -125,7 +125,7 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     Args:
         run: `asked`, what is recorded there; `began`, on the monotonic clock, seconds; `trust_remote_code`.
     """
-    quantizer = open_affordable(model, recipe, ask, out / "samples")
+    quantizer = open_affordable(model, recipe, ask, out / SAMPLE_FOLDER)
     quantizer.require_text()
     offers = offers_for(quantizer, ask)
     if ask.method == "auto":
@@ -133,8 +133,8 @@ def quantize_into(out: Path, model: str, ask: QuantizeRequest, recipe: Recipe, r
     if quantizer.recipe.tune and recipe.calibration is not None:
         require_windows(quantizer.tuning_text)
     start(out, run["asked"])
-    quantizer.work = out / WORK
-    folder = out / "samples"
+    quantizer.work = out / WORK_FOLDER
+    folder = out / SAMPLE_FOLDER
     if ask.method == "auto":
         known = len(read_log(folder / VALUES)[1]) if (folder / VALUES).exists() else 0
         foretell(quantizer, evaluations=ask.evaluations, finalists=ask.finalists + 1, measured=known)
@@ -245,7 +245,7 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
     write_manifest(
         out,
         {
-            "kind": "quantized checkpoint",
+            "kind": CHECKPOINT,
             "model": quantizer.staged.digest,
             "settings": samples.settings,
             "placement": placement,
@@ -254,5 +254,5 @@ def finish(out: Path, quantizer: Quantizer, chosen: Chosen, frontier: list[Plan]
         },
         files,
     )
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return {**result, "out": str(out)}

@@ -44,6 +44,7 @@ from apportion.bits.rounding import (
 )
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json, claim_folder, digest_of, plain, require_same
+from apportion.core.errors import InputError
 from apportion.core.log import AppendLog, read_log
 from apportion.core.output import output_folder
 from apportion.core.seeds import derived_seed
@@ -314,10 +315,16 @@ def costs_in(staged: StagedModel, recipe: Recipe, applied: Rounding) -> Costs:
     """Players of a model, and what they cost in the format that plans are written in.
 
     Raises:
-        InputError: a group size divides not every linear's columns; all of them are listed.
+        InputError: a group size divides not every linear's columns; all of them are listed. Or there is no linear.
     """
     widths = recipe.grid()
     leave_undivided(staged, widths, strict=recipe.strict)
+    if not staged.originals:
+        reasons = ", ".join(sorted({reason for _, reason in staged.layout.kept})) or "its blocks hold none"
+        raise InputError(
+            f"MODEL {staged.source or ''}: has no linear that can be quantized: {reasons}",
+            "give a causal language model whose blocks hold linears",
+        )
     players = players_of(staged.layout, recipe.kind, untie=recipe.untie, per_expert=recipe.per_expert)
     return costs_of(staged, players, widths, applied.format, fixed_bytes(staged, applied.format, widths))
 

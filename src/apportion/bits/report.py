@@ -7,9 +7,10 @@ import numpy as np
 from apportion.bits.plan import Plan, Sensitivity, plan_from, sensitivity_from
 from apportion.bits.plots import draw_bits, draw_frontier, draw_interactions
 from apportion.core.artifact import Json, read_json, write_bytes
+from apportion.core.output import REPORT_FOLDER
 from apportion.models.text import told
 
-FILES = ("report/report.md", "report/frontier.png", "report/bits.png", "report/interactions.png")
+FILES = tuple(f"{REPORT_FOLDER}/{name}" for name in ("report.md", "frontier.png", "bits.png", "interactions.png"))
 
 
 def write_report(folder: Path) -> list[str]:
@@ -18,7 +19,7 @@ def write_report(folder: Path) -> list[str]:
     frontier = [plan_from(item) for item in read_json(folder / "frontier.json")["plans"]]
     sensitivity = sensitivity_from(read_json(folder / "sensitivity.json"))
     result = read_json(folder / "result.json")
-    (folder / "report").mkdir(exist_ok=True)
+    (folder / REPORT_FOLDER).mkdir(exist_ok=True)
     write_bytes(folder / FILES[1], draw_frontier(frontier, plan, result["nll_fp"], loss_name(result)))
     write_bytes(folder / FILES[2], draw_bits(plan, sensitivity))
     write_bytes(folder / FILES[3], draw_interactions(sensitivity))

@@ -24,8 +24,10 @@ from apportion.core.errors import (
 )
 
 MANIFEST = "manifest.json"
+CHECKPOINT = "quantized checkpoint"  # the kind of such a folder, in its manifest
 _FOREIGN = "holds files that this program did not put there"
 RUN = "run.json"
+PARTS = ".*.part"  # files that are being written: they are renamed when they are whole
 # an absolute path that begins a text or follows one of = , : and is no URL's //host
 PLACED = re.compile(r"^[A-Za-z]:[\\/].*|(?:^|(?<=[=,:]))/(?!/)[^=,:]+")
 SCHEMA_VERSION = 1
@@ -306,6 +308,8 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Json:
             f"{folder}: schema {manifest.get('schema')!r}, expected {SCHEMA_VERSION}",
             "read it with the version of apportion that wrote it",
         )
+    if not isinstance(manifest.get("files"), dict):
+        raise ArtifactCorruptError(f"{folder / MANIFEST}: lists no files", "make it again")
     if verify:
         for name, digest in manifest["files"].items():
             if not (folder / name).exists() or sha256_file(folder / name) != digest:

@@ -20,6 +20,20 @@ class Placement:
     reason: str
 
 
+def where_not_finite(dtype: str, *also: str) -> str:
+    """The remedy where a loss computed in a dtype is not finite: a wider dtype, where there is one, or what else helps.
+
+    >>> where_not_finite("bfloat16", "another --rounding")
+    'use --dtype float32 or another --rounding'
+    >>> where_not_finite("float32")
+    'the weights are damaged, or the checkpoint is not what its config.json says: bring it again'
+    """
+    ways = [*(["--dtype float32"] if dtype != "float32" else []), *also]
+    if not ways:
+        return "the weights are damaged, or the checkpoint is not what its config.json says: bring it again"
+    return "use " + " or ".join(part for part in (", ".join(ways[:-1]), ways[-1]) if part)
+
+
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """Choose device and dtype; an automatic choice carries its reason.
 

@@ -4,14 +4,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from apportion.core.artifact import disk_error, require_free
+from apportion.core.artifact import PARTS, disk_error, require_free
 from apportion.core.errors import ArtifactExistsError
 from apportion.core.lock import sole_writer
+
+SAMPLE_FOLDER = "samples"
+REPORT_FOLDER = "report"
+WORK_FOLDER = "work"  # pieces of rounding and tuning that a killed run left; removed when all is written
+OWN_FOLDERS = (SAMPLE_FOLDER, REPORT_FOLDER, WORK_FOLDER)
+"""What runs make beside what they write: nothing of a source's own is copied to these names."""
 
 
 @contextmanager
 def output_folder(out: Path, kind: str, *, resume: bool = False, reads: Sequence[str | Path] = ()) -> Iterator[Path]:
     """Hold a run's output folder for this process alone; one that is left empty is removed again.
+
+    Files that a killed run had begun to write are removed.
 
     Args:
         kind: of the run, as in its `run.json`: only a run of the same kind is resumed.
@@ -39,6 +47,8 @@ def output_folder(out: Path, kind: str, *, resume: bool = False, reads: Sequence
     try:
         with sole_writer(out):
             require_free(out, resume=resume, kind=kind)  # another run may have begun between the look and the lock
+            for left in out.rglob(PARTS):  # by a run that was killed: nobody else writes here now
+                left.unlink(missing_ok=True)
             yield out
     finally:
         for folder in missing:

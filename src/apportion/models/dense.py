@@ -4,7 +4,7 @@ safetensors only, nothing unpickled, no tensor filled in at random. Quantized we
 in every forward pass runs at a fiftieth of the speed.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -16,11 +16,12 @@ from torch import Tensor
 from apportion.core.device import Placement
 from apportion.core.errors import InputError
 from apportion.formats.packed import Packed
+from apportion.models.bare import WHOLE, plain_source
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
 from apportion.models.experts import take_apart
 from apportion.models.names import Names, names_of
 from apportion.models.origin import Origin, origin_of_folder
-from apportion.models.own import is_own, is_packed_grid, take_grid, take_packed
+from apportion.models.own import is_own, is_packed_grid, require_as_written, take_grid, take_packed
 from apportion.models.parameters import round_computed
 from apportion.models.pretrained import (
     attention_for,
@@ -61,16 +62,25 @@ def read_dense(model: str, placement: Placement, *, trust_remote_code: bool = Fa
 
     Raises:
         InputError: no such model, no causal LM, weights that are missing, broken or in a format that is not read.
+        ArtifactCorruptError: a file of a folder of ours is not as written.
         MissingExtraError: the format's package is not installed.
     """
-    source = open_source(local_folder(model))
+    folder = local_folder(model)
+    require_as_written(folder)
+    source = open_source(folder)
     saved = source.config.get("quantization_config") or {}
+    if not isinstance(saved, dict):
+        raise InputError(
+            f"MODEL {model}: quantization_config {saved!r}: expected an object that says how weights are decoded",
+            "bring the config.json that belongs to its weights",
+        )
     with reading(model):
         asked = Asked(model, source, read_config(source, trust_remote_code), trust_remote_code)
         compute = getattr(torch, placement.dtype)
         if not saved:
-            loaded = asked.whole(dtype="auto")
-            return Dense(loaded, origin_of(loaded, source, apart=apart))
+            plain = plain_source(model, source)
+            loaded = asked.whole(dtype="auto") if plain is source else asked.filled(dict(plain.read()), dtype="auto")
+            return Dense(loaded, origin_of(loaded, plain, apart=apart))
         if is_own(saved) or is_packed_grid(saved):
             state, packed = take_packed(saved, source) if is_own(saved) else take_grid(saved, source)
             loaded = asked.rounded(asked.filled({**state, **dense_weights(packed, compute)}, dtype=compute))
@@ -108,7 +118,8 @@ class Asked:
         if hasattr(self.config, "quantization_config"):
             del self.config.quantization_config
         if dtype == "auto":
-            dtype = self.config.dtype or next(t.dtype for t in state.values() if t.is_floating_point())
+            own = self.config.dtype if self.config.dtype in WHOLE else None
+            dtype = own or next(t.dtype for t in state.values() if t.is_floating_point())
         loaded = self._load(None, state_dict=dict(state), config=self.config, dtype=dtype)
         if "generation_config.json" in self.source.companions:
             loaded.generation_config = GenerationConfig.from_pretrained(str(self.source.folder))
@@ -133,7 +144,9 @@ class Asked:
         how |= attention_for(self.config)
         if kind.__name__.startswith("Auto"):
             how["trust_remote_code"] = self.trust_remote_code
-        loaded, info = kind.from_pretrained(where, output_loading_info=True, **how)
+        # what does not fit is told with both shapes here, not drawn at random
+        loaded, info = kind.from_pretrained(where, output_loading_info=True, ignore_mismatched_sizes=True, **how)
+        require_fitting(self.model, info["mismatched_keys"])
         require_whole(self.model, info["missing_keys"])
         return loaded
 
@@ -171,6 +184,24 @@ def reading(model: str) -> Iterator[None]:
             or wrong_config(error)
             or "give a folder (or hub name) with config.json and safetensors weights of a causal LM",
         ) from error
+
+
+def require_fitting(model: str, mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse tensors of other shapes than the configuration asks for: transformers would fill them in at random.
+
+    Args:
+        mismatched: name, shape in the files, shape in the model.
+
+    Raises:
+        InputError: naming the first of them with both shapes.
+    """
+    if mismatched:
+        named = [f"{name} {list(found)}, expected {list(asked)}" for name, found, asked in sorted(mismatched)]
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        raise InputError(
+            f"MODEL {model}: its weights have other shapes than its config.json says: {'; '.join(named[:4])}{more}",
+            "bring config.json and weights of the same checkpoint",
+        )
 
 
 def require_whole(model: str, missing: Collection[str]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apportion.core.artifact import MANIFEST, read_manifest
 from apportion.core.device import Placement, place
 from apportion.core.errors import InputError
 from apportion.models.blockwise import FP8
@@ -49,7 +48,7 @@ def load(
     """Load a checkpoint written by `quantize` or `apply`, or any full-precision one.
 
     Args:
-        path: the folder; if it has a manifest, every file is checked against its digest first.
+        path: the folder; if this program wrote it, every file is checked against its digest first.
         dtype: what the model computes in.
         dense: decode quanto and hqq weights once into plain linears, instead of keeping them packed.
         trust_remote_code: run code that comes with the checkpoint.
@@ -68,9 +67,7 @@ def load(
     >>> model(torch.arange(2, 12)[None]).logits.shape[:2]
     torch.Size([1, 10])
     """
-    folder, placement = Path(path), place(device, dtype)
-    if (folder / MANIFEST).is_file():
-        read_manifest(folder)
+    placement = place(device, dtype)
     found = read(str(path), placement, trust_remote_code=trust_remote_code)
     model = placed(found.model, placement)
     return model if dense else pack(model, found.packed, placement)
@@ -84,6 +81,7 @@ def load_model(model: str, placement: Placement, *, trust_remote_code: bool = Fa
 
     Raises:
         InputError: no such model, no causal LM, weights or tokenizer that cannot be read.
+        ArtifactCorruptError: a file of a folder of ours is not as written.
         MissingExtraError: its format's package is not installed.
 
     Cost: one read of the weights; quantized ones are decoded once and take the memory of plain ones.

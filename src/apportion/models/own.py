@@ -5,12 +5,13 @@ replaced by the library's own modules over the packed tensors.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apportion.core.artifact import Json
+from apportion.core.artifact import CHECKPOINT, MANIFEST, Json, begun_as, kind_of, read_manifest
 from apportion.core.device import Placement
 from apportion.core.errors import ArtifactCorruptError
 from apportion.formats import (
@@ -28,6 +29,21 @@ from apportion.formats import (
 from apportion.models.source import Source
 
 OWN = (HQQ.name, QUANTO.name)
+WRITERS = ("quantize", "apply")  # runs that write a checkpoint, as their records call them
+
+
+def require_as_written(folder: Path) -> None:
+    """Check every file of a folder that this program finished against its manifest; no other folder.
+
+    A folder that is only being written has no manifest yet; another program's manifest says nothing here.
+
+    Raises:
+        ArtifactCorruptError: a file, or the manifest, is not as written. ArtifactMismatchError: of another schema.
+
+    Cost: one read of the files.
+    """
+    if (folder / MANIFEST).is_file() and (kind_of(folder) == CHECKPOINT or begun_as(folder) in WRITERS):
+        read_manifest(folder)
 
 
 def is_own(saved: Json) -> bool:

@@ -13,7 +13,7 @@ from apportion.core.progress import without_tqdm
 from apportion.models.source import OTHER_WEIGHTS
 
 CONFIG = "config.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 NO_TOKENIZER = ("no tokenizer", "add tokenizer.json to it")
 GENERATES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 NEVER = tuple(f"*{suffix}" for suffix in OTHER_WEIGHTS if suffix != ".safetensors")
@@ -140,6 +140,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
         remedy = own_code(error) or wrong_config(error)
         there = [name for name in TOKENIZERS if (folder / name).is_file()]
         said, otherwise = ("its tokenizer cannot be read", f"bring {there[0]} again") if there else NO_TOKENIZER
+        if there == ["tokenizer_config.json"]:
+            said, otherwise = ("its tokenizer cannot be read", "tokenizer.json (or tokenizer.model) is missing: add it")
         raise InputError(f"MODEL {model}: {said}: {told(error)}", remedy or otherwise) from error
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apportion.core.artifact import Json, read_json
 from apportion.core.errors import ApportionError, InputError
+from apportion.core.output import OWN_FOLDERS
 from apportion.formats.safetensors import INDEX, WEIGHTS, Entry, read_entries
 
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ckpt")
@@ -107,13 +108,20 @@ def weight_map(folder: Path) -> dict[str, str]:
     """In which file each tensor lies, by the index; empty for a folder of one weight file.
 
     Raises:
-        InputError: there are neither an index nor a single safetensors file.
+        InputError: there are neither an index nor a single safetensors file, or both, of different weights.
     """
     if (folder / INDEX).is_file():
         found = read_json(folder / INDEX).get("weight_map")
         if not isinstance(found, dict) or not found:
             raise InputError(f"MODEL {folder}: {INDEX} has no weight_map", "download or save the checkpoint again")
-        return {str(name): Path(str(file)).name for name, file in found.items()}
+        listed = {str(name): Path(str(file)).name for name, file in found.items()}
+        if (folder / WEIGHTS).is_file() and set(listed.values()) != {WEIGHTS}:
+            raise InputError(
+                f"MODEL {folder}: holds {WEIGHTS} and {INDEX}, which names other files: two checkpoints, and programs "
+                "differ in which they read",
+                f"remove {WEIGHTS}, or {INDEX} and its files",
+            )
+        return listed
     if (folder / WEIGHTS).is_file():
         return {}
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
@@ -153,7 +161,7 @@ def companions_of(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], di
             left[name] = "hidden"
         elif path.suffix in OTHER_WEIGHTS or path.name.endswith(".index.json"):
             left[name] = "weights in another form"
-        elif name in OWN_FILES or name.startswith(("samples/", "report/")):
+        elif name in OWN_FILES or path.relative_to(folder).parts[0] in OWN_FOLDERS:
             left[name] = "a name that a run of ours writes itself"
         else:
             kept.append(name)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from apportion.core.device import Placement, free_memory, within_memory
+from apportion.core.device import Placement, free_memory, where_not_finite, within_memory
 from apportion.core.errors import ModelStructureError, NumericError, OutOfMemoryError
 from apportion.core.progress import Advance, counted, ignored
 from apportion.formats import Packed
@@ -383,7 +383,7 @@ class StagedModel:
         if not np.isfinite(own):
             raise NumericError(
                 f"the checkpoint's own loss on the first window is {own}, not finite",
-                "check the checkpoint, or use --dtype float32",
+                where_not_finite(self.placement.dtype),
             )
         staged = float(self.window_nll(part).mean())
         difference = abs(staged - own) / max(abs(own), 1e-12)

@@ -43,9 +43,9 @@ from apportion.core.artifact import (
 from apportion.core.device import peak_memory
 from apportion.core.errors import BudgetError, InputError, at_least, require_all
 from apportion.core.log import AppendLog
-from apportion.core.output import output_folder
+from apportion.core.output import SAMPLE_FOLDER, output_folder
 from apportion.formats import Width
-from apportion.models.identity import source_identity, text_identity
+from apportion.models.identity import run_identity, text_identity
 from apportion.models.mixture import identity_of
 from apportion.models.text import Windows, prefix_of
 
@@ -138,8 +138,11 @@ def compare(model: str, out: Path, ask: CompareRequest, recipe: Recipe | None = 
     recipe.check()
     ask.check(recipe)
     asked = {"kind": "compare", "model_source": model, **asdict(ask), **recipe.asked()}
-    asked |= {"model": source_identity(model), "texts": [identity_of(recipe.calibration), text_identity(ask.text)]}
     with output_folder(Path(out), "compare", resume=resume, reads=[model]) as claimed:
+        asked |= {
+            "model": run_identity(model, Path(out)),
+            "texts": [identity_of(recipe.calibration), text_identity(ask.text)],
+        }
         if finished(claimed, asked, resume=resume):
             read_manifest(claimed)
             return {**read_json(claimed / "result.json"), "out": str(claimed)}
@@ -160,7 +163,7 @@ def compare_into(out: Path, model: str, ask: CompareRequest, recipe: Recipe, run
     held_out = held_out_text(quantizer, ask)
     judging = judging_quantizer(quantizer)  # before the work, so that what this rounding refuses is refused now
     start(out, run["asked"])
-    folder = out / "samples"
+    folder = out / SAMPLE_FOLDER
     with quantizer.game(folder, resume=True) as game:
         samples = sample(game, folder, quantizer.orders())
         elsewhere = (

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.core.arrays import NDArray
+from apportion.core.device import where_not_finite
 from apportion.core.errors import InputError, NumericError
 from apportion.core.progress import progress
 from apportion.models.staged import BLOCK_TOKENS, StagedModel
@@ -111,7 +112,8 @@ def divergence_of(reference: Reference, candidate: StagedModel) -> TokenDivergen
             advance(len(windows))
     kl, same, change, nll, own = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     if not np.isfinite(kl).all():
-        raise NumericError("the divergence is not finite: a model's logits are NaN or infinite", "use --dtype float32")
+        remedy = where_not_finite(candidate.placement.dtype)
+        raise NumericError("the divergence is not finite: a model's logits are NaN or infinite", remedy)
     return TokenDivergence(kl, same, change, nll, own)
 
 

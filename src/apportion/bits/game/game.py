@@ -25,7 +25,7 @@ from apportion.bits.game.players import Assignment, Player, decode, encode
 from apportion.bits.rounding import FULL_PRECISION
 from apportion.core.arrays import NDArray
 from apportion.core.artifact import Json
-from apportion.core.device import free_memory, within_memory
+from apportion.core.device import free_memory, where_not_finite, within_memory
 from apportion.core.errors import NumericError
 from apportion.core.launch import to_host
 from apportion.core.log import AppendLog
@@ -223,7 +223,9 @@ class MeasuredGame:
 
     def _keep(self, assignment: Assignment, read: Read) -> None:
         nll = read()
-        require_finite(f"coalition {encode(assignment)}", nll, "--dtype float32, a larger width or another --rounding")
+        dtype = self.bank.staged.placement.dtype
+        remedy = where_not_finite(dtype, "a larger width", "another --rounding")
+        require_finite(f"coalition {encode(assignment)}", nll, remedy)
         self.counts.evaluations += 1
         self.known[assignment] = nll
         if self.log is not None:
@@ -243,7 +245,7 @@ def require_finite(whose: str, nll: NDArray[np.float64], remedy: str) -> None:
     """
     bad = np.flatnonzero(~np.isfinite(nll))
     if len(bad):
-        raise NumericError(f"the loss of {whose} is not finite on windows {bad[:8].tolist()}", f"use {remedy}")
+        raise NumericError(f"the loss of {whose} is not finite on windows {bad[:8].tolist()}", remedy)
 
 
 def reading(values: Tensor) -> Read:
@@ -275,7 +277,7 @@ def full_precision_nll(
     else:
         with progress(FULL_PRECISION, len(calibration.windows), "windows") as advance:
             nll = staged.window_nll(calibration.windows, advance)
-    require_finite("the checkpoint's own weights", nll, "--dtype float32")
+    require_finite("the checkpoint's own weights", nll, where_not_finite(staged.placement.dtype))
     return nll
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from apportion.bits.game import Assignment, Values, encode, require_finite, values_of
 from apportion.bits.gguf.bank import GgufBank
 from apportion.core.arrays import NDArray
+from apportion.core.device import where_not_finite
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
 from apportion.models.embedded import Embedded
@@ -148,7 +149,8 @@ class FileGame:
         return found
 
     def _keep(self, assignment: Assignment, kl: NDArray[np.float64]) -> None:
-        require_finite(f"plan {encode(assignment)}", kl, "--dtype float32 or larger --types")
+        remedy = where_not_finite(self.staged.placement.dtype, "larger --types")
+        require_finite(f"plan {encode(assignment)}", kl, remedy)
         self.evaluations += 1
         self.known[assignment] = kl
         if self.log is not None:

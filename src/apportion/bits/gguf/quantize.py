@@ -35,7 +35,7 @@ from apportion.core.errors import ArtifactExistsError, InputError
 from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
-from apportion.models.identity import source_identity
+from apportion.models.identity import run_identity
 from apportion.models.mixture import identity_of
 
 EVIDENCE = ".apportion"  # appended to the file's name
@@ -75,10 +75,10 @@ def quantize_gguf(model: str, out: Path, request: FileRequest, *, resume: bool =
     request.check()
     folder = require_out(model, out)
     asked = {"kind": KIND, "model_source": model, **plain(request)}
-    asked |= {"model": source_identity(model), "text": identity_of(request.calibration)}
     if request.reuse is not None and (request.reuse / MANIFEST).exists():
         asked["reused"] = sha256_file(request.reuse / MANIFEST)
     with output_folder(folder, KIND, resume=resume, reads=[model]):
+        asked |= {"model": run_identity(model, folder), "text": identity_of(request.calibration)}
         if finished(folder, asked, resume=resume, raisable=("evaluations",)):
             if not intact(folder, out):
                 write_again(folder, model, out, request)
