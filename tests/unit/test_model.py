@@ -187,3 +187,11 @@ def test_the_head_makes_no_attention_mask(checkpoint, monkeypatch):
         staged.model(input_ids=windows())
     np.testing.assert_allclose(staged.logits(hidden), expected, rtol=1e-4, atol=1e-5)
     assert staged.model.config._attn_implementation == "eager"
+
+
+def test_the_head_can_be_the_first_that_is_asked(checkpoint):
+    """Gemma 2's blocks cannot run without their masks, its head can."""
+    hidden = load_staged(str(checkpoint("gemma2")), CPU).last_hidden(windows())
+    one, other = (load_staged(str(checkpoint("gemma2")), CPU) for _ in range(2))
+    other.last_hidden(windows())
+    np.testing.assert_array_equal(one.logits(hidden), other.logits(hidden))

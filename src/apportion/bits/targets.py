@@ -1,8 +1,8 @@
 """The `quantization_config` of a checkpoint: which module has which width, in words that its readers map.
 
-Targets are plain module paths as transformers' class calls them, and as the files do where these differ. transformers
-matches them as they are; vLLM maps them through the same table that renames a wrapped model's modules, which patterns
-(`re:`) are not put through.
+Targets are plain module paths as transformers' class calls them, of experts also as the files do. transformers matches
+them as they are; vLLM maps them through the same table that renames a wrapped model's modules, which patterns (`re:`)
+are not put through.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,6 +13,7 @@ from apportion.bits.vocabulary import UNTOUCHED, Vocabulary, format_of
 from apportion.core.artifact import Json
 from apportion.formats import COMPRESSED_TENSORS, INT_QUANTIZED, Format, Width, rising
 from apportion.models.staged import StagedModel
+from apportion.models.structure import experts_of
 
 
 def quantization_config(
@@ -53,11 +54,12 @@ def quantization_config(
 
 
 def names_of(path: str, staged: StagedModel) -> list[str]:
-    """What a module is called by transformers, and by the checkpoint's files where that is another name.
+    """What a module is called by transformers, and an expert also by the checkpoint's files.
 
-    vLLM knows Mixtral's experts by their names in the files (`block_sparse_moe.experts`) alone.
+    vLLM knows Mixtral's experts by their names in the files (`block_sparse_moe.experts`) alone; what it renames of
+    wrapped models it renames in targets too.
     """
-    return [*dict.fromkeys((path, staged.origin.paths.get(path, path)))]
+    return [*dict.fromkeys((path, staged.origin.paths.get(path, path)))] if experts_of(path) else [path]
 
 
 def group(width: Width, paths: list[str]) -> Json:
