@@ -42,7 +42,7 @@ def test_soft_capping_and_sliding_window_are_really_in_use(checkpoint):
     assert staged.model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("limit", [1 << 12, 1 << 14, HEAD_BYTES["cpu"]])
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 14, HEAD_BYTES])
 def test_chunked_logits_do_not_change_the_loss(checkpoint, monkeypatch, limit):
     staged = load_staged(str(checkpoint("llama")), CPU)
     expected = staged.window_nll(windows())

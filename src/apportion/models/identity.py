@@ -76,12 +76,12 @@ def run_identity(model: str, out: Path) -> str:
     Args:
         out: the run's folder, whether or not it is there.
     """
-    path, found = Path(model), source_identity(model)
-    if found == model or _recorded(out).startswith("sha256:"):
-        return found
+    path = Path(model)
+    if not path.exists() or _recorded(out).startswith("sha256:"):
+        return source_identity(model)
     files = [item for item in path.iterdir() if item.suffix in _WEIGHTS] if path.is_dir() else [path]
     if sum(item.stat().st_size for item in files) > WHOLE_BYTES:
-        return found.replace("sha256:", SAMPLED, 1)
+        return source_identity(model).replace("sha256:", SAMPLED, 1)
     whole = model_identity(path, _whole).removeprefix("sha256:") if path.is_dir() else sha256_file(path)[:16]
     return f"{WHOLE}{whole}"
 

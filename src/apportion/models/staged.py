@@ -40,7 +40,7 @@ from apportion.models.structure import Layout, find_layout
 
 # logits in flight: a CPU reads the whole head for every handful of tokens (at 32 MiB Qwen2.5-Coder-0.5B's took twice as
 # long, LOG.md); a GPU waits for launches, and may hold several processes
-HEAD_BYTES = {"cpu": 512 << 20, "cuda": 512 << 20}
+HEAD_BYTES = 512 << 20
 BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
 LEAST_HEAD_BYTES = 16 << 20
 Made = TypeVar("Made")
@@ -88,7 +88,7 @@ class StagedModel:
             path: self.model.get_parameter(f"{path}.weight").data for path in self.originals
         }
         kind = torch.device(placement.device).type
-        self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES.get(kind, HEAD_BYTES["cpu"])
+        self.block_tokens, self.head_bytes = BLOCK_TOKENS.get(kind, 2048), HEAD_BYTES
         self.embeddings = 0
         self.untaught: set[str] = set()
         self.given_up: list[str] = []

@@ -18,6 +18,7 @@ from apportion.core.device import where_not_finite
 from apportion.core.log import AppendLog
 from apportion.core.progress import Advance, progress
 from apportion.models.embedded import Embedded
+from apportion.models.loss import SETS
 from apportion.models.text import Windows
 
 PLANS = "plans"  # what its bar says
@@ -126,7 +127,7 @@ class FileGame:
         self._put(len(path) - 1, path[-1])
         flat, theirs = hidden[:, :-1].flatten(0, 1), self.teacher[:, :-1].flatten(0, 1)
         vocabulary = int(self.staged.model.config.get_text_config().vocab_size)
-        rows = max(1, self.staged.head_bytes // (4 * vocabulary))
+        rows = max(1, self.staged.head_bytes // (SETS * 4 * vocabulary))
         found = []
         for start in range(0, len(flat), rows):
             part = slice(start, start + rows)

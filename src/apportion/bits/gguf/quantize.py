@@ -96,7 +96,7 @@ def quantize_into(folder: Path, model: str, out: Path, request: FileRequest, ask
     max_bytes = request.budget(shop.weights)
     require_budget(shop.ladders, max_bytes)
     clock.mark("loading")
-    assert shop.text, "a text that cannot be used is refused before the folder is claimed"
+    shop.text  # noqa: B018 - a text that cannot be used is refused before the folder is claimed
     start(folder, asked)
     plan, search = found_plan(shop, max_bytes, folder, clock, resume=resume)
     write_json(folder / "plan.json", plan)

@@ -31,16 +31,11 @@ def split_folds(dataset: tuple[str, ...], folds: int, seed: int, groups: Ints | 
     order = stream(seed, "folds", folds).permutation(n)
     by_dataset = order[np.argsort(np.array(dataset)[order], kind="stable")]
     sizes, fold_of = [0] * folds, dict[int, int]()
-    for ask, size in _by_first(asks[by_dataset]).items():
+    for ask, size in Counter(asks[by_dataset].tolist()).items():
         fold_of[ask] = sizes.index(min(sizes))
         sizes[fold_of[ask]] += size
     placed = np.array([fold_of[ask] for ask in asks.tolist()])
     return [np.flatnonzero(placed == fold) for fold in range(folds)]
-
-
-def _by_first(asks: Ints) -> Counter[int]:
-    """How often each is there, in the order of first appearance."""
-    return Counter(asks.tolist())
 
 
 def others(rows: Ints, n: int) -> Ints:
