@@ -46,24 +46,32 @@ def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int, measured
     block_s, head_s = 2 * blocks / speed, head_seconds(quantizer)
     tokens = recipe.windows * recipe.window_tokens
     text_s = tokens * (block_s + head_s)
-    told = {COALITIONS: max(0, evaluations - measured) * tokens * (SHARED * block_s + head_s)}
-    if quantizer.rewrites:
-        told[WRITTEN] = text_s * texts_of(quantizer, finalists)
-        told[TUNING] = min(finalists, 2) * recipe.tune * tuning_step_s(quantizer, text_s) if recipe.tune else 0.0
+    coalitions_s = max(0, evaluations - measured) * tokens * (SHARED * block_s + head_s)
     times = quantizer.rounding.needs_hessian + ONE_WIDTH * finalists * quantizer.applied.needs_hessian
     pairs = sum(item.numel() * item.shape[1] for item in staged.originals.values())
     most = recipe.windows if recipe.calibration is None else quantizer.mixture.most
     seen = min(recipe.rounding_windows, most) * recipe.window_tokens
-    for label, seconds in told.items():
-        expect(label, seconds, min(finalists, 2) * (recipe.tune or 0) if label == TUNING else 0)
     rounding_s = times * (PASSES * block_s * seen + COLUMNS * pairs / speed)
     expect(IN_SEQUENCE, rounding_s, round(times * len(staged.originals)))
-    total_s = sum(told.values()) + rounding_s
+    total_s = rounding_s + expect_texts(quantizer, coalitions_s, finalists, text_s)
     if total_s > LONG_S:
         fewer = "fewer --evaluations and --windows" + (", --rounding-windows or --fast," if times else "")
         guess = f"about {clock(total_s)} in all on this CPU, guessed by the speed of one product"
         note(f"{guess}; {fewer} into another --out take less")
     return total_s
+
+
+def expect_texts(quantizer: Quantizer, coalitions_s: float, finalists: int, text_s: float) -> float:
+    """Tell the bars of coalitions and, where plans are rewritten, of measuring and learning them; their sum."""
+    expect(COALITIONS, coalitions_s)
+    if not quantizer.rewrites:
+        return coalitions_s
+    written_s = text_s * texts_of(quantizer, finalists)
+    steps = min(finalists, 2) * (quantizer.recipe.tune or 0)
+    tuning_s = steps * tuning_step_s(quantizer, text_s)
+    expect(WRITTEN, written_s)
+    expect(TUNING, tuning_s, steps)
+    return coalitions_s + written_s + tuning_s
 
 
 def foresee_the_end() -> None:
@@ -139,25 +147,18 @@ def foresee(quantizer: Quantizer, *, evaluations: int, finalists: int, measured:
         measured: coalitions that this run has measured: they tell how long a text takes better than the first pass of
             all does, in which a GPU's libraries set themselves up.
     """
-    recipe = quantizer.recipe
     blocks, heads = weights_of_a_token(quantizer)
     alone = (SHARED * blocks + heads) / (blocks + heads)  # of a text that a coalition is worth
     if measured >= ENOUGH:
         text_s = spent_s(COALITIONS) / measured / alone
     else:
         text_s = spent_s(FULL_PRECISION) if quantizer.staged.placement.device.startswith("cuda") else 0.0
-    if text_s or not evaluations:
-        expect(COALITIONS, evaluations * text_s * alone)
-    if not quantizer.rewrites:
-        return
-    if rounded_s := spent_s(IN_SEQUENCE):
+    if text_s:
+        expect_texts(quantizer, evaluations * text_s * alone, finalists, text_s)
+    elif not evaluations:
+        expect(COALITIONS, 0)
+    if quantizer.rewrites and (rounded_s := spent_s(IN_SEQUENCE)):
         expect(IN_SEQUENCE, finalists * ONE_WIDTH * rounded_s)
-    if not text_s:
-        return
-    expect(WRITTEN, text_s * texts_of(quantizer, finalists))
-    if recipe.tune:
-        steps = min(finalists, 2) * recipe.tune
-        expect(TUNING, steps * tuning_step_s(quantizer, text_s), steps)
 
 
 def tuning_step_s(quantizer: Quantizer, text_s: float) -> float:

@@ -17,7 +17,7 @@
 `assert` is for our own invariants only; whatever a user can cause raises one of these.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 
@@ -133,6 +133,15 @@ def require_package(module: str, package: str, extra: str) -> None:
 
 class ServiceError(ApportionError):
     """A language-model server did not answer as it must."""
+
+
+def first_few(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
+    """The first of many in a line, and how many more there are.
+
+    >>> first_few(["a", "b"]), first_few(["a", "b", "c"], 2, "; ")
+    ('a, b', 'a; b and 1 more')
+    """
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def first_line(error: BaseException) -> str:

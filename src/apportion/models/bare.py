@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, first_few
 from apportion.formats.safetensors import CODES, Entry
 from apportion.models.blockwise import EIGHT
 from apportion.models.source import Source
@@ -30,10 +30,9 @@ def plain_source(model: str, source: Source) -> Source:
         if own.dtype not in EIGHT or name.rpartition(".")[0] in scaled
     ]
     if unclear:
-        more = f" and {len(unclear) - 8} more" if len(unclear) > 8 else ""
         raise InputError(
             f"MODEL {model}: its config.json has no quantization_config, which must say what numbers these weights "
-            f"are: {', '.join(unclear[:8])}{more}",
+            f"are: {first_few(unclear)}",
             "bring the config.json that belongs to them, or give the full-precision checkpoint",
         )
     if not narrow:

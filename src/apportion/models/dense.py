@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apportion.core.device import Placement
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, first_few
 from apportion.formats.packed import Packed
 from apportion.models.bare import WHOLE, plain_source
 from apportion.models.blockwise import FP8, decoded_source, is_blockwise
@@ -197,9 +197,8 @@ def require_fitting(model: str, mismatched: Collection[tuple[str, Sequence[int],
     """
     if mismatched:
         named = [f"{name} {list(found)}, expected {list(asked)}" for name, found, asked in sorted(mismatched)]
-        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
         raise InputError(
-            f"MODEL {model}: its weights have other shapes than its config.json says: {'; '.join(named[:4])}{more}",
+            f"MODEL {model}: its weights have other shapes than its config.json says: {first_few(named, 4, '; ')}",
             "bring config.json and weights of the same checkpoint",
         )
 
@@ -211,7 +210,7 @@ def require_whole(model: str, missing: Collection[str]) -> None:
         InputError: naming the first of them.
     """
     if missing:
-        listed = ", ".join(sorted(missing)[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        listed = first_few(sorted(missing))
         raise InputError(f"MODEL {model}: its weight files lack {listed}", "download or save the checkpoint again")
 
 

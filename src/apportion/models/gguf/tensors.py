@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, first_few
 from apportion.formats.ggml import gguf
 from apportion.models.gguf.architectures import Architecture, head_dim
 
@@ -24,9 +24,8 @@ def gguf_names(architecture: Architecture, names: list[str], blocks: int, where:
     found = {name: tensors.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
     unknown = [name for name, own in found.items() if own is None]
     if unknown:
-        listed = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise InputError(
-            f"MODEL {where}: {architecture.name} has no GGUF name for {listed}",
+            f"MODEL {where}: {architecture.name} has no GGUF name for {first_few(unknown)}",
             "convert it with llama.cpp's convert_hf_to_gguf.py to f16 and give that file as MODEL",
         )
     return {name: str(own) for name, own in found.items()}

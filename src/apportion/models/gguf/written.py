@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apportion.core.errors import ArtifactCorruptError, ArtifactError
+from apportion.core.errors import ArtifactCorruptError, ArtifactError, first_few
 from apportion.formats.gguf_file import ALIGNMENT, Entries, Fields, TensorEntry, header, padded, write
 from apportion.models.gguf.source import opened
 
@@ -46,8 +46,7 @@ def require_readable(path: Path, fields: Fields, entries: Entries, name: Path) -
         expected[own], at = (entry, at), at + padded(entry.nbytes)
     odd = [own for own in {**expected, **found} if expected.get(own) != found.get(own)]
     if odd:
-        listed = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
-        raise unreadable(name, f"other tensors than were written: {listed}")
+        raise unreadable(name, f"other tensors than were written: {first_few(odd)}")
 
 
 def unreadable(path: Path, problem: str) -> ArtifactError:
