@@ -202,7 +202,9 @@ def test_before_anything_is_measured_a_cpus_speed_tells_how_long_it_all_takes(
     quantizer = opened(checkpoint, text, rounding=rounding, rounding_windows=8, tune=50)
     linears = quantizer.staged.originals
     weights = sum(item.numel() for item in linears.values())
-    monkeypatch.setattr(time_left, "product_speed", lambda _: 2 * weights * 256 / 100 / SHARE)
+    speed = 2 * weights * 256 / 100 / SHARE
+    speeds = {None: speed, torch.float32: speed, torch.bfloat16: speed}
+    monkeypatch.setattr(time_left, "product_speed", lambda _, dtype=None: speeds[dtype])
     monkeypatch.setattr(time_left, "head_seconds", lambda _: 28 / 256)
     with forecast():
         total_s = foretell(quantizer, evaluations=70, finalists=3, measured=10)
@@ -220,6 +222,10 @@ def test_before_anything_is_measured_a_cpus_speed_tells_how_long_it_all_takes(
         assert said.startswith("note: about ")
         assert said.count("\n") == 1
         assert ("--rounding-windows or --fast" in said) == (rounding == "gptq")
+        assert "bfloat16" not in said
+        speeds[torch.bfloat16] = 2.24 * speed
+        foretell(quantizer, evaluations=70, finalists=3, measured=10)
+        assert capsys.readouterr().err.endswith("; products are 2.2 times as fast with --dtype bfloat16 here\n")
         monkeypatch.setattr(time_left, "LONG_S", total_s + 1)
         foretell(quantizer, evaluations=70, finalists=3, measured=10)
         assert not capsys.readouterr().err

@@ -22,6 +22,7 @@ SHARE = 0.7  # of a product's speed that a pass comes to; .5 (bfloat16) to 1 (fl
 ROWS = 512  # tokens in that product
 HEAD_TOKENS = 64  # whose loss tells how long the head takes
 LONG_S = 3600  # beyond which a run is told of before it begins
+WORTH_TELLING = 1.3  # times as fast in another dtype
 
 
 def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int, measured: int = 0) -> float:
@@ -57,7 +58,7 @@ def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int, measured
     if total_s > LONG_S:
         fewer = "fewer --evaluations and --windows" + (", --rounding-windows or --fast," if times else "")
         guess = f"about {clock(total_s)} in all on this CPU, guessed by the speed of one product"
-        note(f"{guess}; {fewer} into another --out take less")
+        note(f"{guess}; {fewer} into another --out take less{narrower(quantizer)}")
     return total_s
 
 
@@ -104,10 +105,23 @@ def texts_of(quantizer: Quantizer, finalists: int) -> int:
     return finalists * (1 + judges * (finalists > 1))
 
 
-def product_speed(quantizer: Quantizer) -> float:
-    """Operations a second in a product with the largest linear, as it is computed in; the best of three."""
+def narrower(quantizer: Quantizer) -> str:
+    """What bfloat16 would bring on this CPU, in words; nothing where it is used already or no faster."""
+    own = quantizer.staged.compute_dtype
+    if own == torch.bfloat16:
+        return ""
+    times = product_speed(quantizer, torch.bfloat16) / product_speed(quantizer, own)
+    return f"; products are {times:.1f} times as fast with --dtype bfloat16 here" if times >= WORTH_TELLING else ""
+
+
+def product_speed(quantizer: Quantizer, dtype: torch.dtype | None = None) -> float:
+    """Operations a second in a product with the largest linear; the best of three.
+
+    Args:
+        dtype: None for what the run computes in.
+    """
     weight = max(quantizer.staged.originals.values(), key=torch.Tensor.numel)
-    weight = weight.to(quantizer.staged.compute_dtype)
+    weight = weight.to(dtype or quantizer.staged.compute_dtype)
     rows = torch.ones(ROWS, weight.shape[1], dtype=weight.dtype)
     return 2 * ROWS * weight.numel() / fastest(lambda: torch.nn.functional.linear(rows, weight))
 

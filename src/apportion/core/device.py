@@ -52,8 +52,9 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
         reason = "asked for"
         require_device(device)
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        reason += f"; {dtype} is fastest there at the accuracy the game needs"
+        on_gpu = device.startswith("cuda")
+        dtype = "bfloat16" if on_gpu else "float32"
+        reason += f"; {dtype} is {'fastest there at the accuracy the game needs' if on_gpu else 'fast on every CPU'}"
     return Placement(device, dtype, reason)
 
 
