@@ -19,7 +19,9 @@ from apportion.cli.options import (
     Keep,
     MaxBytes,
     ModelArg,
+    OtherRounding,
     Out,
+    OutEither,
     OutFile,
     PlaceOptions,
     RecipeOptions,
@@ -49,7 +51,7 @@ METHODS = "coopq (the paper), regression, or shapley (means alone)"
 def quantize(
     context: typer.Context,
     model: ModelArg,
-    out: Out,
+    out: OutEither,
     *,
     avg_bits: AvgBits = None,
     max_bytes: MaxBytes = None,
@@ -75,7 +77,7 @@ def quantize(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a checkpoint to a memory budget; rounded by nearest or gptq, stock transformers loads the result.
+    """Quantize a checkpoint to a memory budget: a folder for transformers and vLLM, or a GGUF file for llama.cpp.
 
     Example: apportion quantize ./Llama-3.2-3B --avg-bits 3 --calibration c4.jsonl --out ./llama-3bit
     One file for llama.cpp: apportion quantize ./Llama-3.2-3B --format gguf --max-bytes 1.5GB --out model.gguf
@@ -121,8 +123,8 @@ def quantize_text(result: dict[str, Any]) -> str:
     earlier = f" (and {resumed} of an earlier run)" if resumed else ""
     return (
         f"{result['out']}: {result['avg_bits']:.3f} bits on average ({result['stored_bits']:.3f} with scales), "
-        f"{result['bytes']:,} bytes of weights, loaded by {' and '.join(result['servers'])}\n"
-        f"{vocabulary_note(result)}\n"
+        f"{result['bytes']:,} bytes of weights, for {' and '.join(result['servers'])}\n"
+        f"{loading_note(result)}{vocabulary_note(result)}\n"
         + (f"budget: {result['budget']}\n" if LEFT in result["budget"] else "")
         + f"{loss_name(result)} on {result['calibration']}{told(result['bos'])}: "
         f"{result['nll_fp']:.4f} full precision, "
@@ -134,6 +136,16 @@ def quantize_text(result: dict[str, Any]) -> str:
         + (tuning_note(result["tuned"]) + "\n" if result["tuned"] else "")
         + f"report: {result['out']}/report/report.md"
     )
+
+
+def loading_note(result: dict[str, Any]) -> str:
+    """Why stock transformers does not load a folder of its own format; nothing where it does.
+
+    >>> loading_note({"servers": ["transformers", "vLLM"], "loads_in": {"transformers": "KeyError: 'a'"}})
+    "stock transformers does not load it: KeyError: 'a'\\n"
+    """
+    why = result.get("loads_in", {}).get("transformers", "")
+    return f"stock transformers does not load it: {why}\n" if why and "transformers" in result["servers"] else ""
 
 
 @app.command(rich_help_panel="Bits for layers, step by step")
@@ -226,8 +238,8 @@ def plan(
 def apply(
     model: ModelArg,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File written by `plan`.")],
-    out: Out,
-    apply_rounding: ApplyRounding = None,
+    out: OutEither,
+    apply_rounding: OtherRounding = None,
     form: Annotated[
         str,
         typer.Option("--format", help="checkpoint (a folder), or gguf: one file of the same codes (Q4_0 and Q8_0)."),

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Local checkpoint folder, or hub name owner/name.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; refused if it holds something, unless --resume.")]
+OutEither = Annotated[
+    Path,
+    typer.Option(help="Folder to write, with --format gguf a file; refused if it holds something, unless --resume."),
+]
 OutFile = Annotated[Path, typer.Option(help="File to write.")]
 Text = Annotated[Path, typer.Option(help="Held-out text: .txt as one string, .jsonl with 'text' or 'messages'.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
@@ -34,6 +38,9 @@ EmbeddingBits = Annotated[
 ]
 ApplyRounding = Annotated[
     str | None, typer.Option(help="Rounding that plans are written with; --rounding if left out.")
+]
+OtherRounding = Annotated[
+    str | None, typer.Option(help="Rounding to write with; the one that the plan was made for if left out.")
 ]
 Calibration = Annotated[
     list[str] | None,
@@ -81,7 +88,7 @@ class RecipeOptions:
     ] = False
     rounding: Annotated[
         str | None,
-        typer.Option(help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize)."),
+        typer.Option(help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize), else nearest."),
     ] = None
     rounding_windows: RoundingWindows = 128
     strict: Annotated[

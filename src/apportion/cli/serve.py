@@ -22,7 +22,10 @@ class WhatOptions:
     """What answers and what decides."""
 
     llm: Annotated[
-        str | None, typer.Option("--llm", help="A server (http://host:port/v1; its key from APPORTION_API_KEY).")
+        str | None,
+        typer.Option(
+            "--llm", help="A server (http://host:port/v1; its key from APPORTION_API_KEY or OPENAI_API_KEY)."
+        ),
     ] = None
     model: Annotated[
         str | None,
@@ -115,7 +118,7 @@ class HowOptions:
         )
 
 
-@app.command(epilog="Example: apportion serve --llm http://127.0.0.1:8080/v1 --index index --router router")
+@app.command(epilog="Example: apportion serve --llm http://127.0.0.1:8000/v1 --index index --router router")
 @with_groups
 def serve(
     what: WhatOptions,
