@@ -88,7 +88,9 @@ class RecipeOptions:
     ] = False
     rounding: Annotated[
         str | None,
-        typer.Option(help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize), else nearest."),
+        typer.Option(
+            help="nearest, quanto, hqq or gptq; left out: the best that the machine affords (quantize), else nearest."
+        ),
     ] = None
     rounding_windows: RoundingWindows = 128
     strict: Annotated[

@@ -24,12 +24,14 @@ class WhatOptions:
     llm: Annotated[
         str | None,
         typer.Option(
-            "--llm", help="A server (http://host:port/v1; its key from APPORTION_API_KEY or OPENAI_API_KEY)."
+            "--llm",
+            help="A server (http://host:port/v1; its key from APPORTION_API_KEY or OPENAI_API_KEY), or a model to "
+            "run here.",
         ),
     ] = None
     model: Annotated[
         str | None,
-        typer.Option("--model", help="With --llm: the server's name for the model. Without: a model to run here."),
+        typer.Option("--model", help="With a server: its name for the model. Without --llm: a model to run here."),
     ] = None
     demo: Annotated[
         bool, typer.Option("--demo", help="The shipped model, its passages and a router, made in --work.")
