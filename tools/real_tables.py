@@ -186,46 +186,61 @@ def best_files(found: Json | None) -> list[str]:
         )
     head = ["file of the size of", "mean KL: llama.cpp's mix", "ours", "same top token: mix", "ours"]
     noise = (
-        "; its weights moved off the grid of the 4-bit file they came in, so of such a model, not of the released one"
+        "The model is not the released one: its weights were moved off the grid of the 4-bit file in which they came. "
         if "--off-grid" in found["command"]
         else ""
     )
     return [
-        f"`--format gguf`, {CALLED[FIRST]}, divergence from full precision on held-out WikiText-2, both with importance data{noise}. {FALLS_BACK}",
+        f"**Beside llama.cpp's mixes**, `--format gguf`, {CALLED[FIRST]}: divergence from full precision on held-out WikiText-2, both "
+        f"files with importance data. {noise}{FALLS_BACK}",
         "",
         *markdown(head, rows),
-        "",
-        f"Made by `{found['command']}`.",
         "",
     ]
 
 
 def first(files: Mapping[str, Json]) -> list[str]:
-    """The README's first tables: the command's plan beside one width for all, and what a rounding is worth."""
-    job = main_jobs(files).get(FIRST)
+    """The README's first tables: what the command writes, peers at equal bits, files of llama.cpp's sizes, a rounding's worth."""
+    job, found = main_jobs(files).get(FIRST), files.get(f"gguf_{FIRST}")
     learned = files.get(LEARNERS)
-    lines = best_files(files.get(f"gguf_{FIRST}"))
-    if job is not None:
-        lines += [
-            *every_job(main_jobs(files, REAL)),
-            "",
-            "The command with `--avg-bits 3` and a text to calibrate on, judged on WikiText-2; embedding and head stay in bf16. Minutes on "
-            f"an H200{shared_by(main_jobs(files, REAL))}.{earlier(main_jobs(files, REAL))} Made by `{job['command']}` (and the others' names).",
-            "",
-        ]
+    lines = [] if job is None else [*commands_worth(main_jobs(files, REAL)), ""]
+    beside, made = beside_autoround(files)
+    lines += beside + best_files(found)
     if learned is not None:
-        found = {row["variant"]: row["perplexity"] for row in learned["rows"]}
-        rows = [[OPTIONS[name], f"{found[name]:,.1f}"] for name in OPTIONS if name in found]
-        lines += [
-            f"What the rounding is worth, {CALLED[FIRST]} with all linears at 2 bits (one width for all, groups of 64):",
-            "",
-            *markdown(["rounding", "WikiText-2 perplexity"], rows),
-            "",
-            f"Made by `{learned['command']}`. More, and where goals were missed, in [docs/results.md](docs/results.md).",
-            *second(files),
-        ]
-    lines += beside_autoround(files)
-    return lines or ["*not run*"]
+        lines += [*roundings_worth(learned), *second(files), ""]
+    if not lines:
+        return ["*not run*"]
+    commands = [
+        *([] if job is None else [f"- the command: `{job['command']}` (and the others' names)"]),
+        *made,
+        *([] if found is None else [f"- GGUF files: `{found['command']}`"]),
+        *([] if learned is None else [f"- roundings: `{learned['command']}`"]),
+        *second_made(files),
+    ]
+    more = "More, and where goals were missed, in [docs/results.md](docs/results.md)."
+    return [*lines, more, "", "<details><summary>Made by</summary>", "", *commands, "", "</details>"]
+
+
+def commands_worth(jobs: Mapping[str, Json]) -> list[str]:
+    """What the command wrote of each model."""
+    return [
+        "**What the command writes** with `--avg-bits 3` and a text to calibrate on, judged on WikiText-2 (KL in nats a token, its 95 % "
+        "interval in brackets). Embedding and head stay in bf16. Kept is what was nearer to full precision on text kept aside: a mixed "
+        "plan, or one width for all (w3g64: 3 bits, a scale for 64 weights). Full precision is the bf16 folder of a dequantized 4 to 6 "
+        f"bit file, since that is how these models came here. Minutes on an H200{shared_by(jobs)}.{earlier(jobs)}",
+        "",
+        *every_job(jobs),
+    ]
+
+
+def roundings_worth(learned: Json) -> list[str]:
+    """What a rounding is worth where all linears have 2 bits."""
+    found = {row["variant"]: row["perplexity"] for row in learned["rows"]}
+    rows = [[OPTIONS[name], f"{found[name]:,.1f}"] for name in OPTIONS if name in found]
+    told = (
+        f"**What the rounding is worth**, {CALLED[FIRST]} with all linears at 2 bits (one width for all, groups of 64):"
+    )
+    return [told, "", *markdown(["rounding", "WikiText-2 perplexity"], rows)]
 
 
 def second(files: Mapping[str, Json]) -> list[str]:
@@ -245,7 +260,13 @@ def second(files: Mapping[str, Json]) -> list[str]:
         "full precision": rows["full precision"],
     }
     cells = [f"{name} {row['perplexity']:.1f}" for name, row in said.items()]
-    return ["", f"{SECOND}: {', '.join(cells)}. Made by `{learned['command']}`."]
+    return ["", f"The same on {SECOND}: {', '.join(cells)}."]
+
+
+def second_made(files: Mapping[str, Json]) -> list[str]:
+    """The command behind `second`."""
+    learned = files.get(f"learners_{SECOND}_w2g64")
+    return [] if learned is None else [f"- roundings, {SECOND}: `{learned['command']}`"]
 
 
 def house_part(files: Mapping[str, Json]) -> list[str]:
