@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peer_tables import command_of, kept_level
 from saved_widths import labels
 from tables import markdown
 
@@ -48,7 +49,8 @@ LUCKIEST = (
 PLAIN = (
     "Perplexity at 3 average bits, from left to right: CoopQ; the best score of one block alone; `auto` with the same players and widths; one width for all; "
     "`auto` with linears as players and widths 2, 3, 4. The first three are judged on weights rounded once a width, the last two as "
-    "written (gptq in sequence). A dash: not run, or, for quanto, no such width."
+    "written (gptq in sequence). The command (`quantize --avg-bits 3`) learns for longer and keeps one of the last two. A dash: not run, "
+    "or, for quanto, no such width."
 )
 
 
@@ -328,12 +330,17 @@ def written_at(files: Mapping[str, Json], model: str, rounding: str) -> tuple[fl
 
 
 def further_rows(files: Mapping[str, Json], model: str) -> list[list[str]]:
-    """Codes learned, and AutoRound where it chose one width for all."""
+    """Codes learned, AutoRound where it chose one width for all, and the command, which keeps one of the two."""
     learned = rows_at(files, model, LEARNED)
     peer = files.get(f"autoround_{model}", {}).get("rows", [])
     alike = [row["perplexity"] for row in peer if row.get("avg_bits") == BUDGET and "," not in row["widths"]]
     found = [(LEARNED, learned)] if any(learned) else []
     found += [("AutoRound, 200 steps", (alike[0], None))] if alike else []
+    job = files.get(f"main_job_{model}")
+    if (row := command_of(job).get(f"{BUDGET:g}")) and job is not None:
+        found += [
+            ("the command", (row["perplexity"], None) if kept_level(job["result"]) else (None, row["perplexity"]))
+        ]
     return [[model, name, "–", "–", "–", *map(shown, values)] for name, values in found]
 
 

@@ -128,6 +128,12 @@ def auto_row(job: Json) -> Json:
     return dict(found)
 
 
+def kept_level(result: Json) -> str:
+    """The width that was kept for all; empty where it was a mixed plan."""
+    level = [row["width"] for row in result["uniform"] if row["nll_judged"] == result["nll_judged"]]
+    return f"{level[0]} for all" if level and result["nll_judged"] is not None else ""
+
+
 def command_of(job: Json | None) -> dict[str, Json]:
     """What the command without options wrote, by budget."""
     if job is None:

@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from claim_tables import REAL
-from peer_tables import auto_row, beside_autoround
+from peer_tables import auto_row, beside_autoround, kept_level
 from tables import markdown
 
 Json = dict[str, Any]
@@ -108,12 +108,6 @@ def kept_width(result: Json) -> str:
     """
     level = kept_level(result)
     return f" (kept: {level})" if level else ""
-
-
-def kept_level(result: Json) -> str:
-    """The width that was kept for all; empty where it was a mixed plan."""
-    level = [row["width"] for row in result["uniform"] if row["nll_judged"] == result["nll_judged"]]
-    return f"{level[0]} for all" if level and result["nll_judged"] is not None else ""
 
 
 def job_part(job: Json) -> list[str]:
