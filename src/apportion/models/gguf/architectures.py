@@ -182,8 +182,8 @@ def architecture_of(config: Config, where: str) -> Architecture:
         known = ", ".join(kind for item in ARCHITECTURES for kind in item.model_types)
         raise InputError(
             f"MODEL {where}: architecture {config.model_type!r} has no map to GGUF here; known: {known}",
-            "write a folder instead (--format checkpoint); or give the f16 file of llama.cpp's convert_hf_to_gguf.py as "
-            f"MODEL, where it writes it as one of {', '.join(item.name for item in ARCHITECTURES)}",
+            "write a folder instead (--format checkpoint); or give the f16 file of llama.cpp's convert_hf_to_gguf.py, "
+            f"where it writes the model as one of {', '.join(item.name for item in ARCHITECTURES)}",
         )
     if problems := found.unsupported(config):
         raise InputError(

@@ -61,7 +61,8 @@ def run_profile(
         ArtifactExistsError: the output or its log is there and resume is off.
         ArtifactMismatchError: the log was made with another model, corpus, prompts or k.
         ServiceError: so many calls failed in a row that the server must be gone, or all failed; finished work is kept.
-    Cost: four calls and one search a question, and four calls for each of the `unloaded` questions.
+    Cost: four calls and one search a question, a further short call where reasoning ended without an answer, and four
+        calls for each of the `unloaded` questions.
 
     >>> import tempfile
     >>> from apportion.route.ask.prompts import load_prompts

@@ -114,7 +114,7 @@ def train_router(
         InputError: one strategy only, too few questions, no feature that varies, or an answer quality of 0
             throughout.
 
-    Cost: three networks (folds x seeds members each) and a few decompositions of features x features.
+    Cost: three networks (folds x seeds members each), forests and a few decompositions of features x features.
 
     Source: dual heads conditioned on the weights, X-Router (METHODS section 2); gates, tiers and the cheap
     rules are ours.
