@@ -107,7 +107,7 @@ def real(found: Json | None, smaller: Json | None) -> list[str]:
         "",
         f"On a real model ({found['source']['model']}), {found['questions']} questions of {len(found['families'])} sets, learned on "
         f"{found['training_questions']} others: better than the best static pipeline at {summary['beaten']} of {summary['weights']} "
-        f"weights, worse at {summary['worse']} (by weight: {verdicts}); {summary['gap_closed_mean']:.0%} of the gap to the oracle"
+        f"weights, worse at {summary['worse']} (by weight: {verdicts}); it closes {summary['gap_closed_mean']:.0%} of the gap to the oracle"
         f"{'' if closed is None else f', {closed:.0%} of what was reachable'}. {fewer(smaller)}Made by `{found['command']}`.",
     ]
 
@@ -118,7 +118,7 @@ def fewer(found: Json | None) -> str:
         return ""
     summary = found["summary"]
     return (
-        f"Learned on {found['training_questions']} and judged on {found['questions']} of them: better at {summary['beaten']}, worse at "
+        f"With {found['training_questions']} of these questions to learn from and {found['questions']} to be judged on: better at {summary['beaten']}, worse at "
         f"{summary['worse']}. "
     )
 
