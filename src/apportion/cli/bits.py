@@ -139,13 +139,13 @@ def quantize_text(result: dict[str, Any]) -> str:
 
 
 def loading_note(result: dict[str, Any]) -> str:
-    """Why stock transformers does not load a folder of its own format; nothing where it does.
+    """Why stock transformers cannot use a folder of its own format; nothing where it can.
 
     >>> loading_note({"servers": ["transformers", "vLLM"], "loads_in": {"transformers": "KeyError: 'a'"}})
-    "stock transformers does not load it: KeyError: 'a'\\n"
+    "stock transformers cannot use it: KeyError: 'a'\\n"
     """
     why = result.get("loads_in", {}).get("transformers", "")
-    return f"stock transformers does not load it: {why}\n" if why and "transformers" in result["servers"] else ""
+    return f"stock transformers cannot use it: {why}\n" if why and "transformers" in result["servers"] else ""
 
 
 @app.command(rich_help_panel="Bits for layers, step by step")
