@@ -220,7 +220,7 @@ def commands_worth(jobs: Mapping[str, Json]) -> list[str]:
     return [
         "**What the command writes** with `--avg-bits 3` and a text to calibrate on, judged on WikiText-2 (KL in nats a token, its 95 % "
         "interval in brackets). Embedding and head stay in bf16. `kept` is what was nearer to full precision on windows aside: a mixed "
-        "plan, or one width for all (w3g64: 3 bits, a scale for 64 weights). Full precision is the bf16 folder of a dequantized 4 to 6 "
+        "plan, or one width for all (w3g64: 3 bits, a scale for 64 weights). Full precision is the bf16 folder of a dequantized 4 to 8 "
         f"bit file, since that is how these models came here. Minutes on an H200{shared_by(jobs)}.{earlier(jobs)}",
         "",
         *every_job(jobs),
