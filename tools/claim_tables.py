@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elsewhere_tables import elsewhere_part
 from peer_tables import command_of, kept_level
 from saved_widths import labels
 from tables import markdown
@@ -83,7 +84,7 @@ def claims_page(files: Mapping[str, Json]) -> str:
         "",
         *change_table(found, ISOLATED),
         "",
-        *auto_part([item for item in found if item["model"] in REAL and "auto" in item["methods"]]),
+        *auto_part(files, [item for item in found if item["model"] in REAL and "auto" in item["methods"]]),
         "## Beside the plain alternatives",
         "",
         PLAIN,
@@ -95,7 +96,7 @@ def claims_page(files: Mapping[str, Json]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def auto_part(found: Sequence[Json]) -> list[str]:
+def auto_part(files: Mapping[str, Json], found: Sequence[Json]) -> list[str]:
     """The command's own search on pretrained models."""
     if not found:
         return []
@@ -103,7 +104,7 @@ def auto_part(found: Sequence[Json]) -> list[str]:
     before = [item for item in found if not item.get("auto_judged_on")]
     which = "" if len(before) == len(found) else f"({', '.join(map(named_run, before))}) "
     told = [LUCKIEST.format(which), ""] if before else []
-    return [title, "", AUTO, "", *told, *change_table(found, ISOLATED, "auto"), ""]
+    return [title, "", AUTO, "", *told, *change_table(found, ISOLATED, "auto"), "", *elsewhere_part(files)]
 
 
 def named_run(item: Json) -> str:

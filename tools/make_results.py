@@ -31,7 +31,7 @@ TRANSFERRED = ("coopq", "regression", "shapley", "one-at-a-time", "greedy")
 NOT_RUN = "*not run*"
 SHOWN_APART = ("main_job_", "house_", "real_", "autoround_", "learners_", "compare_", "ablation_", "best_")
 REFERENCE = (
-    "The reference is the bf16 folder of a dequantized 4 to 6 bit file, since that is how these models come here. KL: of "
+    "The reference is the bf16 folder of a dequantized 4 to 8 bit file, since that is how these models come here. KL: of "
     "the predictions from full precision's, nats a token."
 )
 ABOUT = (
