@@ -1,7 +1,6 @@
 """What a server says of itself: models, health, metrics, decisions; and what people thought of an answer."""
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -72,7 +71,7 @@ async def feedback(request: Request, serving: Serving) -> Response:
     """Note a score from 0 (wrong) to 1 (right) for an answer; the last one counts."""
     body = parse_object(await read_body(request, serving))
     score, comment = body.get("score"), body.get("comment")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise Refusal(
             400, f"score: is {repr(score)[:40]}, expected a number from 0 (wrong) to 1 (right)", param="score"
         )
