@@ -107,6 +107,20 @@ def test_an_upstream_that_comes_later(known: Routing, monkeypatch: pytest.Monkey
             assert client.chat.completions.create(**ASKED).choices
 
 
+def test_a_path_says_how_it_may_be_asked(stub: Stub, known: Routing) -> None:
+    with serving(stub, known) as client, closing(http.client.HTTPConnection(client.base_url.netloc.decode())) as asking:
+        for method, path, status, allowed in (
+            ("HEAD", "/health", 200, None),
+            ("HEAD", "/v1/models", 200, None),
+            ("GET", "/v1/chat/completions", 405, "POST"),
+            ("DELETE", "/v1/models/auto", 405, "GET"),
+        ):
+            asking.request(method, path)
+            with asking.getresponse() as answer:
+                assert (answer.status, answer.headers["allow"]) == (status, allowed), (method, path)
+                assert bool(answer.read()) == (method != "HEAD")
+
+
 def test_bodies_that_are_too_large_too_slow_or_no_json(stub: Stub, known: Routing) -> None:
     with serving(stub, known, max_body_bytes=2048, timeouts=Timeouts(body_s=1.0)) as client:
         host, port = client.base_url.host, client.base_url.port
