@@ -75,6 +75,18 @@ def test_the_thread_outlives_whatever_a_write_raises(tmp_path: Path, monkeypatch
     assert [one["id"] for one in read_decisions(tmp_path / "d.sqlite")] == ["two"]
 
 
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    path, moved = tmp_path / "d.sqlite", tmp_path / "d-1.sqlite"
+    log = DecisionLog(path)
+    log.add(_record("before"))
+    _until(lambda: bool(read_decisions(path)))
+    path.rename(moved)
+    log.add(_record("after"))
+    log.close()
+    assert (log.lost, log.trouble) == (0, "")
+    assert [[one["id"] for one in read_decisions(file)] for file in (moved, path)] == [["before"], ["after"]]
+
+
 def test_what_comes_after_the_end_is_counted(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path / "d.sqlite")
     log.close()

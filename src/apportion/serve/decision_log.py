@@ -234,6 +234,8 @@ class DecisionLog:
         lost, trouble = 0, ""
         try:
             with _opened(self.path) as database:
+                if not _version(database):  # the file was moved away or deleted: a new one takes its place
+                    _prepare(database)
                 for one in batch:
                     try:
                         reached = database.execute(one.statement, [_storable(value) for value in one.values]).rowcount
@@ -299,9 +301,14 @@ class _opened:  # noqa: N801  (reads as a verb where it is used)
             self._database.close()
 
 
+def _version(database: sqlite3.Connection) -> int:
+    """Of the schema; 0 in a new file."""
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _prepare(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA journal_mode = WAL")
-    version = database.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(database)
     if version not in range(SCHEMA + 1):
         raise OSError(f"has schema {version}, expected {SCHEMA}")
     columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
