@@ -19,13 +19,14 @@ Found = TypeVar("Found")
 
 async def models(request: Request, serving: Serving) -> Response:
     """Our aliases and the upstream's own name, as OpenAI lists models."""
+    await serving.reached()
     return json_response({"object": "list", "data": [_model(name) for name in serving.named]})
 
 
 async def model(request: Request, serving: Serving) -> Response:
     """One of them."""
     name = request.path_params["name"]
-    serving.controls_of(name)
+    await serving.controls_of(name)
     return json_response(_model(name))
 
 

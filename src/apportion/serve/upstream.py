@@ -26,12 +26,21 @@ from apportion.serve.routing import (
     body_of,
     read_completion,
 )
-from apportion.serve.upstream_errors import answer_of, broken, fails, object_of, refused, unreachable, wait_of
+from apportion.serve.upstream_errors import (
+    RETRIED_S,
+    absent,
+    answer_of,
+    broken,
+    fails,
+    object_of,
+    refused,
+    unreachable,
+    wait_of,
+)
 
 MAX_BODY_BYTES = 64 << 20
 UNNAMED = "several_models"
 LASTING = (UNNAMED, "upstream_refuses_us")  # what no waiting mends
-RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +197,7 @@ class Upstream:
         elif self.trouble:
             await self.check()
         if self.abilities is None:
-            raise Refusal(503, f"upstream: {self.trouble}", code="upstream_unavailable", retry_after_s=RETRIED_S)
+            raise absent(self.trouble)
         return self.abilities
 
     async def _reach(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import prompt_too_long
 
+RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
+
 
 def object_of(status: int, data: bytes) -> dict[str, Any]:
     """The JSON object of an answer; an error that is none becomes one.
@@ -121,6 +123,11 @@ def refused(status: int, found: Mapping[str, Any], key: str, wait_s: float | Non
     told = status if 400 <= status < 500 else 502
     wait = wait_s if wait_s is not None else 1.0 if status in (429, 503) else None
     return Refusal(told, f"upstream: {message}", code=str(code) if code else "upstream_error", retry_after_s=wait)
+
+
+def absent(trouble: str) -> Refusal:
+    """A server that has not been reached yet, or not as the one that is expected."""
+    return Refusal(503, f"upstream: {trouble}", code="upstream_unavailable", retry_after_s=RETRIED_S)
 
 
 def unreachable(error: BaseException) -> Refusal:
