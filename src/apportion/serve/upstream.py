@@ -182,11 +182,9 @@ class Upstream:
                     )
                 self.trouble = ""
                 return response
-            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
-                if attempt == 2:  # a kept connection may have been closed meanwhile; a fresh one may not
-                    raise self._unreachable(error) from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise self._unreachable(error) from error
+                if attempt == 2 or not _lost(error):  # a kept connection may have been closed; a fresh one may not
+                    raise self._unreachable(error) from error
         raise AssertionError("the loop returns or raises")
 
     async def _ready(self) -> Abilities:
@@ -277,6 +275,12 @@ class Upstream:
         refusal = unreachable(error)
         self.trouble = refusal.message.removeprefix("upstream: ")
         return refusal
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether a connection that was there was closed under a request, which aiohttp tells as what it was doing then."""
+    closed = aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError
+    return isinstance(error, closed) and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def _unread(content: aiohttp.StreamReader) -> bytes:
