@@ -84,6 +84,11 @@ class Upstream:
         self._probing: asyncio.Lock | None = None
         self._tried = 0.0
 
+    @property
+    def key(self) -> str:
+        """What no client is shown."""
+        return self.address.key
+
     async def start(self) -> None:
         """Open the connections and find out what the server can do."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.address.connect_s)
@@ -106,7 +111,7 @@ class Upstream:
         """One plain completion; asked again once where a kept connection turned out to be closed."""
         ready = await self._ready()
         asked = encode({**body, "model": ready.model})
-        return answer_of(self._good(await self._post("/chat/completions", asked)))
+        return answer_of(self._good(await self._post("/chat/completions", asked)), self.key)
 
     async def measured(self, body: Body, request: Request) -> Completion:
         """One plain completion, read with what was measured of it."""
@@ -123,7 +128,7 @@ class Upstream:
             if response.status == 200 and response.content_type == "text/event-stream":
                 yield self._pieces(response)
             else:  # an error, or a server that streams nothing
-                yield as_events(answer_of(self._good(await self._whole(response))))
+                yield as_events(answer_of(self._good(await self._whole(response)), self.key))
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
@@ -140,9 +145,9 @@ class Upstream:
         Raises:
             Refusal: it is none.
         """
-        found = object_of(said.status, said.data)
+        found = object_of(said.status, said.data, self.key)
         if said.status != 200 or fails(found):
-            raise refused(said.status, found, self.address.key, said.wait_s)
+            raise refused(said.status, found, self.key, said.wait_s)
         return found
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
