@@ -102,3 +102,15 @@ def test_a_file_that_is_none_is_refused_in_words_of_this_option(tmp_path: Path) 
             DecisionLog(path)
         assert "--out" not in str(error.value)
         assert "--resume" not in str(error.value)
+
+
+def test_a_row_that_somebody_changed_to_no_json_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "d.sqlite"
+    log = DecisionLog(path)
+    log.add(_record("one"))
+    log.close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE decisions SET features = 'no json'")
+    for read in (lambda: read_decisions(path), lambda: DecisionLog(path).find("one")):
+        with pytest.raises(ArtifactError, match="cannot be read: Expecting value"):
+            read()

@@ -192,7 +192,7 @@ class DecisionLog:
             return None
         with _readable(self.path), _opened(self.path) as database:
             row = database.execute("SELECT * FROM decisions WHERE id = ?", (decision_id,)).fetchone()
-        return None if row is None else _read(row)
+            return None if row is None else _read(row)
 
     def score(self, decision_id: str, score: float, comment: str | None) -> bool:
         """Note what somebody thought of an answer, the last opinion wins; False where there is no such decision."""
@@ -279,7 +279,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unreadable(path, error) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:  # a value that is no JSON, where JSON is written
         raise unreadable(path, OSError(str(error))) from error
 
 
