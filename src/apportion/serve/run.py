@@ -25,9 +25,9 @@ ENDING_S = 10  # for telling clients that their answers are ended
 
 
 class Impatient(HttpToolsProtocol):
-    """Closes a connection on which a request begins and its head does not end (slow loris) or is too large (all of it is
-    held before any key is looked at), and one whose client has ceased to read: to its answer that is a client that went
-    away, so its place is free and its upstream is let go of.
+    """Closes a connection on which a request begins and its head does not end (slow loris) or is too large (all of it
+    is held before any key is looked at), and one whose client has ceased to read: to its answer that is a client that
+    went away, so its place is free and its upstream is let go of.
 
     A connection that says nothing between two requests is uvicorn's to close, but its timer ends with the next byte,
     whatever that begins. So while no answer is in work every byte starts ours, and only a whole head stops it.
