@@ -320,7 +320,7 @@ def test_a_servers_second_turn_that_had_to_be_cut_to_the_context_says_so(stub: S
         stub.context = sum(len(one["content"]) for one in stub.bodies[0]["messages"]) + 50
         whole = client.chat.completions.create(model="auto", messages=[*earlier, *ASKED]).model_dump()
     assert whole["apportion"]["answer"] == "x"
-    cut = "cut to the context where it was asked once more: the oldest 1 turns of the conversation"
+    cut = "cut to the context where it was asked once more: the oldest 2 turns of the conversation"
     assert cut in whole["apportion"]["weaker"]
 
 

@@ -198,6 +198,21 @@ def test_a_context_too_small_loses_passages_then_turns_and_says_so(client: opena
     assert error.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("context", [700, 500, 300])
+def test_a_shortened_conversation_still_begins_with_the_user(client: openai.OpenAI, stub: Stub, context: int) -> None:
+    def strict(messages: list[Any]) -> str:
+        roles = [one["role"] for one in messages if one["role"] != "system"]
+        if roles != [*["user", "assistant"] * (len(roles) // 2), "user"]:
+            raise RuntimeError("Conversation roles must alternate user/assistant/user/assistant/...")
+        return "1191"
+
+    stub.context, stub.reply = context, strict
+    turns = [{"role": role, "content": "x" * 100} for role in ("user", "assistant") * 3]
+    answer = client.chat.completions.create(model="rag", messages=[*turns, *QUESTION])
+    assert answer.choices[0].message.content == "1191"
+    assert "oldest 4 turns" in answer.model_dump()["apportion"]["weaker"][-1]
+
+
 def test_no_logprobs_upstream_is_the_draft_free_router_and_said(stub: Stub, tmp_path: Path) -> None:
     stub.logprobs = None
     app = create_app(routing(tmp_path, knowing_router()), Upstream(Address(stub.url)))

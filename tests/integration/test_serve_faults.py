@@ -1,6 +1,7 @@
 """How the server stands what networks and upstreams do to it: broken streams, hostile bodies, restarts, SIGTERM."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -105,6 +106,20 @@ def test_an_upstream_that_comes_later(known: Routing, monkeypatch: pytest.Monkey
             client.state.backend.address = Address(late.url)  # type: ignore[attr-defined]
             assert get(client, "/ready")[0] == 200
             assert client.chat.completions.create(**ASKED).choices
+
+
+def test_a_path_says_how_it_may_be_asked(stub: Stub, known: Routing) -> None:
+    with serving(stub, known) as client, closing(http.client.HTTPConnection(client.base_url.netloc.decode())) as asking:
+        for method, path, status, allowed in (
+            ("HEAD", "/health", 200, None),
+            ("HEAD", "/v1/models", 200, None),
+            ("GET", "/v1/chat/completions", 405, "POST"),
+            ("DELETE", "/v1/models/auto", 405, "GET"),
+        ):
+            asking.request(method, path)
+            with asking.getresponse() as answer:
+                assert (answer.status, answer.headers["allow"]) == (status, allowed), (method, path)
+                assert bool(answer.read()) == (method != "HEAD")
 
 
 def test_bodies_that_are_too_large_too_slow_or_no_json(stub: Stub, known: Routing) -> None:
@@ -243,6 +258,21 @@ def test_what_is_no_http_is_told_in_openais_words(stub: Stub, known: Routing) ->
     head, _, body = found.partition(b"\r\n\r\n")
     assert b" 400 " in head[:20]
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("many", [b"x: %s\r\n" % (b"y" * 1000) * 70, b"x: " + b"y" * 70_000 + b"\r\nx: y\r\n"])
+@pytest.mark.parametrize("path", [b"/health", b"/" + b"x" * 70_000])
+def test_a_head_that_is_too_large_is_refused(stub: Stub, known: Routing, path: bytes, many: bytes) -> None:
+    with served(create_app(known, Upstream(Address(stub.url))), http=Impatient) as url, _connected(url) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 10_000 + b"\r\n")
+        assert b" 200 " in raw.recv(65536)[:20]
+        found = b""
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # what comes after the refusal is not read
+            raw.sendall(b"GET " + path + b" HTTP/1.1\r\n" + many)
+            while piece := raw.recv(65536):
+                found += piece
+    assert b" 431 " in found[:20]
+    assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
 def test_clients_that_left_keep_no_place_in_the_queue(stub: Stub, known: Routing) -> None:

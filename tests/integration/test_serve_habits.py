@@ -116,3 +116,39 @@ def test_an_upstream_that_comes_later_is_known_before_it_is_asked(
             client.state.backend.address = Address(url)  # type: ignore[attr-defined]
             found = _asked(client, messages=messages, max_tokens=50)
             assert found["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "embeddings"])
+def test_an_upstream_that_comes_later_is_known_by_its_own_name(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    with serving(Stub(url="http://127.0.0.1:9/v1"), known) as client:
+        body = {"model": "tiny", "messages": QUESTION, "input": "Bern"}
+        status, said = post(client, f"/v1/{path}", body)
+        assert (status, said["error"]["code"]) == (503, "upstream_unavailable")
+        assert get(client, "/v1/models/tiny")[0] == 503
+        client.state.backend.address = Address(stub.url)  # type: ignore[attr-defined]
+        assert post(client, f"/v1/{path}", body)[0] == 200
+        assert client.models.retrieve("tiny").id == "tiny"
+        assert post(client, "/v1/chat/completions", {**body, "model": "other"})[0] == 404
+
+
+def test_an_alias_is_passed_on_as_the_name_of_an_upstream_that_comes_later(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    with serving(Stub(url="http://127.0.0.1:9/v1"), known) as client:
+        client.state.backend.address = Address(stub.url)  # type: ignore[attr-defined]
+        assert post(client, "/v1/embeddings", {"model": "auto", "input": "Bern"})[0] == 200
+    assert [body["model"] for body in stub.embedded] == ["tiny"]
+
+
+def test_an_upstream_that_comes_later_is_in_the_list(
+    stub: Stub, known: Routing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apportion.serve.upstream.RETRIED_S", 0.0)
+    with serving(Stub(url="http://127.0.0.1:9/v1"), known) as client:
+        assert "tiny" not in [one.id for one in client.models.list()]
+        client.state.backend.address = Address(stub.url)  # type: ignore[attr-defined]
+        assert "tiny" in [one.id for one in client.models.list()]

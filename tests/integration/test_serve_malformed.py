@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from apportion.serve import Routing, Timeouts
+from apportion.serve import Address, Routing, Timeouts
 from apportion.serve.relay import Relay
 from tests.integration.serving import ASKED, QUESTION, get, logged, serving
 from tests.integration.upstream_stub import Json, Stub
@@ -72,6 +72,37 @@ def test_the_words_of_an_error_are_told_whatever_its_shape(stub: Stub, known: Ro
     with serving(stub, known) as client:
         stub.fail = (200, {"object": "error", "message": "CUDA out of memory", "code": 500})
         assert _said(client, stream=False)[1][0]["error"]["message"] == "upstream: CUDA out of memory"
+
+
+SECRET = "sk-of-the-upstream"
+TELLING: tuple[tuple[int, Any], ...] = (
+    (500, {"error": {"message": f"bad key {SECRET}", "code": SECRET}}),
+    (500, {"error": {"message": "x" * (500 - len(SECRET) // 2) + SECRET}}),
+    (500, "x" * (300 - len(SECRET) // 2) + SECRET),
+    (200, {"key": SECRET}),
+    (200, f'"{SECRET}"'),
+)
+
+
+@pytest.mark.parametrize("said", TELLING)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_key_is_in_no_error_however_it_is_told(stub: Stub, known: Routing, said: Any, stream: bool) -> None:
+    with serving(stub, known) as client:
+        client.state.backend.address = Address(stub.url, key=SECRET)  # type: ignore[attr-defined]
+        stub.fail = said
+        status, (found,) = _said(client, stream=stream, model="direct")
+    assert status == 502
+    assert SECRET[:6] not in str(found), found
+
+
+@pytest.mark.parametrize("said", [{"error": {"message": f"bad key {SECRET}"}}, [SECRET], {"choices": SECRET}])
+def test_the_key_is_in_no_error_of_a_stream(stub: Stub, known: Routing, said: Any) -> None:
+    stub.raw = [b"data: " + json.dumps(said).encode() + b"\n\n"]
+    with serving(stub, known) as client:
+        client.state.backend.address = Address(stub.url, key=SECRET)  # type: ignore[attr-defined]
+        _, events = _said(client, stream=True, model="direct")
+    assert "[key]" in events[-1]["error"]["message"]
+    assert SECRET not in str(events)
 
 
 @pytest.mark.parametrize("stream", [False, True])

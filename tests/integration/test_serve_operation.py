@@ -188,6 +188,16 @@ def test_a_log_that_cannot_be_written_loses_rows_and_no_answers(stub: Stub, know
     assert len(read_decisions(path)) == 1
 
 
+def test_feedback_that_is_no_score_is_refused(stub: Stub, known: Routing) -> None:
+    with serving(stub, known) as client:
+        client.chat.completions.create(**ASKED)
+        name = logged(client)[0]["id"]
+        for score in (10**400, -1, 1.01, True, "1", None, [1]):
+            status, said = post(client, f"/decisions/{name}/feedback", {"score": score})
+            assert (status, said["error"]["param"]) == (400, "score"), score
+        assert logged(client)[0]["score"] is None
+
+
 def test_odd_characters_are_logged_and_spoil_nothing(stub: Stub, known: Routing, tmp_path: Path) -> None:
     path = tmp_path / "decisions.sqlite"
     stub.reply = lambda messages: "1191"

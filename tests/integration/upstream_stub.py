@@ -31,6 +31,7 @@ class Stub:
         raw: the bytes of every stream; None streams the reply.
         pause_s: before the first byte. token_s: between tokens. cut_after: tokens after which a stream breaks off.
         cancelled: streams whose client went away. bodies: of completions, the start-up probe left out.
+        embedded: bodies of embeddings.
     """
 
     url: str = ""
@@ -50,6 +51,7 @@ class Stub:
     cut_after: int | None = None
     cancelled: int = 0
     bodies: list[Json] = field(default_factory=list)
+    embedded: list[Json] = field(default_factory=list)
 
     def asked(self) -> list[str]:
         """The last message of every completion asked for."""
@@ -120,7 +122,7 @@ def make_app(stub: Stub) -> FastAPI:
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Json:
-        await request.json()
+        stub.embedded.append(await request.json())
         return {"object": "list", "model": "tiny", "data": [{"index": 0, "embedding": [0.5, 0.25]}]}
 
     @app.post("/v1/chat/completions")

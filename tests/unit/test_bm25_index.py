@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -234,6 +236,41 @@ def test_building_needs_an_empty_folder_and_a_passage(tmp_path: Path, folder: Pa
         build_index([], tmp_path / "none")
     with pytest.raises(ArtifactError, match=r"no manifest\.json"):
         Bm25Index.open(tmp_path / "none")
+
+
+def test_a_build_that_was_killed_is_begun_again(tmp_path: Path) -> None:
+    """Killed, a process removes nothing: neither what it wrote nor the mark that it was its own."""
+    killed = """
+import os, sys
+from pathlib import Path
+from apportion.route.index import Passage, build_index
+
+def passages():
+    yield Passage("old", "Turin", "the first capital")
+    os._exit(9)
+
+build_index(passages(), Path(sys.argv[1]))
+"""
+    path = tmp_path / "index"
+    assert subprocess.run([sys.executable, "-c", killed, str(path)], check=False, timeout=60).returncode == 9
+    assert (path / "bm25-1").is_dir()
+    index = build_index(CAPITALS, path)
+    assert index.collection.passages == len(CAPITALS)
+    assert index.find("old") is None
+    assert sorted(one.name for one in path.iterdir()) == ["bm25-1", "manifest.json"]
+
+
+def test_a_build_that_failed_leaves_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="corpus is empty"):
+        build_index([], tmp_path / "index")
+    assert list((tmp_path / "index").iterdir()) == []
+
+
+def test_an_id_too_long_to_be_found_is_refused(tmp_path: Path, folder: Path) -> None:
+    long = Passage("x" * 70_000, "Rome", "")
+    for change in (lambda: build_index([long], tmp_path / "other"), lambda: add_passages(folder, [long])):
+        with pytest.raises(InputError, match="longer than 65000 bytes"):
+            change()
 
 
 def test_damage_is_noticed(tmp_path: Path, folder: Path) -> None:

@@ -75,6 +75,18 @@ def test_the_thread_outlives_whatever_a_write_raises(tmp_path: Path, monkeypatch
     assert [one["id"] for one in read_decisions(tmp_path / "d.sqlite")] == ["two"]
 
 
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    path, moved = tmp_path / "d.sqlite", tmp_path / "d-1.sqlite"
+    log = DecisionLog(path)
+    log.add(_record("before"))
+    _until(lambda: bool(read_decisions(path)))
+    path.rename(moved)
+    log.add(_record("after"))
+    log.close()
+    assert (log.lost, log.trouble) == (0, "")
+    assert [[one["id"] for one in read_decisions(file)] for file in (moved, path)] == [["before"], ["after"]]
+
+
 def test_what_comes_after_the_end_is_counted(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path / "d.sqlite")
     log.close()
@@ -90,3 +102,15 @@ def test_a_file_that_is_none_is_refused_in_words_of_this_option(tmp_path: Path) 
             DecisionLog(path)
         assert "--out" not in str(error.value)
         assert "--resume" not in str(error.value)
+
+
+def test_a_row_that_somebody_changed_to_no_json_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "d.sqlite"
+    log = DecisionLog(path)
+    log.add(_record("one"))
+    log.close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE decisions SET features = 'no json'")
+    for read in (lambda: read_decisions(path), lambda: DecisionLog(path).find("one")):
+        with pytest.raises(ArtifactError, match="cannot be read: Expecting value"):
+            read()

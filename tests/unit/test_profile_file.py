@@ -1,5 +1,6 @@
 """Profiles on disk: what is written is read; what is missing is dropped visibly; bad rows are named."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,27 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     assert "row 0: strategy 'think'" in str(caught.value)
     assert "row 1: f1 1.5" in str(caught.value)
     assert "row 3: d/0/cot is there twice" in str(caught.value)
+
+
+def test_costs_that_cannot_be_are_named(tmp_path: Path) -> None:
+    rows = outcomes()
+    wrong = ({"cached_tokens": -5}, {"cached_tokens": 10**9}, {"retrieval_ms": -1.0}, {"retrieval_ms": math.inf})
+    rows[: len(wrong)] = [replace(row, **costs) for row, costs in zip(rows, wrong, strict=False)]
+    write_profile(tmp_path / "p.parquet", rows, SOURCE)
+    with pytest.raises(InputError) as caught:
+        read_profile(tmp_path / "p.parquet")
+    for number, said in enumerate(
+        ("cached_tokens -5", "cached_tokens 1000000000", "retrieval_ms -1", "retrieval_ms inf")
+    ):
+        assert f"row {number}: {said}" in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_was_not_measured(tmp_path: Path) -> None:
+    rows = [replace(row, draft_nll=math.inf if row.question_id == "1" else 0.5, features={}) for row in outcomes()]
+    write_profile(tmp_path / "p.parquet", rows, SOURCE)
+    profile = read_profile(tmp_path / "p.parquet")
+    loss = profile.features[:, profile.feature_names.index("draft_nll_mean")]
+    assert np.isnan(loss).tolist() == [False, True, False]
 
 
 def test_files_that_are_no_profile_are_refused(tmp_path: Path) -> None:

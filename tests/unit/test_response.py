@@ -56,6 +56,7 @@ def test_logprobs_that_are_left_out_are_none(logprobs: object) -> None:
 
 def test_extreme_logprobs_are_bounded_and_nan_is_none() -> None:
     assert read_body(body("Hi", tokens(("Hi", float("-inf")))), ASKED, 0).token_logprobs == (-100.0,)
+    assert read_body(body("Hi", tokens(("Hi", -(10**400)))), ASKED, 0).token_logprobs == (-100.0,)
     assert read_body(body("Hi", tokens(("Hi", float("nan")))), ASKED, 0).token_logprobs is None
 
 

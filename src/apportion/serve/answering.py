@@ -76,6 +76,7 @@ class Answerer:
             elapsed_ms=elapsed_ms,
             choices=chat.choices,
             keeps_text=self.keeps_text,
+            key=self.backend.key,
         )
         stack.callback(relay.settle)
         if plan.asking is None:

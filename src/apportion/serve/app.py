@@ -60,7 +60,10 @@ def create_app(routing: Routing, backend: Backend, settings: Settings | None = N
     app = FastAPI(title="Apportion", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.serving = serving
     for method, path, handler in _PATHS:
-        app.add_api_route(path, _endpoint(handler, serving), methods=[method], **describe(path))
+        endpoint = _endpoint(handler, serving)
+        app.add_api_route(path, endpoint, methods=[method], **describe(path))
+        if method == "GET":  # whoever looks whether it is there may ask for the head alone
+            app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     _add_errors(app)
     app.add_middleware(Admission, serving=serving)
     app.add_middleware(Keys, keys=serving.settings.keys)
@@ -108,6 +111,9 @@ def _add_errors(app: FastAPI) -> None:
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return Refusal(error.status_code, f"{error.detail}; the paths are those of OpenAI's API under /v1").response()
+        refusal = Refusal(error.status_code, f"{error.detail}; the paths are those of OpenAI's API under /v1")
+        response = refusal.response()
+        response.headers.update(error.headers or {})  # what a path allows
+        return response
 
     app.add_exception_handler(HTTPException, refused)

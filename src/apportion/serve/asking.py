@@ -6,7 +6,7 @@ one only. The last message becomes the pipeline's prompt; the turns between stay
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from apportion.serve.chat_request import EXTRA, LIMITS, ChatRequest, Message, text_of
@@ -116,12 +116,22 @@ class Asking:
         if fewer is not None:
             return replace(self, request=fewer, cut=(*self.cut, "passages, the worse ones first"))
         if self.history:
-            gone = (len(self.history) + 1) // 2
-            kept = self.history[gone:]
+            kept = _from_a_question(self.history[(len(self.history) + 1) // 2 :])
+            gone = len(self.history) - len(kept)
             return replace(self, history=kept, cut=(*self.cut, f"the oldest {gone} turns of the conversation"))
         if self.examples:
             return replace(self, examples=(), cut=(*self.cut, "the pipeline's worked examples"))
         return None
+
+
+def _from_a_question(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns from the first of the user's on: templates refuse a conversation that begins with an answer, and
+    servers what a tool says where the call is gone.
+
+    >>> [one["role"] for one in _from_a_question(({"role": "assistant"}, {"role": "user"}, {"role": "assistant"}))]
+    ['user', 'assistant']
+    """
+    return tuple(dropwhile(lambda one: one["role"] != "user", turns))
 
 
 def ask(chat: ChatRequest, request: Request, limits: Limits) -> Asking:

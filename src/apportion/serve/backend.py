@@ -32,10 +32,14 @@ class Backend(Protocol):
 
     Attributes:
         abilities: None until it has been reached. trouble: why it cannot be used now; empty when it can.
+        key: what is sent to it and shown to no client; empty for none.
     """
 
     abilities: Abilities | None
     trouble: str
+
+    @property
+    def key(self) -> str: ...
 
     async def start(self) -> None:
         """Reach it; a failure is in `trouble`, and later calls try again."""

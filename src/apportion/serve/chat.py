@@ -20,7 +20,8 @@ async def chat_completions(request: Request, serving: Serving) -> Response:
     """
     started = time.perf_counter()
     chat = parse_chat(await read_body(request, serving))
-    controls = read_controls(serving.controls_of(chat.model), request.headers, chat.controls)
+    controls = await serving.controls_of(chat.model)
+    controls = read_controls(controls, request.headers, chat.controls)
     exchange = Exchange(serving, chat, controls, started)
     if chat.stream:
         return await exchange.streamed(request)

@@ -192,7 +192,7 @@ class DecisionLog:
             return None
         with _readable(self.path), _opened(self.path) as database:
             row = database.execute("SELECT * FROM decisions WHERE id = ?", (decision_id,)).fetchone()
-        return None if row is None else _read(row)
+            return None if row is None else _read(row)
 
     def score(self, decision_id: str, score: float, comment: str | None) -> bool:
         """Note what somebody thought of an answer, the last opinion wins; False where there is no such decision."""
@@ -234,6 +234,8 @@ class DecisionLog:
         lost, trouble = 0, ""
         try:
             with _opened(self.path) as database:
+                if not _version(database):  # the file was moved away or deleted: a new one takes its place
+                    _prepare(database)
                 for one in batch:
                     try:
                         reached = database.execute(one.statement, [_storable(value) for value in one.values]).rowcount
@@ -277,7 +279,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unreadable(path, error) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:  # a value that is no JSON, where JSON is written
         raise unreadable(path, OSError(str(error))) from error
 
 
@@ -299,9 +301,14 @@ class _opened:  # noqa: N801  (reads as a verb where it is used)
             self._database.close()
 
 
+def _version(database: sqlite3.Connection) -> int:
+    """Of the schema; 0 in a new file."""
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _prepare(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA journal_mode = WAL")
-    version = database.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(database)
     if version not in range(SCHEMA + 1):
         raise OSError(f"has schema {version}, expected {SCHEMA}")
     columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())

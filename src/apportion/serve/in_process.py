@@ -52,7 +52,7 @@ class InProcess:
     def __init__(self, llm: LLM, *, together: int) -> None:
         self._llm, self._together = llm, max(1, together)
         self.abilities: Abilities | None = Abilities(llm.name, llm.model, llm.has_logprobs, llm.logprobs_reason)
-        self.trouble = ""
+        self.trouble = self.key = ""
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 

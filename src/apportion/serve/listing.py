@@ -1,7 +1,6 @@
 """What a server says of itself: models, health, metrics, decisions; and what people thought of an answer."""
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,13 +19,14 @@ Found = TypeVar("Found")
 
 async def models(request: Request, serving: Serving) -> Response:
     """Our aliases and the upstream's own name, as OpenAI lists models."""
+    await serving.reached()
     return json_response({"object": "list", "data": [_model(name) for name in serving.named]})
 
 
 async def model(request: Request, serving: Serving) -> Response:
     """One of them."""
     name = request.path_params["name"]
-    serving.controls_of(name)
+    await serving.controls_of(name)
     return json_response(_model(name))
 
 
@@ -72,7 +72,7 @@ async def feedback(request: Request, serving: Serving) -> Response:
     """Note a score from 0 (wrong) to 1 (right) for an answer; the last one counts."""
     body = parse_object(await read_body(request, serving))
     score, comment = body.get("score"), body.get("comment")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise Refusal(
             400, f"score: is {repr(score)[:40]}, expected a number from 0 (wrong) to 1 (right)", param="score"
         )

@@ -30,6 +30,7 @@ async def responses(request: Request, serving: Serving) -> Response:
 
 
 async def _passed(request: Request, path: str, body: Mapping[str, object], serving: Serving) -> Response:
+    await serving.reached()
     abilities = serving.backend.abilities
     named = body.get("model")
     if abilities and isinstance(named, str) and named in serving.named:

@@ -16,7 +16,7 @@ from apportion.serve.refusal import Refusal
 from apportion.serve.shape import Shape, shape_of
 from apportion.serve.thinking import Thinking
 from apportion.serve.turns import SecondTurn
-from apportion.serve.upstream_errors import choices_of, fails, refused
+from apportion.serve.upstream_errors import beginning, choices_of, fails, refused
 
 MAX_EVENT_BYTES = 4 << 20
 MAX_KEPT_CHARS = 4 << 20  # of what an answer says and thinks: more than models write
@@ -34,6 +34,7 @@ class Relay:
         elapsed_ms: time since the request came.
         choices: how many answers were asked for, each with its own thinking and its own end.
         keeps_text: whether the outcome gets the answer's text, as for the log that holds prompts.
+        key: to the upstream; taken out of what is told of its errors.
 
     Attributes:
         second_turn: made where the answer needs one; None where it cannot.
@@ -48,9 +49,10 @@ class Relay:
         elapsed_ms: Callable[[], float],
         choices: int = 1,
         keeps_text: bool = False,
+        key: str = "",
     ) -> None:
         self._decided, self._outcome, self._include_usage = decided, outcome, include_usage
-        self._elapsed_ms = elapsed_ms
+        self._elapsed_ms, self._key = elapsed_ms, key
         self._rest = b""
         self._stamp: dict[str, Any] | None = None  # of the first chunk; None before it
         self._pieces = 0
@@ -125,12 +127,12 @@ class Relay:
             return self._end()
         found = object_in(data)
         if found is None:
-            return self._fail(Refusal(502, f"upstream: sends what is no JSON object: {data[:60]!r}", code=BAD))
+            return self._fail(self._bad("what is no JSON object", data))
         if fails(found):
-            return self._fail(refused(200, found, ""))
+            return self._fail(refused(200, found, self._key))
         choices = choices_of(found)
         if choices is None:
-            return self._fail(Refusal(502, f"upstream: sends choices not of OpenAI's shape: {data[:60]!r}", code=BAD))
+            return self._fail(self._bad("choices not of OpenAI's shape", data))
         if choices and self._passes(found, choices):
             self._shape = shape_of(one) if self._shapes else None
             self._shapes = max(0, self._shapes - 1)
@@ -142,6 +144,9 @@ class Relay:
         if not self._begun or self._thinking is not None or found.get("usage"):
             return False
         return not any(one.get("finish_reason") for one in choices)
+
+    def _bad(self, what: str, data: bytes) -> Refusal:
+        return Refusal(502, f"upstream: sends {what}: {beginning(data, 60, self._key)!r}", code=BAD)
 
     def _fail(self, refusal: Refusal) -> bytes:
         """The stream's last event, where what the upstream sends is no answer."""

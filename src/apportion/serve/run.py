@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import socket
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,7 @@ from apportion.serve.refusal import Refusal, encode
 from apportion.serve.serving import Serving
 
 HEAD_S = 15.0  # for a request's head, from connecting or from its first byte
+MAX_HEAD_BYTES = 64 << 10  # of a request's path and headers; nginx takes half of it
 READ_S = 60.0  # for some of what waits to be read, as long as nginx gives; a network that is away comes back sooner
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
@@ -23,8 +25,9 @@ ENDING_S = 10  # for telling clients that their answers are ended
 
 
 class Impatient(HttpToolsProtocol):
-    """Closes a connection on which a request begins and its head does not end (slow loris), and one whose client has
-    ceased to read: to its answer that is a client that went away, so its place is free and its upstream is let go of.
+    """Closes a connection on which a request begins and its head does not end (slow loris) or is too large (all of it
+    is held before any key is looked at), and one whose client has ceased to read: to its answer that is a client that
+    went away, so its place is free and its upstream is let go of.
 
     A connection that says nothing between two requests is uvicorn's to close, but its timer ends with the next byte,
     whatever that begins. So while no answer is in work every byte starts ours, and only a whole head stops it.
@@ -32,6 +35,7 @@ class Impatient(HttpToolsProtocol):
 
     _patience: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None  # runs while more waits to be read than may
+    _head = 0  # bytes of the request's path and headers so far
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -48,6 +52,18 @@ class Impatient(HttpToolsProtocol):
         if self._patience is None and not answering and not self.transport.is_closing():
             self._patience = self.loop.call_later(HEAD_S, self._give_up)
 
+    def on_message_begin(self) -> None:
+        self._head = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._take(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._take(len(name) + len(value))
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._calm()
         super().on_headers_complete()
@@ -61,11 +77,21 @@ class Impatient(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """What cannot be read as HTTP is told in OpenAI's shape too."""
-        body = encode(Refusal(400, f"request: {msg}").body())
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        """What cannot be read as HTTP is told in OpenAI's shape too, and a head that is too large."""
+        status, said = HTTPStatus.BAD_REQUEST, msg
+        if self._head > MAX_HEAD_BYTES:
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            said = f"path and headers are larger than {MAX_HEAD_BYTES} bytes"
+        body = encode(Refusal(status, f"request: {said}").body())
+        head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+
+    def _take(self, more: int) -> None:
+        """Count bytes of a head; the parser gives up where this raises."""
+        self._head += more
+        if self._head > MAX_HEAD_BYTES:
+            raise ValueError("the head is too large")
 
     def _calm(self) -> None:
         if self._patience is not None:

@@ -13,6 +13,7 @@ from apportion.serve.metrics import Metrics
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import Routing
 from apportion.serve.settings import Settings
+from apportion.serve.upstream_errors import absent
 
 log = logging.getLogger("apportion.serve")
 
@@ -43,17 +44,27 @@ class Serving:
         abilities = self.backend.abilities
         return {**own, abilities.model: own["auto"]} if abilities else own
 
-    def controls_of(self, model: str) -> Controls:
-        """The controls that a model name means.
+    async def controls_of(self, model: str) -> Controls:
+        """The controls that a model name means; a backend that has not been reached is tried, since the name may be
+        its own.
 
         Raises:
-            Refusal: 404, nothing has this name.
+            Refusal: 404, nothing has this name; 503, whether the backend has is not known.
         """
+        if model not in self.named:
+            await self.reached()
         named = self.named
+        if model not in named and self.backend.abilities is None:
+            raise absent(self.backend.trouble)
         if model not in named:
             raise Refusal(404, f"model: {model[:80]!r} is unknown, expected one of {', '.join(named)}",
                           code="model_not_found", param="model")  # fmt: skip
         return named[model]
+
+    async def reached(self) -> None:
+        """Try a backend that has not been reached yet: its name, and what it can do, are known only then."""
+        if self.backend.abilities is None:
+            await self.backend.check()
 
     def note(self, decided: Decided, outcome: Outcome) -> None:
         """Log and count one answer."""

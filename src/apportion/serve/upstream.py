@@ -26,12 +26,21 @@ from apportion.serve.routing import (
     body_of,
     read_completion,
 )
-from apportion.serve.upstream_errors import answer_of, broken, fails, object_of, refused, unreachable, wait_of
+from apportion.serve.upstream_errors import (
+    RETRIED_S,
+    absent,
+    answer_of,
+    broken,
+    fails,
+    object_of,
+    refused,
+    unreachable,
+    wait_of,
+)
 
 MAX_BODY_BYTES = 64 << 20
 UNNAMED = "several_models"
 LASTING = (UNNAMED, "upstream_refuses_us")  # what no waiting mends
-RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,11 @@ class Upstream:
         self._probing: asyncio.Lock | None = None
         self._tried = 0.0
 
+    @property
+    def key(self) -> str:
+        """What no client is shown."""
+        return self.address.key
+
     async def start(self) -> None:
         """Open the connections and find out what the server can do."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.address.connect_s)
@@ -97,7 +111,7 @@ class Upstream:
         """One plain completion; asked again once where a kept connection turned out to be closed."""
         ready = await self._ready()
         asked = encode({**body, "model": ready.model})
-        return answer_of(self._good(await self._post("/chat/completions", asked)))
+        return answer_of(self._good(await self._post("/chat/completions", asked)), self.key)
 
     async def measured(self, body: Body, request: Request) -> Completion:
         """One plain completion, read with what was measured of it."""
@@ -114,7 +128,7 @@ class Upstream:
             if response.status == 200 and response.content_type == "text/event-stream":
                 yield self._pieces(response)
             else:  # an error, or a server that streams nothing
-                yield as_events(answer_of(self._good(await self._whole(response))))
+                yield as_events(answer_of(self._good(await self._whole(response)), self.key))
         finally:
             response.close()  # a stream that was left early is cancelled upstream by its closed connection
 
@@ -131,9 +145,9 @@ class Upstream:
         Raises:
             Refusal: it is none.
         """
-        found = object_of(said.status, said.data)
+        found = object_of(said.status, said.data, self.key)
         if said.status != 200 or fails(found):
-            raise refused(said.status, found, self.address.key, said.wait_s)
+            raise refused(said.status, found, self.key, said.wait_s)
         return found
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -173,11 +187,9 @@ class Upstream:
                     )
                 self.trouble = ""
                 return response
-            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
-                if attempt == 2:  # a kept connection may have been closed meanwhile; a fresh one may not
-                    raise self._unreachable(error) from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise self._unreachable(error) from error
+                if attempt == 2 or not _lost(error):  # a kept connection may have been closed; a fresh one may not
+                    raise self._unreachable(error) from error
         raise AssertionError("the loop returns or raises")
 
     async def _ready(self) -> Abilities:
@@ -188,7 +200,7 @@ class Upstream:
         elif self.trouble:
             await self.check()
         if self.abilities is None:
-            raise Refusal(503, f"upstream: {self.trouble}", code="upstream_unavailable", retry_after_s=RETRIED_S)
+            raise absent(self.trouble)
         return self.abilities
 
     async def _reach(self) -> None:
@@ -268,6 +280,12 @@ class Upstream:
         refusal = unreachable(error)
         self.trouble = refusal.message.removeprefix("upstream: ")
         return refusal
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether a connection that was there was closed under a request, which aiohttp tells as what it was doing then."""
+    closed = aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError
+    return isinstance(error, closed) and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def _unread(content: aiohttp.StreamReader) -> bytes:

@@ -9,8 +9,19 @@ from typing import Any
 from apportion.serve.refusal import Refusal
 from apportion.serve.routing import prompt_too_long
 
+RETRIED_S = 5.0  # how often a server that was not there is tried again, when requests ask for it
 
-def object_of(status: int, data: bytes) -> dict[str, Any]:
+
+def beginning(data: bytes, most: int, key: str) -> bytes:
+    """What is shown of an upstream's bytes; the key is taken out first, since half of it would not be known again.
+
+    >>> beginning(b"bad key sk-secret, sorry", 13, "sk-secret")
+    b'bad key [key]'
+    """
+    return (data.replace(key.encode(), b"[key]") if key else data)[:most]
+
+
+def object_of(status: int, data: bytes, key: str = "") -> dict[str, Any]:
     """The JSON object of an answer; an error that is none becomes one.
 
     Raises:
@@ -26,8 +37,9 @@ def object_of(status: int, data: bytes) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     if status == 200:
-        raise Refusal(502, f"upstream: answers what is no JSON object: {data[:60]!r}", code="bad_upstream_answer")
-    return {"error": {"message": data[:300].decode("utf-8", "replace")}}
+        said = beginning(data, 60, key)
+        raise Refusal(502, f"upstream: answers what is no JSON object: {said!r}", code="bad_upstream_answer")
+    return {"error": {"message": beginning(data, 300, key).decode("utf-8", "replace")}}
 
 
 def fails(found: Mapping[str, Any]) -> bool:
@@ -39,7 +51,7 @@ def fails(found: Mapping[str, Any]) -> bool:
     return bool(found.get("error")) or found.get("object") == "error"
 
 
-def answer_of(found: dict[str, Any]) -> dict[str, Any]:
+def answer_of(found: dict[str, Any], key: str = "") -> dict[str, Any]:
     """A chat completion that holds an answer: choices, each with a message, whatever that says.
 
     Raises:
@@ -52,7 +64,7 @@ def answer_of(found: dict[str, Any]) -> dict[str, Any]:
     choices = choices_of(found)
     if choices and all(isinstance(one.get("message"), dict) and one["message"] for one in choices):
         return found
-    said = json.dumps(found)[:80]
+    said = beginning(json.dumps(found).encode(), 80, key).decode()
     raise Refusal(502, f"upstream: answers without choices[0].message: {said!r}", code="bad_upstream_answer")
 
 
@@ -108,9 +120,8 @@ def refused(status: int, found: Mapping[str, Any], key: str, wait_s: float | Non
     'upstream: Unexpected fields in the request'
     """
     error = found if found.get("object") == "error" else found.get("error")
-    error = error if isinstance(error, dict) else {"message": str(error or found.get("detail") or found)[:300]}
-    message = " ".join(str(error.get("message") or "gives no reason").split())[:500]
-    message = message.replace(key, "[key]") if key else message
+    error = error if isinstance(error, dict) else {"message": _shown(error or found.get("detail") or found, 300, key)}
+    message = " ".join(_shown(error.get("message") or "gives no reason", 500, key).split())
     code = error.get("code")
     if status == 200:
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
@@ -120,7 +131,20 @@ def refused(status: int, found: Mapping[str, Any], key: str, wait_s: float | Non
         return Refusal(502, f"upstream: answers HTTP {status}: {message}", code="upstream_refuses_us")
     told = status if 400 <= status < 500 else 502
     wait = wait_s if wait_s is not None else 1.0 if status in (429, 503) else None
-    return Refusal(told, f"upstream: {message}", code=str(code) if code else "upstream_error", retry_after_s=wait)
+    return Refusal(
+        told, f"upstream: {message}", code=_shown(code, 100, key) if code else "upstream_error", retry_after_s=wait
+    )
+
+
+def _shown(value: object, most: int, key: str) -> str:
+    """A value of an upstream's as a message has it; as in `beginning`, the key is taken out first."""
+    text = str(value)
+    return (text.replace(key, "[key]") if key else text)[:most]
+
+
+def absent(trouble: str) -> Refusal:
+    """A server that has not been reached yet, or not as the one that is expected."""
+    return Refusal(503, f"upstream: {trouble}", code="upstream_unavailable", retry_after_s=RETRIED_S)
 
 
 def unreachable(error: BaseException) -> Refusal:

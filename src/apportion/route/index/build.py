@@ -13,6 +13,7 @@ from typing import Any
 
 from apportion.core.artifact import (
     MANIFEST,
+    RUN,
     claim_folder,
     disk_error,
     kind_of,
@@ -28,6 +29,8 @@ from apportion.route.index.collection import Collection, body
 from apportion.route.index.corpus import Passage
 
 HEAP_BYTES = 256 << 20
+FIRST = "bm25-1"
+MAX_ID_BYTES = 65_000  # longer ones the index keeps and never finds, so they would be there twice
 TERMS = 2  # version of how text becomes terms; 1 left it to tantivy, which knows no script without blanks
 _REWRITTEN = ("meta.json", ".managed.json", "terms.json")  # copied, where segments are linked
 
@@ -37,14 +40,14 @@ def build_index(passages: Iterable[Passage], folder: Path) -> Bm25Index:
 
     Args:
         passages: with ids of their own, for example from `read_corpus`.
-        folder: does not exist yet, or is empty.
+        folder: does not exist yet, is empty, or holds what a build left that was killed.
 
     Returns:
         The index, opened. How many passages hold no term (and so are never found) is in its `collection`.
 
     Raises:
         ArtifactExistsError: the folder holds something. ArtifactError: another process writes to it.
-        InputError: no passages, or two of one id.
+        InputError: no passages, two of one id, or an id that is too long to be found.
     Cost: 100,000 passages of 60 words take about 5 s on one core.
 
     >>> import tempfile
@@ -55,9 +58,13 @@ def build_index(passages: Iterable[Passage], folder: Path) -> Bm25Index:
     """
     if kind_of(folder) == KIND:
         raise ArtifactExistsError(f"--out {folder}: holds an index", "add to it with --add, or choose another --out")
-    claim_folder(folder, resume=False)
+    claim_folder(folder, resume=True, kind=KIND)
     with sole_writer(folder):
-        return _change(folder, "bm25-1", Collection(), _adding(passages))
+        shutil.rmtree(folder / FIRST, ignore_errors=True)  # of a build that was killed
+        try:
+            return _change(folder, FIRST, Collection(), _adding(passages))
+        finally:
+            (folder / RUN).unlink(missing_ok=True)  # whose a folder is, an index says by its manifest
 
 
 def add_passages(folder: Path, passages: Iterable[Passage]) -> Bm25Index:
@@ -186,10 +193,13 @@ def _adding(passages: Iterable[Passage]) -> Work:
     def add(current: Bm25Index, writer: Any) -> None:
         import tantivy
 
-        taken = Offenders("corpus", "give each passage an id of its own, or delete the old one first")
+        taken = Offenders("corpus", "give each passage a short id of its own, or delete the old one first")
         seen: set[str] = set()
         not_empty = bool(current.collection.passages)
         for passage in passages:
+            if len(passage.id.encode()) > MAX_ID_BYTES:
+                taken.add(f"id {passage.id[:20]!r}...", f"is longer than {MAX_ID_BYTES} bytes")
+                continue
             if passage.id in seen or (not_empty and current.find(passage.id)):
                 taken.add(f"id {passage.id!r}", "is already in the index")
                 continue

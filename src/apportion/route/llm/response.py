@@ -162,7 +162,7 @@ def visible_span(tokens: Sequence[str], visible: str) -> tuple[int, int]:
 
 def bounded_logprob(value: float) -> float:
     """A log-probability in [-100, 0]: some servers send -inf or -9999 for what they rounded to zero."""
-    return min(0.0, max(-100.0, float(value)))
+    return float(min(0.0, max(-100.0, value)))  # bounded first: a whole number may be too large for a float
 
 
 def whole_characters(text: str) -> str:

@@ -45,6 +45,7 @@ OPTIONAL = (
 OUTCOMES = ("f1", "em", "tokens", "latency_ms", "completion_tokens", "cached_tokens")
 FLOATS = ("f1", "em", "latency_ms", "loaded_ms", "draft_nll", "retrieval_ms")
 NUMBERS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cut_tokens", *FLOATS)
+COSTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "latency_ms", "retrieval_ms")
 TEXTS = ("question", "answer")
 KEYS = ("dataset", "question_id", "strategy")  # of a row: one value each
 Columns = dict[str, list[Any]]
@@ -191,10 +192,13 @@ def _refuse_bad_rows(path: Path, columns: Columns) -> None:
             value = columns[name][row]
             if value is not None and not 0 <= value <= 1:
                 bad.append(f"row {row}: {name} {value}, expected 0 to 1")
-        for name in ("prompt_tokens", "completion_tokens", "latency_ms"):
+        for name in COSTS:
             value = columns[name][row]
             if value is not None and not 0 <= value < float("inf"):
                 bad.append(f"row {row}: {name} {value}, expected a number from 0")
+        cached, prompt = columns["cached_tokens"][row], columns["prompt_tokens"][row]
+        if cached is not None and prompt is not None and cached > prompt:
+            bad.append(f"row {row}: cached_tokens {cached}, expected at most the prompt's {prompt}")
     if bad:
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise InputError(f"{path}: " + "; ".join(bad[:10]) + more, "correct or remove these rows")
@@ -230,9 +234,9 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
     for row, key in enumerate(keys):
         i, s = order[key], STRATEGIES.index(columns["strategy"][row])
         question[i] = columns["question"][row] or ""
-        _fill_if_measured(features, i, [columns[name][row] if name in columns else None for name in names])
-        if columns["draft_nll"][row] is not None:
-            features[i, names.index("draft_nll_mean")] = columns["draft_nll"][row]
+        values = [columns[name][row] if name in columns else None for name in names]
+        _fill_if_measured(features, i, dict(enumerate(values)))
+        _fill_if_measured(features, i, {names.index("draft_nll_mean"): columns["draft_nll"][row]})
         if columns["retrieval_ms"][row] is not None:
             retrieval_ms[i] = columns["retrieval_ms"][row]
         answers[i][s] = columns["answer"][row] or ""
@@ -256,8 +260,8 @@ def _assemble(columns: Columns, names: tuple[str, ...], quality: str, source: Pr
     )
 
 
-def _fill_if_measured(features: Floats, i: int, values: list[float | None]) -> None:
-    for column, value in enumerate(values):
+def _fill_if_measured(features: Floats, i: int, values: dict[int, float | None]) -> None:
+    for column, value in values.items():
         if value is not None and math.isfinite(value):
             features[i, column] = value
 
