@@ -15,7 +15,7 @@ from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, Workshop
 from apportion.bits.plan import budget_from_bytes
 from apportion.bits.plan.search import relaxed
 from apportion.core.artifact import digest_of, plain, read_json, read_manifest
-from apportion.core.errors import ArtifactMismatchError
+from apportion.core.errors import ArtifactError, ArtifactMismatchError
 from apportion.core.log import AppendLog, read_log
 from apportion.formats.ggml import PLAIN
 from apportion.formats.gguf_file import Field, file_bytes
@@ -70,9 +70,13 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
         folder: the evidence of that run, of the same model and types.
 
     Raises:
-        ArtifactError: not complete. ArtifactMismatchError: another model, or other types.
+        ArtifactError: not complete, or it measured nothing. ArtifactMismatchError: another model, or other types.
     """
-    manifest, saved = read_manifest(folder), read_json(folder / COSTS)
+    manifest = read_manifest(folder)
+    if COSTS not in manifest["files"]:
+        first = read_json(folder / "result.json").get("reused")
+        raise ArtifactError(f"--reuse {folder}: measured nothing, it reused {first} itself", "reuse that one")
+    saved = read_json(folder / COSTS)
     ladders = shop.ladders
     own = {"model": shop.staged.digest, "tensors": plain(ladders.names), "types": plain(ladders.types)}
     theirs = {"model": manifest["model"], "tensors": saved["tensors"], "types": saved["types"]}
