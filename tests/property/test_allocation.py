@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.bits.chosen import frontier_budgets
+from apportion.bits.compare.compare import require_grid
 from apportion.bits.game import Costs
 from apportion.bits.plan.allocate import allocate, plan_of
 from apportion.bits.plan.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
@@ -151,6 +152,7 @@ def test_a_width_of_fewer_bits_and_smaller_groups_may_be_the_largest() -> None:
     first, *_, last = (budget.player_bytes for budget in frontier_budgets(costs))
     assert (first, last) == (costs.spent(costs.uniform(0)), costs.spent(costs.uniform(-1)))
     assert budget_from_bits(costs, 3).player_bytes == last
+    require_grid([3], costs.widths)
     with pytest.raises(BudgetError, match=r"--avg-bits 2\.5: expected from 3 .* to 3"):
         budget_from_bits(costs, 2.5)
 

@@ -97,7 +97,7 @@ def require_file(path: Path) -> None:
 
 
 def require_grid(avg_bits: Sequence[float], widths: Sequence[Width]) -> None:
-    low, high = widths[0].bits, widths[-1].bits
+    low, high = widths[0].bits, max(width.bits for width in widths)  # the highest width may have the fewer bits
     bad = [bits for bits in avg_bits if not low <= bits <= high]
     if bad or not avg_bits:
         raise BudgetError(

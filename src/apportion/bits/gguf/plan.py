@@ -31,8 +31,8 @@ class FilePlan:
     Attributes:
         types: by GGUF name. total_bytes: of the file, exact. predicted, measured: mean KL on the measured text, nats
             per token; by the costs, and as it was measured (None where it was not). source: the step of the search
-            that proposed it, or `costs of another run`. finalists: the plans of the last choice, the best first; this
-            is the first of them.
+            that proposed it, or `costs of another run`, or `measured by another run`. finalists: the plans of the last
+            choice, the best first; this is the first of them.
     """
 
     assignment: Assignment
@@ -64,7 +64,8 @@ def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> t
 
 
 def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
-    """The plan for another budget by what another run measured: its costs alone, corrected by its plans.
+    """The plan for another budget by what another run measured: its costs alone, corrected by its plans; or the best of
+    those plans that fits, where it was measured to be better.
 
     Args:
         folder: the evidence of that run, of the same model and types.
@@ -92,7 +93,11 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
         state.seen[decode(record["assignment"])] = float(np.mean(record["kl"]))
     state.learn()
     best = relaxed(state.table, ladders.costs.bytes, budget)
-    return described_plan(shop, state, best, max_bytes, "costs of another run")
+    plan = described_plan(shop, state, best, max_bytes, "costs of another run")
+    expected = plan.predicted if plan.measured is None else plan.measured
+    if state.ranked and state.seen[state.best] < expected:
+        return described_plan(shop, state, state.best, max_bytes, "measured by another run")
+    return plan
 
 
 def described_plan(shop: Workshop, state: FileSearch, best: Assignment, max_bytes: int, source: str) -> FilePlan:
