@@ -171,7 +171,7 @@ def shares(widths: tuple[Width, ...]) -> NDArray[np.float64]:
     >>> shares((grid_width(2, 64), grid_width(3, 64), grid_width(4, 64))).tolist()
     [1.0, 0.2]
     >>> shares((grid_width(2, 64), grid_width(2, 32), grid_width(2, 16))).round(2).tolist()
-    [1.0, 0.54]
+    [1.0, 0.55]
     """
     error = 4.0 ** -np.asarray([width.bits_with_scales for width in widths], dtype=np.float64)
     span = error[0] - error[-1]
