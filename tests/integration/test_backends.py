@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -236,3 +237,28 @@ def test_folders_of_before_widths_had_names_are_still_read(reloaded, tmp_path):
     (out / "config.json").write_text(json.dumps(config))
     (out / "manifest.json").unlink()
     assert torch.equal(load(out)(IDS).logits, load(reloaded / "hqq-llama-bfloat16")(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "widths"),
+    [("nearest", ("w3g64", "w2g8")), ("nearest", ("w2g64", "w2g4", "w3g64")), ("hqq", (2, 3, 4)), ("quanto", (2, 4))],
+)
+def test_no_plan_takes_more_bytes_than_were_predicted(rounding, widths, checkpoint):
+    recipe = Recipe(widths=widths, rounding=rounding, group_size=32, players="linears")
+    quantizer = open_model(str(checkpoint("llama")), recipe)
+    staged, costs = quantizer.staged, quantizer.costs
+    drawn = np.random.default_rng(0).integers(len(widths), size=(50, len(costs.players))).tolist()
+    for plan in [*map(costs.uniform, range(len(widths))), *map(tuple, drawn)]:
+        entries = packed_entries(staged, widths_by_path(staged, costs, plan), quantizer.applied.format)
+        assert file_bytes(entries) <= costs.spent(plan) + costs.fixed_bytes
+
+
+@pytest.mark.parametrize("widths", [("w3g64", "w2g8"), ("w2g32", "w2g16", "w2g8"), ("w2g8", "w3g16")])
+def test_widths_that_differ_in_bits_or_in_bytes_alone_are_searched(widths, checkpoint, text_file, tmp_path):
+    recipe = small(text_file, widths=widths, players="blocks", group_size=32)
+    quantizer = open_model(str(checkpoint("llama")), recipe)
+    largest = quantizer.costs.largest()
+    ask = QuantizeRequest(max_bytes=largest, keep=("embedding", "head"), evaluations=12, fast=True)
+    result = quantize(str(checkpoint("llama")), tmp_path / "out", ask, recipe)
+    assert result["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size <= largest
+    assert all(np.isfinite(item["predicted_nll"]) for item in read_json(tmp_path / "out" / "frontier.json")["plans"])

@@ -150,6 +150,8 @@ def test_untied_samples_are_refused_before_any_work(
         (("--players", "heads"), "--players heads: unknown\n  remedy: choose from blocks, linears"),
         (("--apply-rounding", "magic"), "error: --apply-rounding magic: unknown"),
         (("--widths", "4"), "--widths w4g64: expected at least two"),
+        (("--embedding-bits", "\u00b2"), "--embedding-bits \u00b2: expected bits with commas"),
+        (("--calibration", "caf\udce9.txt"), "'caf\\udce9.txt': is not UTF-8"),
         (("--method", "regression", "--widths", "2,3,4"), "only w2g64 and w4g64 of --widths w2g64,w3g64,w4g64"),
         (("--rounding", "magic", "--method", "coopq", "--untie"), "error: --rounding magic: unknown"),
     ],

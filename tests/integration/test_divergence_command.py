@@ -13,7 +13,7 @@ import apportion.cli.divergence  # noqa: F401  both add commands: an app of one 
 from apportion.bits.divergence.run import Measurement, compare
 from apportion.cli.base import app
 from apportion.core.artifact import read_json
-from apportion.core.errors import InputError
+from apportion.core.errors import ArtifactExistsError, InputError
 from tests.tiny_models import make_checkpoint
 
 CHAT = "{% for m in messages %}<bos>{{ m.content }}{% endfor %}"
@@ -62,6 +62,19 @@ def test_everything_wrong_is_said_before_any_model_is_read(tmp_path: Path, text_
     with pytest.raises(InputError, match=r"^3 values") as raised:
         compare(str(tmp_path / "no-model"), [], ask)
     assert all(part in str(raised.value) for part in ("none.jsonl", "--window-tokens 1", "no-model"))
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_any_model_is_read(
+    models: tuple[Path, Path], text_file: Path, tmp_path: Path
+) -> None:
+    held = {path.name for path in models[1].iterdir()}
+    ask = Measurement(text=text_file, window_tokens=16, windows=2, device="cpu")
+    with pytest.raises(ArtifactExistsError, match="is a file, expected a folder"):
+        compare(str(models[0]), [str(models[1])], ask, text_file)
+    for own in (models[1], models[1] / "inside"):
+        with pytest.raises(ArtifactExistsError, match="which is only read"):
+            compare(str(models[0]), [str(models[1])], ask, own)
+    assert {path.name for path in models[1].iterdir()} == held
 
 
 def test_another_numbering_of_tokens_is_refused(

@@ -12,10 +12,10 @@ import apportion.cli.bits  # noqa: F401  adds the command
 from apportion import allocate, budget_from_bits, estimate, open_model, take_samples
 from apportion.bits.apply import apply
 from apportion.bits.gguf.apply import apply_gguf
-from apportion.bits.plan import Plan
+from apportion.bits.plan import Plan, plan_from
 from apportion.bits.recipe import Recipe
 from apportion.cli.base import app
-from apportion.core.artifact import read_manifest, sha256_bytes, write_json
+from apportion.core.artifact import read_json, read_manifest, sha256_bytes, write_json
 from apportion.core.device import place
 from apportion.core.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError, InputError
 from apportion.formats.gguf_file import Field
@@ -54,6 +54,9 @@ def test_the_file_holds_the_checkpoints_weights(made: tuple[Path, Plan], tmp_pat
     for name, theirs in file.parameter_names.items():
         assert torch.equal(file.state()[theirs], own[theirs].float()), name
     assert result["bytes"] == (tmp_path / "model.gguf").stat().st_size
+    saved = plan_from(read_json(tmp_path / "model.gguf.apportion" / "plan.json"))
+    assert (saved.total_bytes, saved.player_bytes) == (result["bytes"], result["player_bytes"])
+    assert result["over_budget"] == max(saved.player_bytes - plan.budget_bytes, 0)
     assert read_manifest(tmp_path / "model.gguf.apportion")["kind"] == "gguf file"
 
 

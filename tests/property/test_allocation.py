@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apportion.bits.chosen import frontier_budgets
+from apportion.bits.compare.compare import require_grid
+from apportion.bits.game import Costs
 from apportion.bits.plan.allocate import allocate, plan_of
 from apportion.bits.plan.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
 from apportion.bits.plan.plan import Plan, plan_from
 from apportion.bits.plan.sensitivity import Sensitivity, choices_of
 from apportion.core.artifact import plain
 from apportion.core.errors import ArtifactCorruptError, BudgetError, InputError
+from apportion.formats.width import rising, width_named
 from tests.known_games import costs_table
 
 
@@ -118,6 +122,39 @@ def test_budgets():
     assert ", 1 more than the largest plan takes (all at " in above.asked
     with pytest.raises(BudgetError, match=r"--avg-bits 4\.5: expected from 2"):
         budget_from_bits(found, 4.5)
+
+
+def grouped_costs(names: str) -> Costs:
+    """Five players of widths with groups of their own, in exact bytes."""
+    widths, parameters = rising(width_named(name, 64) for name in names.split(",")), [256, 512, 512, 1024, 256]
+    sizes = [[int(n * width.bits_with_scales / 8) for width in widths] for n in parameters]
+    found = costs_table(sizes, [int(width.bits) for width in widths], parameters, 100)
+    return replace(found, widths=widths)
+
+
+@pytest.mark.parametrize("names", ["w2g32,w3g64,w4g64", "w3g64,w2g8,w4g64", "w2g64,w2g16,w3g16,w4g64", "2,3,4"])
+@pytest.mark.parametrize("bits", [2, 2.3, 2.75, 3, 3.4, 4])
+def test_no_mix_of_group_sizes_has_more_bits_than_asked_for(names: str, bits: float) -> None:
+    costs = grouped_costs(names)
+    if bits < costs.widths[0].bits:
+        with pytest.raises(BudgetError, match=f"expected from {costs.widths[0].bits}"):
+            budget_from_bits(costs, bits)
+        return
+    budget = budget_from_bits(costs, bits)
+    everything = product(range(len(costs.widths)), repeat=len(costs.players))
+    fitting = [item for item in everything if costs.spent(item) <= budget.player_bytes]
+    assert max(map(costs.average_bits, fitting)) <= bits
+
+
+def test_a_width_of_fewer_bits_and_smaller_groups_may_be_the_largest() -> None:
+    costs = grouped_costs("w3g64,w2g8")
+    assert [width.name for width in costs.widths] == ["w3g64", "w2g8"]
+    first, *_, last = (budget.player_bytes for budget in frontier_budgets(costs))
+    assert (first, last) == (costs.spent(costs.uniform(0)), costs.spent(costs.uniform(-1)))
+    assert budget_from_bits(costs, 3).player_bytes == last
+    require_grid([3], costs.widths)
+    with pytest.raises(BudgetError, match=r"--avg-bits 2\.5: expected from 3 .* to 3"):
+        budget_from_bits(costs, 2.5)
 
 
 @pytest.mark.parametrize(

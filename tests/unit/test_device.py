@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from apportion.core.device import peak_memory, reset_peak_memory
+from apportion.core.device import peak_memory, place, reset_peak_memory
+from apportion.core.errors import InputError
 
 
 def test_peak_memory_is_that_of_the_device_that_was_used_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +27,9 @@ def test_the_peak_begins_anew_on_every_device_in_use(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     reset_peak_memory()
     assert peak_memory() == 1
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:\u00b2", "cuda:-1"])
+def test_what_is_no_device_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match="expected auto, cpu, cuda or cuda:N"):
+        place(device)

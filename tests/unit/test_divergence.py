@@ -152,6 +152,8 @@ def test_all_bad_lines_are_named(tmp_path: Path) -> None:
         {"text": "x"},
         {"messages": [{"role": "user", "content": "fine"}]},
         {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": "\ud83d"}]},
     )
-    with pytest.raises(InputError, match=r"4 problems: line 1: no list.*line 2: role 'me'.*line 3.*line 5: a message"):
+    said = r"5 problems: line 1: no list.*line 2: role 'me'.*line 3.*line 5: a message.*line 6: holds half a character"
+    with pytest.raises(InputError, match=said):
         read_conversations(path)

@@ -49,6 +49,13 @@ def test_the_same_rows_in_every_form(name: str, tmp_path: Path) -> None:
     assert read_text(write(tmp_path / name, ROWS)) == "\n\n".join(row["text"] for row in ROWS)
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_cell_may_be_a_whole_book(kind: str, tmp_path: Path) -> None:
+    book = "the smith mends nets. " * 10_000
+    (tmp_path / f"a.{kind}").write_text(f'text\n"{book}"\n')
+    assert read_text(tmp_path / f"a.{kind}") == book
+
+
 def test_a_mark_at_the_beginning_and_other_line_ends_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
@@ -68,6 +75,9 @@ def test_a_mark_at_the_beginning_and_other_line_ends_are_no_text(tmp_path: Path)
         ("a.parquet", b"PAR2", "is no Parquet file"),
         ("a.csv.gz", gzip.compress(b"id,body\n1,one\n", mtime=0), "row 1: no string field"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1: a message without role and content"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "\\ud83d"}', "line 2: holds half a character"),
+        ("a.json", b'["one", "\\udc00 two"]', "element 2: holds half a character"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "line 1: holds half a character"),
         ("a.jsonl", b'{"text": "one"}\n{"a": 1}\n{"text": "cu', "line 2: no string field"),
         ("a.jsonl", b'{"text": "one"}\n{"a": 1}\n{"text": "cu', "line 3: is no JSON (cut?)"),
     ],

@@ -133,6 +133,8 @@ def test_a_width_between_costs_its_share_of_the_squared_error():
     np.testing.assert_allclose(
         shares(tuple(grid_width(bits, 64) for bits in (2, 3, 4))), [1, (4.0**-3 - 4.0**-4) / (4.0**-2 - 4.0**-4)]
     )
+    groups = shares(tuple(grid_width(2, size) for size in (64, 32, 16)))  # of the same bits
+    assert groups[0] == 1 > groups[1] > 0
 
 
 def test_what_is_refused():

@@ -75,14 +75,35 @@ def fixed_bytes(
 ) -> int:
     """Upper bound, within a few header bytes, of what every plan's weight files hold besides the players.
 
-    The header is longest with all players at the highest width: every offset has its most digits there.
+    The header is longest where every shape and every offset has the most digits that any width gives it. A format
+    whose codes have another dtype at another width (hqq) orders its tensors by the plan: there every offset counts as
+    the last.
     """
-    entries = packed_entries(staged, dict.fromkeys(staged.originals, widths[-1]), form, vocabulary)
+    files = [packed_entries(staged, dict.fromkeys(staged.originals, width), form, vocabulary) for width in widths]
+    entries = widest(files)
     tensors = sum(entry.nbytes for entry in entries.values())
     shards = 1 + tensors // SHARD_BYTES
     outside = unquantized(staged, vocabulary) | entries_of(vocabulary)
     rest = sum(entry.nbytes for entry in outside.values())
-    return rest + file_bytes(entries) - tensors + (shards - 1) * 128
+    ordered = all(file[name].dtype == entry.dtype for file in files for name, entry in entries.items())
+    offsets = 0 if ordered else 2 * len(str(tensors)) * len(entries)
+    return rest + file_bytes(entries) - tensors + (shards - 1) * 128 + offsets
+
+
+def widest(files: Sequence[Mapping[str, Entry]]) -> dict[str, Entry]:
+    """Tensors of the same names in several files, each as large as the largest, dimension by dimension.
+
+    >>> import torch
+    >>> one, other = ({"scale": Entry(torch.int8, shape)} for shape in ((64, 2), (8, 16)))
+    >>> widest([one, other])["scale"].shape
+    (64, 16)
+    """
+    found = {}
+    for name in files[0]:
+        own = [file[name] for file in files]
+        dtype = max((entry.dtype for entry in own), key=lambda dtype: dtype.itemsize)
+        found[name] = Entry(dtype, tuple(map(max, *(entry.shape for entry in own))))
+    return found
 
 
 def write_checkpoint(

@@ -6,7 +6,7 @@ from pathlib import Path
 from apportion.bits.finalists import Candidate, best_written, plan_found, searched, written
 from apportion.bits.game import Costs, MeasuredGame, Samples, encode, measure, sample
 from apportion.bits.offers import Offer, Offers, plan_in, priced, sensitivity_in
-from apportion.bits.plan import Budget, Plan, PlansStable, Sensitivity, allocate, budget_from_bits, estimate
+from apportion.bits.plan import Budget, Plan, PlansStable, Sensitivity, allocate, estimate
 from apportion.bits.quantizer import PlanWeights, Quantizer
 from apportion.bits.request import QuantizeRequest
 from apportion.bits.time_left import foresee, foresee_the_end
@@ -75,7 +75,7 @@ def by_search(quantizer: Quantizer, game: MeasuredGame, ask: QuantizeRequest, of
 
 
 def frontier_plans(sensitivity: Sensitivity, offer: Offer) -> list[Plan]:
-    """Plans at evenly spaced average bits, the ends included: one estimation serves every budget.
+    """Plans at evenly spaced bytes, the ends included: one estimation serves every budget.
 
     Embedding and head are in their bytes as they were chosen, and at full precision in their losses, as sampled.
     """
@@ -95,9 +95,10 @@ def shown_plans(costs: Costs) -> int:
 
 
 def frontier_budgets(costs: Costs) -> list[Budget]:
-    """Evenly spaced average bits, the ends included."""
-    low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
-    return [budget_from_bits(costs, low + (high - low) * step / FRONTIER) for step in range(FRONTIER + 1)]
+    """Evenly spaced bytes, the ends included."""
+    low, high = costs.spent(costs.uniform(0)), costs.spent(costs.uniform(-1))
+    sizes = [low + (high - low) * step // FRONTIER for step in range(FRONTIER + 1)]
+    return [Budget(size, f"{size:,} bytes of the quantized linears") for size in sizes]
 
 
 def uniform_rows(samples: Samples, plan: Plan) -> list[Json]:

@@ -6,7 +6,8 @@ import typer
 
 from apportion.cli.base import app
 from apportion.core.device import is_out_of_memory
-from apportion.core.errors import ApportionError, first_line
+from apportion.core.errors import ApportionError, InputError, first_line
+from apportion.core.lines import holds_half
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TOLD = 160  # letters of a message
@@ -19,6 +20,7 @@ def main() -> None:
     from apportion.cli import bits, compare, demo, divergence, route, router, serve  # noqa: F401
 
     try:
+        require_utf8(sys.argv[1:])
         code = app(standalone_mode=False)  # outside of standalone mode an exit code is returned, Ctrl-C's among them
     except ApportionError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -37,6 +39,16 @@ def main() -> None:
     if code == INTERRUPTED:
         print(f"interrupted: {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def require_utf8(arguments: list[str]) -> None:
+    """Refuse bytes that are no UTF-8: no result could name them.
+
+    Raises:
+        InputError: naming the first of them, as Python writes it.
+    """
+    if wrong := [word for word in arguments if holds_half(word)]:
+        raise InputError(f"{wrong[0]!a}: is not UTF-8", "rename the file, or give a link of another name")
 
 
 def ran_out(error: Exception) -> str:

@@ -291,7 +291,9 @@ def apply(
     )
     what = "bytes" if form == "gguf" else "bytes of weights"
     windows = "" if result["bos"] is None else f"; windows of its text{told(result['bos'])}"
-    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} {what}{windows}")
+    over = result.get("over_budget")
+    more = f"; the blocks take {over:,} more than the plan could spend: 2 and 3 bits have the room of 4" if over else ""
+    emit(result, as_json=as_json, text=f"{out}: {result['bytes']:,} {what}{more}{windows}")
 
 
 @app.command(rich_help_panel="Bits for layers")

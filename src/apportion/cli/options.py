@@ -159,7 +159,7 @@ def parse_bits(option: str, text: str) -> tuple[int, ...]:
         InputError: something else.
     """
     parts = parse_names(text)
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise InputError(f"{option} {text}: expected bits with commas", "e.g. 8, or 4,8")
     return tuple(int(part) for part in parts)
 

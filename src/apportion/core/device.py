@@ -67,7 +67,7 @@ def require_device(device: str) -> None:
     import torch
 
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if int(index or 0) >= count:

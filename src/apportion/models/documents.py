@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import InputError
+from apportion.core.lines import HALF, holds_half
 
 MAX_TEXT_BYTES = 1 << 30
 FORMS = "give UTF-8 text, or .jsonl, .json, .csv, .tsv or .parquet with a field 'text' or 'messages' (each may be .gz)"
@@ -52,8 +53,7 @@ def read_documents(path: Path) -> list[Document]:
     if kind == ".json":
         return from_places(json_array(content, path), path, "an array of objects")
     if kind in (".csv", ".tsv"):
-        rows = csv.DictReader(io.StringIO(content, newline=""), delimiter="\t" if kind == ".tsv" else ",")
-        return from_places(((f"row {number}", row) for number, row in enumerate(rows, start=1)), path, "a header row")
+        return from_places(table_rows(content, path, "\t" if kind == ".tsv" else ","), path, "a header row")
     return [content]
 
 
@@ -131,6 +131,20 @@ def parsed(text: str) -> Any:
         return BROKEN
 
 
+def table_rows(content: str, path: Path, delimiter: str) -> Places:
+    """Each row with its number, its cells by the names of the first row.
+
+    Raises:
+        InputError: it is no such table.
+    """
+    csv.field_size_limit(MAX_TEXT_BYTES)  # of a cell; the library's own is 128 KiB
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter), start=1):
+            yield f"row {number}", row
+    except csv.Error as error:
+        raise InputError(f"text {path}: is no table of cells: {error}", FORMS) from error
+
+
 def parquet_rows(data: bytes, path: Path) -> list[dict[str, Any]]:
     """The rows of a Parquet file.
 
@@ -183,17 +197,28 @@ def document(value: Any) -> Document:
     """The text or conversation of one place.
 
     Raises:
-        InputError: it has neither.
+        InputError: it has neither, or one that no tokenizer takes.
     """
     if isinstance(value, str):
-        return value
+        return whole(value)
     if isinstance(value, dict):
         if isinstance(value.get("text"), str):
-            return str(value["text"])
+            return whole(value["text"])
         for key, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
             if isinstance(value.get(key), list) and value[key]:
                 return conversation(value[key], role, content)
     raise InputError("no string field 'text', and no 'messages'")
+
+
+def whole(text: str) -> str:
+    """A text of whole characters.
+
+    Raises:
+        InputError: it holds half of one.
+    """
+    if holds_half(text):
+        raise InputError(HALF)
+    return text
 
 
 def conversation(messages: list[Any], role: str, content: str) -> Conversation:
@@ -208,7 +233,7 @@ def conversation(messages: list[Any], role: str, content: str) -> Conversation:
         who, what = said.get(role), said.get(content)
         if not isinstance(who, str) or not isinstance(what, str):
             raise InputError(f"a message without {role} and {content}")
-        found.append({"role": ROLES.get(who, who), "content": what})
+        found.append({"role": ROLES.get(who, who), "content": whole(what)})
     return tuple(found)
 
 

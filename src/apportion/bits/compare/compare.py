@@ -25,7 +25,7 @@ from apportion.bits.game import (
     sample,
 )
 from apportion.bits.perplexity import first_windows
-from apportion.bits.plan import Budget, budget_from_bits, require_alpha, require_estimable
+from apportion.bits.plan import Budget, bits_range, budget_from_bits, require_alpha, require_estimable
 from apportion.bits.quantize import PACKAGES, QuantizeRequest, open_model
 from apportion.bits.quantizer import Quantizer
 from apportion.bits.recipe import Recipe
@@ -97,7 +97,7 @@ def require_file(path: Path) -> None:
 
 
 def require_grid(avg_bits: Sequence[float], widths: Sequence[Width]) -> None:
-    low, high = widths[0].bits, widths[-1].bits
+    low, high = widths[0].bits, max(width.bits for width in widths)  # the highest width may have the fewer bits
     bad = [bits for bits in avg_bits if not low <= bits <= high]
     if bad or not avg_bits:
         raise BudgetError(
@@ -201,7 +201,7 @@ def held_out_text(quantizer: Quantizer, ask: CompareRequest) -> Windows:
 
 def budgets_of(costs: Costs, ask: CompareRequest) -> list[Budget]:
     """The grid, then the curve."""
-    low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
+    low, high = bits_range(costs)
     steps = range(1, CURVE + 1) if ask.curve else ()
     curve = [low + (high - low) * step / (CURVE + 1) for step in steps]
     return [budget_from_bits(costs, bits) for bits in (*ask.avg_bits, *curve)]

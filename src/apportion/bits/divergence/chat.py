@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from apportion.core.errors import InputError
-from apportion.core.lines import Offenders, json_lines
+from apportion.core.lines import HALF, Offenders, holds_half, json_lines
 from apportion.models.text import cut, encode, rendered
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -65,6 +65,8 @@ def what_is_wrong(messages: Any) -> str:
     for item in messages:
         if not isinstance(item, dict) or not isinstance(item.get("content"), str):
             return "a message without content"
+        if holds_half(item["content"]):
+            return HALF
         if item.get("role") not in ROLES:
             return f"role {item.get('role')!r}, expected one of {', '.join(ROLES)}"
     return ""

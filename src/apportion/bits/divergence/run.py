@@ -15,7 +15,8 @@ from apportion.bits.divergence.page import draw, tables
 from apportion.bits.divergence.summary import summarize
 from apportion.core.artifact import Json, digest_of, plain, versions, write_bytes, write_json
 from apportion.core.device import Placement, place
-from apportion.core.errors import InputError, require_all
+from apportion.core.errors import ArtifactExistsError, InputError, require_all
+from apportion.core.output import require_apart
 from apportion.models.gguf.load import is_gguf
 from apportion.models.gguf.source import GgufFile
 from apportion.models.load import load_staged
@@ -81,6 +82,7 @@ def compare(reference: str, candidates: Sequence[str], ask: Measurement, out: Pa
 
     Raises:
         InputError: unusable options, models or texts, or a candidate of another vocabulary.
+        ArtifactExistsError: `out` is a file, or lies in a model's folder.
 
     Cost: one forward pass of the reference and of every candidate over the texts; the reference's hidden states
     (tokens x hidden) stay in memory.
@@ -91,6 +93,7 @@ def compare(reference: str, candidates: Sequence[str], ask: Measurement, out: Pa
         >>> round(found["kl_mean"]["mean"], 6) == 0, found["same_top"]["mean"], found["tokens"]
         (True, 1.0, 124)
     """
+    require_folder(out, [reference, *candidates])
     require_all(*ask.checks(), *(partial(require_readable, name) for name in (reference, *candidates)))
     placement = place(ask.device, ask.dtype)
     staged, tokenizer = opened(reference, placement, ask)
@@ -110,6 +113,19 @@ def compare(reference: str, candidates: Sequence[str], ask: Measurement, out: Pa
     if out is not None:
         write(saved, out)
     return saved
+
+
+def require_folder(out: Path | None, models: Sequence[str]) -> None:
+    """Refuse, before anything is measured, what cannot be written to, and folders that are only read.
+
+    Raises:
+        ArtifactExistsError: saying which.
+    """
+    if out is None:
+        return
+    require_apart(out, models)
+    if out.exists() and not out.is_dir():
+        raise ArtifactExistsError(f"--out {out}: is a file, expected a folder", "choose another --out")
 
 
 def measured(

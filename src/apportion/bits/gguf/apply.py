@@ -6,6 +6,7 @@ the file decodes to the very weights that the plan's checkpoint has. Everything 
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,7 +67,9 @@ def apply_gguf(
         resume: continue an interrupted run; a finished one is done again where its file is gone or another one.
 
     Returns:
-        What is written as `result.json`: bytes, types, apply_rounding, bos (as `apply`), plan, out.
+        What is written as `result.json`: bytes, player_bytes and over_budget (by how much those exceed what the plan
+        could spend, since codes of 2 and 3 bits take the room of 4), types, apply_rounding, bos (as `apply`), plan,
+        out.
 
     Raises:
         InputError: an architecture without a map, a plan of embedding or head, a rounding of another grid, groups that
@@ -100,15 +103,18 @@ def apply_gguf(
         start(folder, asked)
         weights = in_blocks(source, quantizer.write(widths).packed)
         size = write_grid(source, weights, plan, out)
+        spent = sum(weight.stored.nbytes for weight in weights.values())
         result = {
             "bytes": size,
+            "player_bytes": spent,
+            "over_budget": max(spent - plan.budget_bytes, 0),
             "types": dict(Counter(weight.width.name for weight in weights.values())),
             "apply_rounding": backend.name,
             "bos": bos_of(quantizer),
             "plan": plan.by_name(),
         }
         write_json(folder / "result.json", result)
-        write_json(folder / "plan.json", plan)
+        write_json(folder / "plan.json", replace(plan, player_bytes=spent, total_bytes=size))
         about = {
             "kind": "gguf file",
             "model": staged.digest,

@@ -15,7 +15,7 @@ from apportion.bits.gguf.workshop import DIGEST, FILE_TYPES, Workshop
 from apportion.bits.plan import budget_from_bytes
 from apportion.bits.plan.search import relaxed
 from apportion.core.artifact import digest_of, plain, read_json, read_manifest
-from apportion.core.errors import ArtifactMismatchError
+from apportion.core.errors import ArtifactError, ArtifactMismatchError
 from apportion.core.log import AppendLog, read_log
 from apportion.formats.ggml import PLAIN
 from apportion.formats.gguf_file import Field, file_bytes
@@ -31,8 +31,8 @@ class FilePlan:
     Attributes:
         types: by GGUF name. total_bytes: of the file, exact. predicted, measured: mean KL on the measured text, nats
             per token; by the costs, and as it was measured (None where it was not). source: the step of the search
-            that proposed it, or `costs of another run`. finalists: the plans of the last choice, the best first; this
-            is the first of them.
+            that proposed it, or `costs of another run`, or `measured by another run`. finalists: the plans of the last
+            choice, the best first; this is the first of them.
     """
 
     assignment: Assignment
@@ -64,15 +64,20 @@ def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> t
 
 
 def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
-    """The plan for another budget by what another run measured: its costs alone, corrected by its plans.
+    """The plan for another budget by what another run measured: its costs alone, corrected by its plans; or the best of
+    those plans that fits, where it was measured to be better.
 
     Args:
         folder: the evidence of that run, of the same model and types.
 
     Raises:
-        ArtifactError: not complete. ArtifactMismatchError: another model, or other types.
+        ArtifactError: not complete, or it measured nothing. ArtifactMismatchError: another model, or other types.
     """
-    manifest, saved = read_manifest(folder), read_json(folder / COSTS)
+    manifest = read_manifest(folder)
+    if COSTS not in manifest["files"]:
+        first = read_json(folder / "result.json").get("reused")
+        raise ArtifactError(f"--reuse {folder}: measured nothing, it reused {first} itself", "reuse that one")
+    saved = read_json(folder / COSTS)
     ladders = shop.ladders
     own = {"model": shop.staged.digest, "tensors": plain(ladders.names), "types": plain(ladders.types)}
     theirs = {"model": manifest["model"], "tensors": saved["tensors"], "types": saved["types"]}
@@ -88,7 +93,11 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
         state.seen[decode(record["assignment"])] = float(np.mean(record["kl"]))
     state.learn()
     best = relaxed(state.table, ladders.costs.bytes, budget)
-    return described_plan(shop, state, best, max_bytes, "costs of another run")
+    plan = described_plan(shop, state, best, max_bytes, "costs of another run")
+    expected = plan.predicted if plan.measured is None else plan.measured
+    if state.ranked and state.seen[state.best] < expected:
+        return described_plan(shop, state, state.best, max_bytes, "measured by another run")
+    return plan
 
 
 def described_plan(shop: Workshop, state: FileSearch, best: Assignment, max_bytes: int, source: str) -> FilePlan:

@@ -32,7 +32,7 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.errors import ArtifactExistsError, InputError
-from apportion.core.log import AppendLog
+from apportion.core.log import AppendLog, read_log
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
 from apportion.models.identity import run_identity
@@ -131,7 +131,8 @@ def found_plan(shop: Workshop, max_bytes: int, folder: Path, clock: Clock, *, re
         shop.only(plan.types)
         assert shop.bank.ladders is ladders
         clock.mark("encoding")
-        return plan, {"evaluations": 0, "misfit": None, "reused": request.reuse.resolve().name}
+        aside = read_log(request.reuse / VALUES)[0].get("text") == shop.text.measured.digest
+        return plan, {"evaluations": 0, "misfit": None, "reused": request.reuse.resolve().name, "aside": aside}
     header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
     with AppendLog(folder / VALUES, header, resume=resume) as log:
         save_imatrix(folder / IMPORTANCE, shop.importance, Path(shop.text.measured.source).name)
@@ -163,13 +164,27 @@ def require_out(model: str, out: Path) -> Path:
 
 
 def judged(bank: GgufBank, plan: FilePlan, windows: Int[Tensor, "windows tokens"]) -> Json:
-    """Divergence of the written weights on text that nothing was chosen on."""
+    """Divergence of the written weights on the windows that `judged_on` tells."""
     bank.restore()
     bank.staged.forget_texts()
     reference = reference_of(bank.staged, windows, bank.original_logits)
     with bank.in_place(plan.assignment):
         found: Json = plain(summarize(divergence_of(reference, bank.staged)))
     return found
+
+
+def judged_on(windows: int, *, aside: bool) -> str:
+    """What the divergence was measured on.
+
+    Args:
+        aside: whether the windows are those that were kept aside when the plan's costs were measured: a run that is
+            reused may have had others of the same text (another --seed, --window-tokens or --plan-tokens).
+
+    >>> judged_on(8, aside=True)
+    '8 windows of the calibration text that nothing was chosen on'
+    """
+    seen = "that nothing was chosen on" if aside else "of which the run that is reused may have chosen on some"
+    return f"{windows} windows of the calibration text {seen}"
 
 
 def described(shop: Workshop, plan: FilePlan, search: Json, size: int) -> Json:
@@ -194,7 +209,7 @@ def described(shop: Workshop, plan: FilePlan, search: Json, size: int) -> Json:
         "evaluations": search["evaluations"],
         "misfit": search["misfit"],
         "reused": search.get("reused"),
-        "judged_on": f"{len(shop.text.judged)} windows of the calibration text that nothing was chosen on",
+        "judged_on": judged_on(len(shop.text.judged), aside=search.get("aside", True)),
         "calibration": Path(shop.text.measured.source).name,
         "bos": shop.text.measured.bos,
         "plan_digest": plan.digest,

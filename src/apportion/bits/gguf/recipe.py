@@ -53,7 +53,7 @@ class FileRequest:
             "--windows": self.windows,
             "--importance-windows": self.importance_windows,
             "--sequences": self.sequences,
-            "--evaluations": self.evaluations,
+            "--plans": self.evaluations,
             "--judged-windows": self.judged_windows,
             "--threads": 1 if self.threads is None else self.threads,
         }

@@ -208,8 +208,9 @@ def text_of(staged: StagedModel, tokenizer: Any, request: FileRequest) -> Text:
     if len(available) < request.judged_windows + request.windows:
         raise InputError(
             f"--calibration {source}: {len(available)} windows of {length} tokens, expected at least "
-            f"{request.judged_windows + request.windows} (--judged-windows and --windows)",
-            "give a longer text, fewer windows or smaller --window-tokens",
+            f"{request.judged_windows + request.windows} ({request.judged_windows} to judge on, {request.windows} to "
+            "measure on)",
+            "give a longer text, fewer --plan-tokens or smaller --window-tokens",
         )
     order = spread(counts, stream(seed, "file text"))
     judged, rest = order[: wanted[0]], order[wanted[0] :]

@@ -1,7 +1,7 @@
 """From measured values to a plan: estimate, allocate under a budget, or search by measuring. Knows no model."""
 
 from apportion.bits.plan.allocate import allocate, plan_of
-from apportion.bits.plan.budget import Budget, budget_from_bits, budget_from_bytes, parse_bytes
+from apportion.bits.plan.budget import Budget, bits_range, budget_from_bits, budget_from_bytes, parse_bytes
 from apportion.bits.plan.plan import Plan, plan_from
 from apportion.bits.plan.search import Found, require_evaluations, search
 from apportion.bits.plan.sensitivity import (
@@ -25,6 +25,7 @@ __all__ = [
     "PlansStable",
     "Sensitivity",
     "allocate",
+    "bits_range",
     "budget_from_bits",
     "budget_from_bytes",
     "choices_of",

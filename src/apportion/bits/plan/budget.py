@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-
-import numpy as np
+from fractions import Fraction
+from itertools import product
 
 from apportion.bits.game import Costs
 from apportion.core.errors import BudgetError, InputError
@@ -37,8 +37,21 @@ def parse_bytes(text: str) -> int:
     return int(Decimal(match[1].replace(",", "")) * UNITS[unit])
 
 
+def bits_range(costs: Costs) -> tuple[float, float]:
+    """The least and the most that `budget_from_bits` takes: all at the lowest width, and all at that of the most bits.
+
+    The lowest width is that of the fewest bytes: it may have more bits than a higher one of smaller groups.
+    """
+    level = [costs.average_bits(costs.uniform(column)) for column in range(len(costs.widths))]
+    return level[0], max(level)
+
+
 def budget_from_bits(costs: Costs, average_bits: float) -> Budget:
-    """The paper's budget: B(b) = B_low + (b - low) / (high - low) * (B_high - B_low), rounded down.
+    """The most bytes within which no mix of widths has more bits on average.
+
+    Between two widths of one group size, and between any that lie on their line, it is the paper's budget:
+    B(b) = B_low + (b - low) / (high - low) * (B_high - B_low), rounded down. Widths of several group sizes may lie
+    below that line (w3g64 between w2g32 and w4g64), and the budget with them.
 
     Args:
         costs: of samples, a sensitivity or a quantizer.
@@ -48,7 +61,7 @@ def budget_from_bits(costs: Costs, average_bits: float) -> Budget:
         Bytes that the players' tensors may take, scales included.
 
     Raises:
-        BudgetError: outside [lowest width, highest width].
+        BudgetError: outside [lowest width, width of the most bits].
 
     Cost: none worth naming.
 
@@ -60,16 +73,25 @@ def budget_from_bits(costs: Costs, average_bits: float) -> Budget:
     >>> budget_from_bits(costs, 3).player_bytes == (smallest + largest) // 2
     True
     """
-    low, high = costs.average_bits(costs.uniform(0)), costs.average_bits(costs.uniform(-1))
+    low, high = bits_range(costs)
     if not low <= average_bits <= high:
         raise BudgetError(
             f"--avg-bits {average_bits}: expected from {low:g} (all at the lowest width) to {high:g}",
             "choose a budget in this range or other --widths",
         )
-    smallest, largest = costs.spent(costs.uniform(0)), costs.spent(costs.uniform(-1))
-    share = (average_bits - low) / (high - low) if high > low else 1.0  # w2g64 and w2g32 differ in bytes alone
-    spend = smallest + share * (largest - smallest)
-    return Budget(int(np.floor(spend + 1e-6)), f"{average_bits:g} bits on average")
+    return Budget(bytes_for(costs, Fraction(str(float(average_bits)))), f"{average_bits:g} bits on average")
+
+
+def bytes_for(costs: Costs, wanted: Fraction) -> int:
+    """Bytes of the cheapest mix of two widths with so many bits on average; of the largest plan where none has more."""
+    levels = [costs.uniform(column) for column in range(len(costs.widths))]
+    points = [(Fraction(costs.average_bits(level)), costs.spent(level)) for level in levels]
+    mixes = [
+        smaller + (wanted - few) / (many - few) * (larger - smaller)
+        for (few, smaller), (many, larger) in product(points, repeat=2)
+        if few <= wanted < many
+    ]
+    return int(min(mixes, default=points[-1][1]))
 
 
 def budget_from_bytes(costs: Costs, max_bytes: int) -> Budget:

@@ -185,10 +185,10 @@ def positive(costs: Float[NDArray[np.float64], "players widths"]) -> Float[NDArr
 
 
 def bytes_per_bit(costs: Costs) -> float:
-    """Bytes of players for one more bit on average."""
+    """Bytes of players for one more bit on average, as they are stored where bits do not rise; 1 where bytes do not."""
     low, high = costs.uniform(0), costs.uniform(-1)
-    bits = costs.average_bits(high) - costs.average_bits(low)
-    return float(costs.spent(high) - costs.spent(low)) / (bits or costs.stored_bits(high) - costs.stored_bits(low))
+    more, bits = costs.spent(high) - costs.spent(low), costs.average_bits(high) - costs.average_bits(low)
+    return more / (bits if bits > 0 else costs.stored_bits(high) - costs.stored_bits(low)) if more else 1.0
 
 
 def relaxed(

@@ -165,9 +165,17 @@ def two_width_pairs(samples: Samples, pair: NDArray[np.float64]) -> NDArray[np.f
 
 
 def shares(widths: tuple[Width, ...]) -> NDArray[np.float64]:
-    """Share of the lowest width's cost, for every width below the highest."""
-    error = 4.0 ** -np.asarray([width.bits for width in widths], dtype=np.float64)
-    return np.asarray((error[:-1] - error[-1]) / (error[0] - error[-1]), dtype=np.float64)
+    """Share of the lowest width's cost, for every width below the highest: error falls fourfold with a stored bit.
+
+    >>> from apportion.formats import grid_width
+    >>> shares((grid_width(2, 64), grid_width(3, 64), grid_width(4, 64))).tolist()
+    [1.0, 0.2]
+    >>> shares((grid_width(2, 64), grid_width(2, 32), grid_width(2, 16))).round(2).tolist()
+    [1.0, 0.55]
+    """
+    error = 4.0 ** -np.asarray([width.bits_with_scales for width in widths], dtype=np.float64)
+    span = error[0] - error[-1]
+    return np.asarray((error[:-1] - error[-1]) / span if span else np.ones(len(error) - 1), dtype=np.float64)
 
 
 def regress(samples: Samples) -> Sensitivity:
