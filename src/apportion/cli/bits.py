@@ -19,9 +19,7 @@ from apportion.cli.options import (
     Keep,
     MaxBytes,
     ModelArg,
-    OtherRounding,
     Out,
-    OutEither,
     OutFile,
     PlaceOptions,
     RecipeOptions,
@@ -51,7 +49,7 @@ METHODS = "coopq (the paper), regression, or shapley (means alone)"
 def quantize(
     context: typer.Context,
     model: ModelArg,
-    out: OutEither,
+    out: Out,
     *,
     avg_bits: AvgBits = None,
     max_bytes: MaxBytes = None,
@@ -238,8 +236,8 @@ def plan(
 def apply(
     model: ModelArg,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File written by `plan`.")],
-    out: OutEither,
-    apply_rounding: OtherRounding = None,
+    out: Out,
+    apply_rounding: ApplyRounding = None,
     form: Annotated[
         str,
         typer.Option("--format", help="checkpoint (a folder), or gguf: one file of the same codes (Q4_0 and Q8_0)."),

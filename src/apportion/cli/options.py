@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from apportion.models.mixture import Share
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Local checkpoint folder, or hub name owner/name.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; refused if it holds something, unless --resume.")]
-OutEither = Annotated[
+Out = Annotated[
     Path,
-    typer.Option(help="Folder to write, with --format gguf a file; refused if it holds something, unless --resume."),
+    typer.Option(help="Where to write; refused if it holds something, unless --resume."),
 ]
 OutFile = Annotated[Path, typer.Option(help="File to write.")]
 Text = Annotated[Path, typer.Option(help="Held-out text: .txt as one string, .jsonl with 'text' or 'messages'.")]
@@ -37,10 +36,8 @@ EmbeddingBits = Annotated[
     typer.Option(help="Bits of the embedding besides 16: 8, or 4,8 (stock transformers loads no 4-bit embedding)."),
 ]
 ApplyRounding = Annotated[
-    str | None, typer.Option(help="Rounding that plans are written with; --rounding if left out.")
-]
-OtherRounding = Annotated[
-    str | None, typer.Option(help="Rounding to write with; the one that the plan was made for if left out.")
+    str | None,
+    typer.Option(help="Rounding that plans are written with; left out: --rounding, of a saved plan its own."),
 ]
 Calibration = Annotated[
     list[str] | None,
