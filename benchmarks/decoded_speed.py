@@ -1,6 +1,6 @@
 """Tokens a second of a folder that we wrote, loaded here, beside its full-precision source, in one process by turns.
 
-python benchmarks/decoded_speed.py MODEL --out docs/results/decoded_speed.json
+python benchmarks/decoded_speed.py NAME=MODEL [NAME=MODEL ...] --out docs/results/decoded_speed.json
 """
 
 import argparse
@@ -12,6 +12,7 @@ from typing import Any
 
 from command_line import own_command
 
+Json = dict[str, Any]
 TOKENS, TURNS = 128, 5
 
 
@@ -44,39 +45,48 @@ def written(model: str, out: Path, device: str) -> None:
     write_checkpoint(out, staged, dict.fromkeys(staged.originals, width), packed, tokenizer, COMPRESSED_TENSORS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
+def row_of(name: str, model: str, device: str, dtype: str) -> Json:
+    """Both speeds of one model, the best of TURNS each."""
     from apportion.core.device import place
     from apportion.models.load import load_model
 
-    placement = place(asked.device)
+    placement = place(device, dtype)
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "quantized"
-        written(asked.model, folder, asked.device)
+        written(model, folder, device)
         began = time.monotonic()
         ours = load_model(str(folder), placement).model
         seconds = time.monotonic() - began
-        full = load_model(asked.model, placement).model
+        full = load_model(model, placement).model
         rates: dict[str, list[float]] = {"full": [], "ours": []}
         for turn in range(TURNS + 1):
-            for name, model in (("full", full), ("ours", ours)):
-                found = rate(model)
+            for which, loaded in (("full", full), ("ours", ours)):
+                found = rate(loaded)
                 if turn:  # the first turn warms up
-                    rates[name].append(found)
-    best = {name: max(values) for name, values in rates.items()}
-    saved = {
-        "command": own_command(),
-        "model": Path(asked.model).name,
+                    rates[which].append(found)
+    best = {which: max(values) for which, values in rates.items()}
+    return {
+        "model": name,
         "device": placement.device,
         "dtype": placement.dtype,
-        "tokens": TOKENS,
-        "tokens_per_second": best,
+        "tokens_s_full": best["full"],
+        "tokens_s_ours": best["ours"],
         "share": best["ours"] / best["full"],
-        "load_seconds": seconds,
+        "load_s_ours": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    saved = {
+        "title": f"A folder that we wrote, loaded decoded, beside full precision: one pass of {TOKENS} tokens",
+        "command": own_command(),
+        "rows": [row_of(*one.split("=", 1), asked.device, asked.dtype) for one in asked.models],
     }
     asked.out.write_text(json.dumps(saved, indent=1) + "\n")
     print(json.dumps(saved, indent=1))
