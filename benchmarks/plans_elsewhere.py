@@ -5,7 +5,6 @@ Where `auto` is behind a score of single blocks on the held-out text, this tells
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def texts_for(quantizer: Quantizer, result: Json, text: Path, windows: int) -> d
 
 def losses(quantizer: Quantizer, plans: list[str], texts: dict[str, Tensor], kept: Path) -> dict[str, list[float]]:
     """Loss of every window, nats a token, by plan and text; kept in a file as it comes."""
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+    found: dict[str, list[float]] = read_json(kept) if kept.exists() else {}
     for plan in plans:
         wanted = {name: windows for name, windows in texts.items() if f"{plan} {name}" not in found}
         if not wanted:
@@ -60,7 +59,7 @@ def losses(quantizer: Quantizer, plans: list[str], texts: dict[str, Tensor], kep
                 with progress(name, len(windows), "windows") as advance:
                     found[f"{plan} {name}"] = quantizer.staged.window_nll(windows, advance).tolist()
                 write_json(kept, found)
-    return {key: list(values) for key, values in found.items()}
+    return found
 
 
 def rows_of(plans: dict[str, str], texts: dict[str, Tensor], found: dict[str, list[float]]) -> list[Json]:

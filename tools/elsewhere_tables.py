@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tables import markdown
+from tables import interval, markdown
 
 Json = dict[str, Any]
 
@@ -18,12 +18,13 @@ def elsewhere_part(files: Mapping[str, Json]) -> list[str]:
                 row["text"],
                 str(row["windows"]),
                 *(f"{nll:.4f}" for nll in row["nll"]),
-                signed(row["behind"]),
+                interval(row["behind"]),
             ]
             for row in item["rows"]
         ]
+        about = f" {item['conditions']}" if "conditions" in item else ""
         lines += [
-            f"{item['title']}, mean NLL in nats; `auto` behind (negative: ahead), with its paired 95 % interval. {item['conditions']}",
+            f"{item['title']}, mean NLL in nats; `auto` behind (negative: ahead), with its paired 95 % interval.{about}",
             "",
             *markdown(["beside", "text", "windows", "`auto`", "the other", "behind"], rows),
             "",
@@ -31,12 +32,3 @@ def elsewhere_part(files: Mapping[str, Json]) -> list[str]:
             "",
         ]
     return lines
-
-
-def signed(found: Json) -> str:
-    """A difference with its interval.
-
-    >>> signed({"mean": 0.04271, "low": 0.03403, "high": 0.05212})
-    '+0.043 [+0.034, +0.052]'
-    """
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tables import markdown
+from tables import interval, markdown
 
 Json = dict[str, Any]
 NOT_RUN = "*not run*"
@@ -297,10 +297,6 @@ def verdict_on(found: Json | None, name: str) -> str:
         f"{RECORDED[name]} it is better than the best static pipeline at {summary['beaten']} of "
         f"{summary['weights']} token weights and worse at {summary['worse']}"
     )
-
-
-def interval(given: Json) -> str:
-    return f"{given['mean']:+.3f} [{given['low']:+.3f}, {given['high']:+.3f}]"
 
 
 def made(found: Json, name: str) -> list[str]:

@@ -6,14 +6,13 @@ from typing import Any
 from route_tables import (
     NOT_RUN,
     gains,
-    interval,
     left_out_table,
     made,
     sentences,
     signal_table,
     weights_table,
 )
-from tables import markdown
+from tables import interval, markdown
 
 Json = dict[str, Any]
 SIX = (

@@ -43,7 +43,8 @@ def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int, measured
     if staged.placement.device.split(":")[0] != "cpu":
         return 0.0
     blocks, _ = weights_of_a_token(quantizer)
-    speed = SHARE * product_speed(quantizer)
+    product = product_speed(quantizer)
+    speed = SHARE * product
     block_s, head_s = 2 * blocks / speed, head_seconds(quantizer)
     tokens = recipe.windows * recipe.window_tokens
     text_s = tokens * (block_s + head_s)
@@ -58,7 +59,7 @@ def foretell(quantizer: Quantizer, *, evaluations: int, finalists: int, measured
     if total_s > LONG_S:
         fewer = "fewer --evaluations and --windows" + (", --rounding-windows or --fast," if times else "")
         guess = f"about {clock(total_s)} in all on this CPU, guessed by the speed of one product"
-        note(f"{guess}; {fewer} into another --out take less{narrower(quantizer)}")
+        note(f"{guess}; {fewer} into another --out take less{narrower(quantizer, product)}")
     return total_s
 
 
@@ -105,12 +106,15 @@ def texts_of(quantizer: Quantizer, finalists: int) -> int:
     return finalists * (1 + judges * (finalists > 1))
 
 
-def narrower(quantizer: Quantizer) -> str:
-    """What bfloat16 would bring on this CPU, in words; nothing where it is used already or no faster."""
-    own = quantizer.staged.compute_dtype
-    if own == torch.bfloat16:
+def narrower(quantizer: Quantizer, own: float) -> str:
+    """What bfloat16 would bring on this CPU, in words; nothing where it is used already or no faster.
+
+    Args:
+        own: operations a second in the dtype of the run.
+    """
+    if quantizer.staged.compute_dtype == torch.bfloat16:
         return ""
-    times = product_speed(quantizer, torch.bfloat16) / product_speed(quantizer, own)
+    times = product_speed(quantizer, torch.bfloat16) / own
     return f"; products are {times:.1f} times as fast with --dtype bfloat16 here" if times >= WORTH_TELLING else ""
 
 

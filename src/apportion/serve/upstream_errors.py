@@ -64,7 +64,7 @@ def answer_of(found: dict[str, Any], key: str = "") -> dict[str, Any]:
     choices = choices_of(found)
     if choices and all(isinstance(one.get("message"), dict) and one["message"] for one in choices):
         return found
-    said = beginning(json.dumps(found).encode(), 80, key).decode()
+    said = _shown(json.dumps(found), 80, key)
     raise Refusal(502, f"upstream: answers without choices[0].message: {said!r}", code="bad_upstream_answer")
 
 

@@ -63,12 +63,15 @@ def find_plan(shop: Workshop, max_bytes: int, log: AppendLog | None = None) -> t
     return replace(plan, finalists=tuple(met)), state
 
 
-def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
+def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> tuple[FilePlan, str | None]:
     """The plan for another budget by what another run measured: its costs alone, corrected by its plans; or the best of
     those plans that fits, where it was measured to be better.
 
     Args:
         folder: the evidence of that run, of the same model and types.
+
+    Returns:
+        The plan, and the digest of the windows that the other run measured on.
 
     Raises:
         ArtifactError: not complete, or it measured nothing. ArtifactMismatchError: another model, or other types.
@@ -88,7 +91,7 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
         )
     budget = budget_from_bytes(ladders.costs, max_bytes).player_bytes
     state = FileSearch(None, ladders.costs, budget, np.asarray(saved["costs"]), limit=0, seed=0)
-    _, records, _ = read_log(folder / VALUES)
+    header, records, _ = read_log(folder / VALUES)
     for record in records:
         state.seen[decode(record["assignment"])] = float(np.mean(record["kl"]))
     state.learn()
@@ -96,8 +99,8 @@ def plan_again(shop: Workshop, max_bytes: int, folder: Path) -> FilePlan:
     plan = described_plan(shop, state, best, max_bytes, "costs of another run")
     expected = plan.predicted if plan.measured is None else plan.measured
     if state.ranked and state.seen[state.best] < expected:
-        return described_plan(shop, state, state.best, max_bytes, "measured by another run")
-    return plan
+        plan = described_plan(shop, state, state.best, max_bytes, "measured by another run")
+    return plan, header.get("text")
 
 
 def described_plan(shop: Workshop, state: FileSearch, best: Assignment, max_bytes: int, source: str) -> FilePlan:

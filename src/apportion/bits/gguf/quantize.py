@@ -32,7 +32,7 @@ from apportion.core.artifact import (
     write_manifest,
 )
 from apportion.core.errors import ArtifactExistsError, InputError
-from apportion.core.log import AppendLog, read_log
+from apportion.core.log import AppendLog
 from apportion.core.output import output_folder
 from apportion.core.progress import forecast
 from apportion.models.identity import run_identity
@@ -126,12 +126,12 @@ def found_plan(shop: Workshop, max_bytes: int, folder: Path, clock: Clock, *, re
     """The plan, and what is to be said of how it was found; what was measured is saved as it comes."""
     request, ladders = shop.request, shop.ladders
     if request.reuse is not None:
-        plan = plan_again(shop, max_bytes, request.reuse)
+        plan, measured_on = plan_again(shop, max_bytes, request.reuse)
         clock.mark("search")
         shop.only(plan.types)
         assert shop.bank.ladders is ladders
         clock.mark("encoding")
-        aside = read_log(request.reuse / VALUES)[0].get("text") == shop.text.measured.digest
+        aside = measured_on == shop.text.measured.digest
         return plan, {"evaluations": 0, "misfit": None, "reused": request.reuse.resolve().name, "aside": aside}
     header = {"model": shop.staged.digest, "text": shop.text.measured.digest, "types": list(request.types)}
     with AppendLog(folder / VALUES, header, resume=resume) as log:
